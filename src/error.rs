@@ -1,0 +1,240 @@
+//! The one error type, sorted by who has to act on it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::format_id::FormatId;
+use crate::name::ImageName;
+use crate::reference::Reference;
+
+/// The result of everything that can fail in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation failed.
+///
+/// The variants are sorted by who has to act: the environment ([`Io`](Self::Io)), whoever made the
+/// image ([`Malformed`](Self::Malformed)), this crate ([`Unsupported`](Self::Unsupported)), whoever
+/// must say what the image is ([`Unrecognized`](Self::Unrecognized),
+/// [`Ambiguous`](Self::Ambiguous)), the policy of the caller ([`Denied`](Self::Denied),
+/// [`Detached`](Self::Detached), [`LimitExceeded`](Self::LimitExceeded)) or its code
+/// ([`OutOfRange`](Self::OutOfRange), [`InvalidInput`](Self::InvalidInput)).
+///
+/// A message never repeats its [`source`](std::error::Error::source); print the chain to see both.
+/// Everything that came from an image is escaped in the message.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused or failed an operation.
+    #[error("cannot {operation}")]
+    Io {
+        /// What was tried, with the file's name or the offset where there is one.
+        operation: Cow<'static, str>,
+        /// What the operating system said.
+        source: io::Error,
+    },
+
+    /// The image breaks its format's rules.
+    #[error("{}", Located { format, structure, field, offset, problem })]
+    Malformed {
+        /// The format whose rules are broken.
+        format: FormatId,
+        /// The on-disk structure, in the words of the specification.
+        structure: &'static str,
+        /// The field within the structure, if it is one field.
+        field: Option<&'static str>,
+        /// Where in the file, in bytes, if that is known.
+        offset: Option<u64>,
+        /// What is wrong with it.
+        problem: Cow<'static, str>,
+    },
+
+    /// The image is valid, as far as can be told, and uses something that this build cannot do.
+    #[error("{format} image: {feature} is not supported{}", advice(hint))]
+    Unsupported {
+        /// The format.
+        format: FormatId,
+        /// The name of what is missing, as the format calls it.
+        feature: String,
+        /// What the caller can do about it; empty where there is nothing.
+        hint: &'static str,
+    },
+
+    /// No format's signature was found.
+    #[error("no known image format was found; if this is a raw disk, say so (-f raw)")]
+    Unrecognized,
+
+    /// Several formats' signatures were found, and they are no pair that occurs in honest files.
+    #[error(
+        "the file is {} at once; name the format that it is meant to have (-f FORMAT)",
+        list(matches)
+    )]
+    Ambiguous {
+        /// All formats whose signatures were found.
+        matches: Vec<FormatId>,
+    },
+
+    /// The image refers to another file and the [`Resolver`](crate::Resolver) did not allow it.
+    #[error("the image refers to {reference}, which is not allowed; {hint}")]
+    Denied {
+        /// The reference that was denied.
+        reference: Box<Reference>,
+        /// What would allow it.
+        hint: Cow<'static, str>,
+    },
+
+    /// A range was read that lives in a file from which the image was detached.
+    #[error("the data lies in {reference}, which was not opened")]
+    Detached {
+        /// The reference that was left closed.
+        reference: Box<Reference>,
+    },
+
+    /// The image demands more than the [`Limits`](crate::Limits) grant.
+    #[error(
+        "{what} is {value}, over the limit of {maximum}; raise Limits::{limit} if the image is trusted"
+    )]
+    LimitExceeded {
+        /// The field of [`Limits`](crate::Limits).
+        limit: &'static str,
+        /// What was too large.
+        what: &'static str,
+        /// What the image demands, in the limit's unit.
+        value: u64,
+        /// What is granted, in the limit's unit.
+        maximum: u64,
+    },
+
+    /// A range reaches beyond the end of what it addresses.
+    #[error("bytes {offset} to {} are beyond the end at {size}", offset.saturating_add(*len))]
+    OutOfRange {
+        /// Start of the range, in bytes.
+        offset: u64,
+        /// Length of the range, in bytes.
+        len: u64,
+        /// Size of what is addressed, in bytes.
+        size: u64,
+    },
+
+    /// The caller asked for something that cannot be.
+    #[error("{0}")]
+    InvalidInput(Cow<'static, str>),
+
+    /// The caller stopped the operation.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl Error {
+    /// An [`Error::Io`] for what could not be done.
+    pub fn io(operation: impl Into<Cow<'static, str>>, source: io::Error) -> Self {
+        Error::Io {
+            operation: operation.into(),
+            source,
+        }
+    }
+
+    /// An [`Error::Io`] for what could not be done with a file of the caller's.
+    pub(crate) fn io_path(verb: &str, path: &std::path::Path, source: io::Error) -> Self {
+        Error::io(format!("{verb} {}", quoted_path(path)), source)
+    }
+
+    /// An [`Error::InvalidInput`] that says what cannot be.
+    pub fn invalid(problem: impl Into<Cow<'static, str>>) -> Self {
+        Error::InvalidInput(problem.into())
+    }
+
+    /// An [`Error::Malformed`] for a whole structure.
+    pub fn malformed(
+        format: FormatId,
+        structure: &'static str,
+        offset: impl Into<Option<u64>>,
+        problem: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Error::Malformed {
+            format,
+            structure,
+            field: None,
+            offset: offset.into(),
+            problem: problem.into(),
+        }
+    }
+
+    /// The [`io::ErrorKind`] that comes nearest, for code that speaks `io::Error`.
+    pub fn io_kind(&self) -> io::ErrorKind {
+        match self {
+            Error::Io { source, .. } => source.kind(),
+            Error::Malformed { .. } | Error::Unrecognized | Error::Ambiguous { .. } => {
+                io::ErrorKind::InvalidData
+            }
+            Error::Unsupported { .. } => io::ErrorKind::Unsupported,
+            Error::Denied { .. } | Error::Detached { .. } => io::ErrorKind::PermissionDenied,
+            Error::LimitExceeded { .. } => io::ErrorKind::InvalidData,
+            Error::OutOfRange { .. } | Error::InvalidInput(_) => io::ErrorKind::InvalidInput,
+            Error::Cancelled => io::ErrorKind::Interrupted,
+        }
+    }
+
+    /// This error and its sources on one line, as a program prints it.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            next = cause.source();
+        }
+        text
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Io { source, .. } if source.raw_os_error().is_some() => source,
+            // `Interrupted` would be retried for ever by the standard library.
+            Error::Cancelled => io::Error::other(error),
+            error => io::Error::new(error.io_kind(), error),
+        }
+    }
+}
+
+/// A path as error messages show it: quoted, with control characters escaped.
+pub(crate) fn quoted_path(path: &std::path::Path) -> impl fmt::Display + use<> {
+    ImageName::from(PathBuf::from(path)).quoted().to_string()
+}
+
+struct Located<'a> {
+    format: &'a FormatId,
+    structure: &'a &'static str,
+    field: &'a Option<&'static str>,
+    offset: &'a Option<u64>,
+    problem: &'a Cow<'static, str>,
+}
+
+impl fmt::Display for Located<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} image is damaged: {}", self.format, self.structure)?;
+        if let Some(field) = self.field {
+            write!(f, ", field {field}")?;
+        }
+        if let Some(offset) = self.offset {
+            write!(f, " at byte {offset}")?;
+        }
+        write!(f, ": {}", self.problem)
+    }
+}
+
+fn advice(hint: &str) -> String {
+    if hint.is_empty() {
+        String::new()
+    } else {
+        format!("; {hint}")
+    }
+}
+
+fn list(formats: &[FormatId]) -> String {
+    let names: Vec<&str> = formats.iter().map(|f| f.as_str()).collect();
+    names.join(" and ")
+}

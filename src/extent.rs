@@ -1,0 +1,51 @@
+//! Runs of one status.
+
+/// A run of bytes of one status, as a [`BlockSource`](crate::BlockSource) reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Where the run starts, in bytes from the start of the source (a guest offset, for an image).
+    pub start: u64,
+    /// Length of the run in bytes; never 0.
+    pub len: u64,
+    /// What the run is.
+    pub kind: ExtentKind,
+    /// Which layer of the backing chain answered: 0 is the image itself, 1 its backing file.
+    pub depth: u16,
+    /// Where the bytes of the run lie, in bytes from the start of the file that `depth` counts to,
+    /// if they lie there in one piece and as they are.
+    pub host_offset: Option<u64>,
+}
+
+impl Extent {
+    /// The offset of the first byte after the run.
+    pub fn end(&self) -> u64 {
+        self.start.saturating_add(self.len)
+    }
+
+    /// This run cut to `limit` bytes.
+    #[must_use]
+    pub fn limited(mut self, limit: u64) -> Self {
+        self.len = self.len.min(limit);
+        self
+    }
+}
+
+/// The status of a run of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExtentKind {
+    /// Stored as it is. The bytes may still be zero.
+    Data,
+    /// Stored in compressed units.
+    Compressed,
+    /// Reads as zero, and something says so: it masks what a backing file holds there.
+    Zero,
+    /// Reads as zero because no layer of the chain records anything there.
+    Hole,
+}
+
+impl ExtentKind {
+    /// Whether the run is known to read as zero without reading it.
+    pub fn reads_as_zero(self) -> bool {
+        matches!(self, ExtentKind::Zero | ExtentKind::Hole)
+    }
+}

@@ -1,0 +1,33 @@
+//! The name of a format.
+
+use std::fmt;
+
+/// The name of an image format, such as `qcow2`.
+///
+/// An open set: each format's folder declares its own. Two ids are equal if their names are.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FormatId(&'static str);
+
+impl FormatId {
+    /// An id of this name, which is in lower case.
+    pub const fn new(name: &'static str) -> Self {
+        FormatId(name)
+    }
+
+    /// The name.
+    pub const fn as_str(&self) -> &'static str {
+        self.0
+    }
+}
+
+impl fmt::Debug for FormatId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl fmt::Display for FormatId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}

@@ -1,0 +1,86 @@
+//! Raw: the bytes of the file are the bytes of the disk.
+
+mod write;
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::extent::Extent;
+use crate::format_id::FormatId;
+use crate::image::{CreateOptions, Format, Image, ImageInfo, ImageWriter, Opener, Probe, Verdict};
+use crate::reference::Reference;
+use crate::source::{BlockSource, FileIdentity};
+
+pub use write::{Preallocation, RawOptions};
+
+/// `raw`.
+pub const RAW: FormatId = FormatId::new("raw");
+
+/// The format raw. It has no signature: it is never detected, only asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Raw;
+
+impl Format for Raw {
+    fn id(&self) -> FormatId {
+        RAW
+    }
+
+    fn probe(&self, _: &Probe<'_>) -> Verdict {
+        Verdict::Reject
+    }
+
+    fn open(&self, source: Arc<dyn BlockSource>, _: &dyn Opener) -> Result<Box<dyn Image>> {
+        let info = ImageInfo {
+            virtual_size: source.size(),
+            ..ImageInfo::default()
+        };
+        Ok(Box::new(RawImage { source, info }))
+    }
+
+    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
+        RawOptions::parse(options)?.writer(options.virtual_size)
+    }
+}
+
+/// A raw disk. Its size is the file's, to the byte.
+#[derive(Debug)]
+struct RawImage {
+    source: Arc<dyn BlockSource>,
+    info: ImageInfo,
+}
+
+impl BlockSource for RawImage {
+    fn size(&self) -> u64 {
+        self.source.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.source.read_at(buf, offset)
+    }
+
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+        self.source.extent_at(offset, limit)
+    }
+
+    fn block_size(&self) -> u64 {
+        self.source.block_size()
+    }
+
+    fn identity(&self) -> Option<FileIdentity> {
+        self.source.identity()
+    }
+}
+
+impl Image for RawImage {
+    fn format(&self) -> FormatId {
+        RAW
+    }
+
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn references(&self) -> &[Reference] {
+        &[]
+    }
+}

@@ -1,0 +1,115 @@
+//! Laying a raw disk out: everything goes where the guest sees it.
+
+use crate::error::{Error, Result};
+use crate::image::{
+    CreateOptions, Finish, ImageWriter, Payload, Placed, Write, WriteRun, WriteShape,
+};
+
+/// How much of a raw disk is reserved on its file system before it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Preallocation {
+    /// Nothing: what is zero stays a hole.
+    #[default]
+    Off,
+    /// The space, without writing it.
+    Falloc,
+    /// The space, by writing zeros.
+    Full,
+}
+
+/// The options of a new raw disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RawOptions {
+    /// How much is reserved: `preallocation` = `off`, `falloc` or `full`.
+    pub preallocation: Preallocation,
+}
+
+impl RawOptions {
+    /// Reads the options as people write them.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for options that a raw disk does not have.
+    pub fn parse(create: &CreateOptions) -> Result<Self> {
+        if create.backing.is_some() {
+            return Err(Error::invalid("a raw disk cannot have a backing file"));
+        }
+        if create.compress {
+            return Err(Error::invalid("a raw disk cannot be compressed"));
+        }
+        let mut set = create.option_set("raw");
+        let all = [
+            Preallocation::Off,
+            Preallocation::Falloc,
+            Preallocation::Full,
+        ];
+        let chosen = set.word("preallocation", &["off", "falloc", "full"])?;
+        set.finish()?;
+        let preallocation = chosen.and_then(|i| all.get(i).copied()).unwrap_or_default();
+        Ok(RawOptions { preallocation })
+    }
+
+    /// What lays such a disk of `virtual_size` bytes out.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn writer(self, virtual_size: u64) -> Result<Box<dyn ImageWriter>> {
+        Ok(Box::new(RawWriter {
+            virtual_size,
+            preallocation: self.preallocation,
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct RawWriter {
+    virtual_size: u64,
+    preallocation: Preallocation,
+}
+
+impl ImageWriter for RawWriter {
+    fn shape(&self) -> WriteShape {
+        // 4 KiB is the block of nearly every file system: less does not save space.
+        let mut shape = WriteShape::new(self.virtual_size, 512);
+        shape.zero_unit = 4096;
+        let payload = match self.preallocation {
+            Preallocation::Off => return shape,
+            Preallocation::Falloc => Payload::Allocate(self.virtual_size),
+            Preallocation::Full => Payload::WrittenZeroes(self.virtual_size),
+        };
+        shape.preallocation.push(Write {
+            file: 0,
+            offset: 0,
+            payload,
+        });
+        shape
+    }
+
+    fn place(&mut self, run: WriteRun<'_>, tables: &mut Vec<Write>) -> Result<Placed> {
+        match run {
+            WriteRun::Verbatim { guest, len } => Ok(Placed {
+                file: 0,
+                host: guest,
+                taken: len,
+            }),
+            WriteRun::Zero { guest, len } => {
+                tables.push(Write {
+                    file: 0,
+                    offset: guest,
+                    payload: Payload::Zeroes(len),
+                });
+                Ok(Placed {
+                    file: 0,
+                    host: guest,
+                    taken: len,
+                })
+            }
+            WriteRun::Packed { .. } => Err(Error::invalid("a raw disk cannot be compressed")),
+        }
+    }
+
+    fn finish(self: Box<Self>) -> Result<Finish> {
+        Ok(Finish::new(Vec::new(), Vec::new(), vec![self.virtual_size]))
+    }
+}

@@ -1,0 +1,95 @@
+//! What an image says of itself.
+
+use crate::image::Value;
+use crate::name::ImageName;
+
+/// What an image says of itself, whatever its format.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImageInfo {
+    /// Size of the disk that a guest sees, in bytes.
+    pub virtual_size: u64,
+    /// The unit of allocation in bytes (cluster, grain, block), where the format has one.
+    pub cluster_size: Option<u64>,
+    /// Whether the image was not closed properly: its tables may be behind its data.
+    pub dirty: bool,
+    /// Whether the image is marked as corrupt.
+    pub corrupt: bool,
+    /// The name of the encryption scheme, if the guest's data is encrypted.
+    pub encryption: Option<&'static str>,
+    /// Whether the format says that all of the data is packed (streamOptimized VMDK, say).
+    pub compressed: bool,
+    /// The internal snapshots, in the order of their table.
+    pub snapshots: Vec<SnapshotInfo>,
+    /// The persistent dirty bitmaps.
+    pub bitmaps: Vec<BitmapInfo>,
+    /// What only this format has, under QEMU's names (`ImageInfoSpecific`): a map, empty if there
+    /// is nothing.
+    pub specific: Option<Value>,
+    /// What is odd about the image without making it unreadable, for a person to read.
+    pub warnings: Vec<String>,
+}
+
+/// An internal snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SnapshotInfo {
+    /// Its id, unique in the image.
+    pub id: ImageName,
+    /// Its name.
+    pub name: ImageName,
+    /// Size of the disk when the snapshot was taken, in bytes.
+    pub virtual_size: u64,
+    /// Size of the saved state of the virtual machine, in bytes; 0 if it was not saved.
+    pub vm_state_size: u64,
+    /// When it was taken, in seconds since 1970.
+    pub date_seconds: u64,
+    /// When it was taken, nanoseconds of the second.
+    pub date_nanoseconds: u32,
+    /// How long the virtual machine had run, in nanoseconds.
+    pub vm_clock_nanoseconds: u64,
+    /// How many instructions the virtual machine had executed, where that was recorded.
+    pub instruction_count: Option<u64>,
+}
+
+impl SnapshotInfo {
+    /// A snapshot of this id and name, with nothing else known.
+    pub fn new(id: ImageName, name: ImageName) -> Self {
+        SnapshotInfo {
+            id,
+            name,
+            virtual_size: 0,
+            vm_state_size: 0,
+            date_seconds: 0,
+            date_nanoseconds: 0,
+            vm_clock_nanoseconds: 0,
+            instruction_count: None,
+        }
+    }
+}
+
+/// A persistent bitmap of what was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BitmapInfo {
+    /// Its name.
+    pub name: ImageName,
+    /// Bytes of the disk that one bit stands for.
+    pub granularity: u64,
+    /// Whether it was not saved properly, so that what it says cannot be trusted.
+    pub in_use: bool,
+    /// Whether it is to be kept up to date whenever the image is written.
+    pub auto: bool,
+}
+
+impl BitmapInfo {
+    /// A bitmap of this name and granularity in bytes, with no flag set.
+    pub fn new(name: ImageName, granularity: u64) -> Self {
+        BitmapInfo {
+            name,
+            granularity,
+            in_use: false,
+            auto: false,
+        }
+    }
+}

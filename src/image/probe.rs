@@ -1,0 +1,99 @@
+//! The window that all probes see, and what they say of it.
+
+use crate::error::Result;
+use crate::source::BlockSource;
+
+/// The part of a file that decides what format it is of: its start, its end, and its size.
+///
+/// Every probe sees the same window, so that none of them does I/O, and detection reads a file once.
+#[derive(Debug, Clone, Copy)]
+pub struct Probe<'a> {
+    /// The first bytes of the file: [`Self::HEAD`] of them, or all where the file is shorter.
+    pub head: &'a [u8],
+    /// The last bytes of the file: [`Self::TAIL`] of them, or all where the file is shorter.
+    pub tail: &'a [u8],
+    /// Size of the file in bytes.
+    pub size: u64,
+}
+
+impl<'a> Probe<'a> {
+    /// Bytes at the start of the file that a probe sees: up to the volume descriptors of an ISO 9660
+    /// image at 32 KiB and some way into them.
+    pub const HEAD: usize = 36 << 10;
+    /// Bytes at the end of the file that a probe sees.
+    pub const TAIL: usize = 64 << 10;
+
+    /// The `len` bytes at `offset` from the start, if the window has them.
+    pub fn at(&self, offset: usize, len: usize) -> Option<&'a [u8]> {
+        self.head.get(offset..offset.checked_add(len)?)
+    }
+
+    /// Whether the bytes at `offset` from the start are `magic`.
+    pub fn has(&self, offset: usize, magic: &[u8]) -> bool {
+        self.at(offset, magic.len()) == Some(magic)
+    }
+
+    /// The bytes that begin `distance` before the end of the file, if the window has them.
+    pub fn from_end(&self, distance: usize, len: usize) -> Option<&'a [u8]> {
+        let start = self.tail.len().checked_sub(distance)?;
+        self.tail.get(start..start.checked_add(len)?)
+    }
+}
+
+/// The bytes behind a [`Probe`].
+#[derive(Debug, Clone)]
+pub(crate) struct Window {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+    size: u64,
+}
+
+impl Window {
+    /// Reads the window of a file, in two reads.
+    pub(crate) fn read(source: &dyn BlockSource) -> Result<Self> {
+        let size = source.size();
+        let read = |len: usize, offset: u64| -> Result<Vec<u8>> {
+            let mut bytes = vec![0; usize::try_from(size).map_or(len, |size| len.min(size))];
+            let n = source.read_at(&mut bytes, offset)?;
+            bytes.truncate(n);
+            Ok(bytes)
+        };
+        let head = read(Probe::HEAD, 0)?;
+        let tail = read(Probe::TAIL, size.saturating_sub(Probe::TAIL as u64))?;
+        Ok(Window { head, tail, size })
+    }
+
+    pub(crate) fn probe(&self) -> Probe<'_> {
+        Probe {
+            head: &self.head,
+            tail: &self.tail,
+            size: self.size,
+        }
+    }
+}
+
+/// What a format's probe says of a window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// Not of this format.
+    Reject,
+    /// Of this format.
+    Match(Evidence),
+}
+
+/// What made a probe say so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// What was found, for a person to read.
+    pub what: &'static str,
+    /// Where it was found, in bytes from the start of the file.
+    pub offset: u64,
+}
+
+impl Verdict {
+    /// A match because `what` was found at `offset`.
+    pub fn found(what: &'static str, offset: u64) -> Self {
+        Verdict::Match(Evidence { what, offset })
+    }
+}

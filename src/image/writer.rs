@@ -1,0 +1,201 @@
+//! How a format lays a new image out, in three steps: encode, place, finish.
+//!
+//! The engine reads the source, finds the zeros and does the I/O. A writer decides where things go:
+//!
+//! ```text
+//!   encode   any thread, any order    a unit's bytes  → packed bytes, or left as they are
+//!   place    guest order, one lock    a run           → where in the file it goes, and full tables
+//!   finish   once                     what is open    → the last tables; the header on its own
+//! ```
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::name::ImageName;
+
+/// Lays a new image out. It encodes and allocates; the engine does the I/O.
+///
+/// The same runs give the same image, whatever the number of threads: [`place`](Self::place) is
+/// called in guest order.
+pub trait ImageWriter: Debug + Send {
+    /// What the engine has to know before it starts.
+    fn shape(&self) -> WriteShape;
+
+    /// What packs units of this image; `None` if they are stored as they are.
+    fn encoder(&self) -> Option<Arc<dyn Encoder>> {
+        None
+    }
+
+    /// Decides where a run goes, in guest order, and appends the tables that became full to `tables`.
+    ///
+    /// The engine calls again with the rest where the run was not taken whole. Guest ranges that are
+    /// never placed read as the backing file where there is one, and as zero otherwise.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`](crate::Error::InvalidInput) if the format cannot hold so much.
+    fn place(&mut self, run: WriteRun<'_>, tables: &mut Vec<Write>) -> Result<Placed>;
+
+    /// Closes the layout.
+    ///
+    /// # Errors
+    /// As [`place`](Self::place).
+    fn finish(self: Box<Self>) -> Result<Finish>;
+}
+
+/// Packs units: CPU only, from any thread, in any order, while the writer places others.
+pub trait Encoder: Debug + Send + Sync {
+    /// Appends the packed form of `unit`, the guest's bytes at `guest`, to `out`, or appends nothing
+    /// and says that they are better stored as they are. The last unit of a disk is padded with
+    /// zeros to its full length.
+    ///
+    /// # Errors
+    /// What the codec fails with.
+    fn encode(&self, guest: u64, unit: &[u8], out: &mut Vec<u8>) -> Result<Form>;
+}
+
+/// In which form a unit is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// As it is.
+    Verbatim,
+    /// Packed.
+    Packed,
+}
+
+/// What the engine has to know of an image that it is to write.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct WriteShape {
+    /// Virtual size in bytes, which may be the source's rounded up.
+    pub virtual_size: u64,
+    /// Runs start at multiples of this many bytes, and are so long that only the last may be cut
+    /// short by the end of the disk. A power of two.
+    pub unit: u64,
+    /// The smallest aligned run of zeros worth recording, in bytes. A multiple of `unit`.
+    pub zero_unit: u64,
+    /// Whether a run of zeros has to be placed so as to read as zero, because something else would
+    /// show through.
+    pub record_zeroes: bool,
+    /// Space to reserve before anything else is written.
+    pub preallocation: Vec<Write>,
+    /// The files that make up the image, the one that is the image first.
+    pub files: Vec<OutputFile>,
+}
+
+impl WriteShape {
+    /// The shape of an image in one file, with nothing below it and no space reserved.
+    pub fn new(virtual_size: u64, unit: u64) -> Self {
+        WriteShape {
+            virtual_size,
+            unit,
+            zero_unit: unit,
+            record_zeroes: false,
+            preallocation: Vec::new(),
+            files: vec![OutputFile::Image],
+        }
+    }
+}
+
+/// A file that a writer fills.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OutputFile {
+    /// The image itself.
+    Image,
+    /// Another file, by the name that the image calls it. A relative name is relative to the image.
+    Named(ImageName),
+}
+
+/// A run of guest bytes on its way into an image.
+#[derive(Debug, Clone, Copy)]
+pub enum WriteRun<'a> {
+    /// Bytes to store as they are.
+    Verbatim {
+        /// Where the guest sees them.
+        guest: u64,
+        /// How many.
+        len: u64,
+    },
+    /// Packed units, in guest order.
+    Packed {
+        /// One part a unit.
+        parts: &'a [Part],
+    },
+    /// Bytes that have to read as zero.
+    Zero {
+        /// Where the guest sees them.
+        guest: u64,
+        /// How many.
+        len: u64,
+    },
+}
+
+/// One packed unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Where the guest sees the unit.
+    pub guest: u64,
+    /// Length of the packed form in bytes. The parts of a run lie one behind the other.
+    pub len: u32,
+}
+
+/// Where a run goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed {
+    /// Which of [`WriteShape::files`].
+    pub file: usize,
+    /// Offset in that file where the bytes go, in one piece. It means nothing for a run of zeros.
+    pub host: u64,
+    /// How much was taken, from the front: bytes, or parts of a packed run. Never 0.
+    pub taken: u64,
+}
+
+/// Something to write that is not the guest's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Write {
+    /// Which of [`WriteShape::files`].
+    pub file: usize,
+    /// Where in that file, in bytes.
+    pub offset: u64,
+    /// What.
+    pub payload: Payload,
+}
+
+/// The bytes of a [`Write`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Payload {
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// So many bytes that have to read as zero. Where nothing was written before in a target that
+    /// reads as zero there is nothing to do.
+    Zeroes(u64),
+    /// Space for so many bytes, whatever they read as.
+    Allocate(u64),
+    /// So many zeros that are written out, in whatever state the target is.
+    WrittenZeroes(u64),
+}
+
+/// The end of a layout: what is still open, in the order in which it has to be written.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Finish {
+    /// The last tables, in any order.
+    pub tables: Vec<Write>,
+    /// What makes the file an image (its header), after the tables are on stable storage.
+    pub seal: Vec<Write>,
+    /// The final size of each of [`WriteShape::files`], in bytes.
+    pub sizes: Vec<u64>,
+}
+
+impl Finish {
+    /// An end of these parts.
+    pub fn new(tables: Vec<Write>, seal: Vec<Write>, sizes: Vec<u64>) -> Self {
+        Finish {
+            tables,
+            seal,
+            sizes,
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! On-disk structures: field tables and a bounds-checked reader. Pure functions of bytes.
+//!
+//! Each structure of a format is declared once, with [`on_disk!`](crate::ondisk::on_disk), under the
+//! field names and at the offsets of its specification; readers and writers share the declaration.
+
+mod reader;
+mod table;
+
+pub(crate) use reader::Reader;
+pub(crate) use table::{Field, FieldType, Order, check_fields, cut_short, field, on_disk};

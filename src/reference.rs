@@ -1,0 +1,122 @@
+//! Names inside images that mean other files, and who decides what they may open.
+
+use std::fmt::{self, Debug};
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::format_id::FormatId;
+use crate::name::ImageName;
+use crate::source::BlockSource;
+
+/// A name inside an image that means another file. Inert data: nothing is opened by holding one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reference {
+    /// What the other file is to the image.
+    pub kind: ReferenceKind,
+    /// The name as it stands in the image.
+    pub name: ImageName,
+    /// The other file's format as the image declares it.
+    pub format: Option<ImageName>,
+}
+
+impl Reference {
+    /// A reference of this kind and name, with no declared format.
+    pub fn new(kind: ReferenceKind, name: ImageName) -> Self {
+        Reference {
+            kind,
+            name,
+            format: None,
+        }
+    }
+
+    /// This reference with the format that the image declares.
+    #[must_use]
+    pub fn with_format(mut self, format: Option<ImageName>) -> Self {
+        self.format = format;
+        self
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name.quoted())
+    }
+}
+
+/// What a referenced file is to the image that refers to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ReferenceKind {
+    /// An image whose content shows through where this one records nothing.
+    BackingFile,
+    /// A file that holds the data for which this image holds the tables.
+    DataFile,
+    /// One of the files that a disk is split into (VMDK).
+    ExtentFile,
+}
+
+impl fmt::Display for ReferenceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ReferenceKind::BackingFile => "backing file",
+            ReferenceKind::DataFile => "data file",
+            ReferenceKind::ExtentFile => "extent file",
+        })
+    }
+}
+
+/// Decides what a name found inside an image may open.
+///
+/// It is the only way from an image to another file. [`DenyReferences`] is what
+/// [`OpenOptions`](crate::OpenOptions) use unless told otherwise.
+pub trait Resolver: Debug + Send + Sync {
+    /// Opens what `reference` means, declines to, or refuses.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] to refuse, and whatever opening fails with.
+    fn resolve(&self, reference: &Reference) -> Result<Resolved>;
+}
+
+/// What became of a reference.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Resolved {
+    /// The file that the reference means.
+    Open {
+        /// Its bytes.
+        source: Arc<dyn BlockSource>,
+        /// Its format, if the resolver knows better than the image that referred to it.
+        format: Option<FormatId>,
+        /// Decides about the references inside this file.
+        within: Arc<dyn Resolver>,
+    },
+    /// Not opened. The image opens all the same, and reading a range that lives in the referenced
+    /// file fails with [`Error::Detached`].
+    Detached,
+}
+
+/// Refuses every reference: an image is read alone or not at all.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DenyReferences;
+
+impl Resolver for DenyReferences {
+    fn resolve(&self, reference: &Reference) -> Result<Resolved> {
+        Err(Error::Denied {
+            reference: Box::new(reference.clone()),
+            hint: "allow it with --allow-references=same-dir (in code, with a Resolver) if the \
+                   image is trusted"
+                .into(),
+        })
+    }
+}
+
+/// Opens no reference, but lets the image open, so that it can be described.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DetachReferences;
+
+impl Resolver for DetachReferences {
+    fn resolve(&self, _: &Reference) -> Result<Resolved> {
+        Ok(Resolved::Detached)
+    }
+}

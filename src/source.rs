@@ -1,0 +1,148 @@
+//! Bytes to read: the trait that every layer is.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::extent::Extent;
+
+/// Bytes addressable at any offset by any number of threads at once.
+///
+/// A file is one, a slice of a file, an image, and the image's backing file. Implementations
+/// promise, and the conformance suite in `tests/` checks:
+///
+/// - `read_at` fills all of `buf` unless the source ends first, and never panics, whatever the
+///   offset; past the end it returns 0.
+/// - `extent_at` returns a run that starts at `offset`, is at least one byte long, at most `limit`,
+///   and ends no later than [`size`](Self::size).
+/// - Bytes in a run whose kind [reads as zero](crate::ExtentKind::reads_as_zero) are zero.
+/// - Any number of threads may call at once and see the same bytes.
+pub trait BlockSource: Debug + Send + Sync {
+    /// Size in bytes: a file's length, or an image's virtual size.
+    fn size(&self) -> u64;
+
+    /// Reads into `buf` from `offset` on and returns how many bytes were read: fewer than
+    /// `buf.len()` only where the source ends.
+    ///
+    /// # Errors
+    /// Whatever the layers below fail with. The content of `buf` is then unspecified.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
+
+    /// The run of one status that starts at `offset`, at most `limit` bytes long.
+    ///
+    /// Two neighbouring runs may have the same status: a run ends where it is cheap to end it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] if `offset` is not below [`size`](Self::size) or `limit` is 0, and
+    /// whatever the layers below fail with.
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent>;
+
+    /// The natural unit of reading in bytes (cluster, grain, block), a hint; 1 where there is none.
+    fn block_size(&self) -> u64 {
+        1
+    }
+
+    /// What tells this file from any other, where it is a file.
+    fn identity(&self) -> Option<FileIdentity> {
+        None
+    }
+}
+
+/// What tells one file of this machine from another, whatever it is called: its device and number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileIdentity {
+    /// The device that holds the file.
+    pub device: u64,
+    /// The number of the file on its device.
+    pub file: u64,
+}
+
+macro_rules! forward_source {
+    ($($ty:ty),*) => {$(
+        impl<S: BlockSource + ?Sized> BlockSource for $ty {
+            fn size(&self) -> u64 { (**self).size() }
+            fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+                (**self).read_at(buf, offset)
+            }
+            fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+                (**self).extent_at(offset, limit)
+            }
+            fn block_size(&self) -> u64 { (**self).block_size() }
+            fn identity(&self) -> Option<FileIdentity> { (**self).identity() }
+        }
+    )*};
+}
+forward_source!(&S, Box<S>, Arc<S>);
+
+/// What every [`BlockSource`] can do besides.
+pub trait BlockSourceExt: BlockSource {
+    /// Fills `buf` from `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] if the source ends before `buf` is full, and what
+    /// [`read_at`](BlockSource::read_at) fails with.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let n = self.read_at(buf, offset)?;
+        if n < buf.len() {
+            let len = buf.len() as u64;
+            return Err(Error::OutOfRange {
+                offset,
+                len,
+                size: self.size(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The runs of the whole source in order, each as long as the source reports it.
+    fn extents(&self) -> Extents<'_, Self> {
+        Extents {
+            source: self,
+            offset: 0,
+        }
+    }
+}
+
+impl<S: BlockSource + ?Sized> BlockSourceExt for S {}
+
+/// The runs of a source in order; made by [`BlockSourceExt::extents`]. It ends after an error.
+#[derive(Debug)]
+pub struct Extents<'a, S: ?Sized> {
+    source: &'a S,
+    offset: u64,
+}
+
+impl<S: BlockSource + ?Sized> Iterator for Extents<'_, S> {
+    type Item = Result<Extent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let size = self.source.size();
+        if self.offset >= size {
+            return None;
+        }
+        let next = self.source.extent_at(self.offset, size - self.offset);
+        self.offset = next.as_ref().map_or(u64::MAX, Extent::end);
+        Some(next)
+    }
+}
+
+/// Checks the arguments of an `extent_at` and returns how far a run may go: `limit` cut to the end.
+///
+/// # Errors
+/// [`Error::OutOfRange`] as [`BlockSource::extent_at`] promises.
+pub fn check_extent(offset: u64, limit: u64, size: u64) -> Result<u64> {
+    if offset >= size || limit == 0 {
+        return Err(Error::OutOfRange {
+            offset,
+            len: limit,
+            size,
+        });
+    }
+    Ok(limit.min(size - offset))
+}
+
+/// How many of `len` bytes at `offset` lie before the end at `size`.
+pub(crate) fn readable(len: usize, offset: u64, size: u64) -> usize {
+    let left = size.saturating_sub(offset);
+    usize::try_from(left).map_or(len, |left| len.min(left))
+}

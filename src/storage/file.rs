@@ -1,0 +1,503 @@
+//! Regular files, with their holes, and block devices.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::{Error, Result, quoted_path};
+use crate::extent::{Extent, ExtentKind};
+use crate::source::{BlockSource, FileIdentity, check_extent, readable};
+use crate::storage::write_zeroes_by;
+use crate::target::{BlockTarget, Zeroes};
+
+/// A regular file or a block device.
+///
+/// Reading and writing are positioned, so that one open file serves any number of threads. The holes
+/// of a regular file are found with `SEEK_HOLE` and `SEEK_DATA` where the system has them, and are
+/// runs of [`ExtentKind::Zero`]: the file system records them.
+#[derive(Debug)]
+pub struct FileStorage {
+    file: File,
+    kind: Kind,
+    /// Size in bytes, as it was when the file was opened or as we grew it.
+    size: AtomicU64,
+    identity: Option<FileIdentity>,
+    reads_as_zero: bool,
+    /// The run found last, while nobody can write through us: a question about its rest needs no
+    /// system call, and on a file system that walks its pages to answer, no second walk.
+    last: Option<Mutex<Option<Extent>>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Regular,
+    BlockDevice,
+}
+
+impl FileStorage {
+    /// Opens a file for reading.
+    ///
+    /// Only regular files and block devices are opened; a FIFO without a writer does not block.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be opened, [`Error::InvalidInput`] if it is a directory, a FIFO, a
+    /// socket or a character device.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let mut options = OpenOptions::new();
+        options.read(true);
+        let mut storage = Self::from_open(without_blocking(&mut options).open(path), path)?;
+        storage.last = Some(Mutex::new(None));
+        Ok(storage)
+    }
+
+    /// Opens a file that exists for reading and writing. Its content stays as it is, and it is not
+    /// taken to read as zero unless [`assume_zero`](Self::assume_zero) says so.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_writable(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        Self::from_open(without_blocking(&mut options).open(path), path)
+    }
+
+    /// Creates a file that must not exist yet. It reads as zero.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also if the file exists.
+    pub fn create_new(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path);
+        let file = opened.map_err(|e| Error::io_path("create", path, e))?;
+        let mut storage = Self::from_file(file)?;
+        storage.reads_as_zero = true;
+        Ok(storage)
+    }
+
+    /// Wraps a file that is open already.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), for what is not a regular file or a block device.
+    pub fn from_file(file: File) -> Result<Self> {
+        let describe = |e| Error::io("examine an open file", e);
+        let metadata = file.metadata().map_err(describe)?;
+        let kind = kind_of(&metadata).ok_or_else(|| {
+            Error::invalid("the open file is neither a regular file nor a block device")
+        })?;
+        let size = match kind {
+            Kind::Regular => metadata.len(),
+            Kind::BlockDevice => {
+                io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(describe)?
+            }
+        };
+        Ok(FileStorage {
+            file,
+            kind,
+            size: AtomicU64::new(size),
+            identity: identity_of(&metadata),
+            reads_as_zero: false,
+            last: None,
+        })
+    }
+
+    /// [`from_file`](Self::from_file) for a file that nobody writes to through this.
+    pub(crate) fn from_file_to_read(file: File) -> Result<Self> {
+        let mut storage = Self::from_file(file)?;
+        storage.last = Some(Mutex::new(None));
+        Ok(storage)
+    }
+
+    fn from_open(opened: io::Result<File>, path: &Path) -> Result<Self> {
+        let file = opened.map_err(|e| Error::io_path("open", path, e))?;
+        Self::from_file(file).map_err(|error| match error {
+            Error::InvalidInput(_) => Error::invalid(format!(
+                "{} is neither a regular file nor a block device",
+                quoted_path(path)
+            )),
+            error => error,
+        })
+    }
+
+    /// Takes the word of the caller that the file reads as zero everywhere.
+    #[must_use]
+    pub fn assume_zero(mut self) -> Self {
+        self.reads_as_zero = true;
+        self
+    }
+
+    /// Whether this is a block device.
+    pub fn is_block_device(&self) -> bool {
+        self.kind == Kind::BlockDevice
+    }
+
+    /// How many bytes the file takes up on its file system, where the system tells.
+    pub fn allocated_size(&self) -> Option<u64> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            self.file
+                .metadata()
+                .ok()
+                .map(|m| m.blocks().saturating_mul(512))
+        }
+        #[cfg(not(unix))]
+        {
+            self.file.metadata().ok().map(|m| m.len())
+        }
+    }
+
+    fn grow_to(&self, end: u64) {
+        if self.kind == Kind::Regular {
+            self.size.fetch_max(end, Ordering::Relaxed);
+        }
+    }
+
+    /// Extends a regular file so that `end` is inside.
+    fn extend_to(&self, end: u64) -> Result<()> {
+        if self.kind == Kind::Regular && end > self.size() {
+            self.set_size(end)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn write_zeroes_plainly(&self, offset: u64, len: u64) -> Result<()> {
+        write_zeroes_by(offset, len, |zeroes, at| self.write_all_at(zeroes, at))
+    }
+}
+
+impl BlockSource for FileStorage {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let want = readable(buf.len(), offset, self.size());
+        let mut done = 0;
+        while let Some(rest) = buf.get_mut(done..want).filter(|rest| !rest.is_empty()) {
+            match positioned::read_at(&self.file, rest, offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io(format!("read at byte {offset}"), e)),
+            }
+        }
+        Ok(done)
+    }
+
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+        let limit = check_extent(offset, limit, self.size())?;
+        if let Some(last) = &self.last {
+            let last = *last.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(run) = last.filter(|run| (run.start..run.end()).contains(&offset)) {
+                let len = (run.end() - offset).min(limit);
+                return Ok(Extent {
+                    start: offset,
+                    len,
+                    host_offset: Some(offset),
+                    ..run
+                });
+            }
+        }
+        let rest = self.size() - offset;
+        let (kind, len) = match self.kind {
+            Kind::BlockDevice => (ExtentKind::Data, rest),
+            Kind::Regular => {
+                holes::run_at(&self.file, offset, rest).unwrap_or((ExtentKind::Data, rest))
+            }
+        };
+        let run = Extent {
+            start: offset,
+            len,
+            kind,
+            depth: 0,
+            host_offset: Some(offset),
+        };
+        if let Some(last) = &self.last {
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(run);
+        }
+        Ok(run.limited(limit))
+    }
+
+    fn identity(&self) -> Option<FileIdentity> {
+        self.identity
+    }
+}
+
+impl BlockTarget for FileStorage {
+    fn write_all_at(&self, data: &[u8], offset: u64) -> Result<()> {
+        let mut done = 0;
+        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+            match positioned::write_at(&self.file, rest, offset + done as u64) {
+                Ok(0) => {
+                    let full = io::Error::from(ErrorKind::WriteZero);
+                    return Err(Error::io(format!("write at byte {offset}"), full));
+                }
+                Ok(n) => done += n,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io(format!("write at byte {offset}"), e)),
+            }
+        }
+        self.grow_to(offset + data.len() as u64);
+        Ok(())
+    }
+
+    fn write_zeroes_at(&self, offset: u64, len: u64, zeroes: Zeroes) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let Some(end) = offset.checked_add(len) else {
+            return Err(Error::OutOfRange {
+                offset,
+                len,
+                size: self.size(),
+            });
+        };
+        match holes::zero(&self.file, offset, len, zeroes) {
+            Ok(()) => self.extend_to(end),
+            Err(e) if holes::is_unsupported(&e) => self.write_zeroes_plainly(offset, len),
+            Err(e) => Err(Error::io(format!("zero {len} bytes at byte {offset}"), e)),
+        }
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> Result<()> {
+        if len == 0 || self.kind == Kind::BlockDevice {
+            return Ok(());
+        }
+        match holes::allocate(&self.file, offset, len) {
+            Ok(()) => {
+                self.grow_to(offset + len);
+                Ok(())
+            }
+            Err(e) if holes::is_unsupported(&e) => {
+                // What reads as a hole takes up no space yet; to write it is to allocate it.
+                let end = offset + len;
+                self.extend_to(end)?;
+                let mut at = offset;
+                while at < end {
+                    let run = self.extent_at(at, end - at)?;
+                    if run.kind.reads_as_zero() {
+                        self.write_zeroes_plainly(at, run.len)?;
+                    }
+                    at = run.end();
+                }
+                Ok(())
+            }
+            Err(e) => Err(Error::io(
+                format!("allocate {len} bytes at byte {offset}"),
+                e,
+            )),
+        }
+    }
+
+    fn set_size(&self, size: u64) -> Result<()> {
+        if self.kind == Kind::BlockDevice {
+            if size > self.size() {
+                return Err(Error::OutOfRange {
+                    offset: 0,
+                    len: size,
+                    size: self.size(),
+                });
+            }
+            return Ok(());
+        }
+        let resized = self.file.set_len(size);
+        resized.map_err(|e| Error::io(format!("set the file's size to {size} bytes"), e))?;
+        self.size.store(size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file
+            .sync_all()
+            .map_err(|e| Error::io("write the file to stable storage", e))
+    }
+
+    fn reads_as_zero(&self) -> bool {
+        self.reads_as_zero
+    }
+
+    fn concurrent_writes(&self) -> usize {
+        match self.kind {
+            Kind::Regular => 1,
+            Kind::BlockDevice => 4,
+        }
+    }
+}
+
+/// Makes opening a FIFO return at once; reading regular files and block devices is as without it.
+pub(crate) fn without_blocking(options: &mut OpenOptions) -> &mut OpenOptions {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+        options.custom_flags(i32::try_from(flags.bits()).unwrap_or(0));
+    }
+    options
+}
+
+#[cfg(unix)]
+fn kind_of(metadata: &std::fs::Metadata) -> Option<Kind> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        Some(Kind::Regular)
+    } else if kind.is_block_device() {
+        Some(Kind::BlockDevice)
+    } else {
+        None
+    }
+}
+
+#[cfg(not(unix))]
+fn kind_of(metadata: &std::fs::Metadata) -> Option<Kind> {
+    metadata.is_file().then_some(Kind::Regular)
+}
+
+#[cfg(unix)]
+pub(crate) fn identity_of(metadata: &std::fs::Metadata) -> Option<FileIdentity> {
+    use std::os::unix::fs::MetadataExt;
+    Some(FileIdentity {
+        device: metadata.dev(),
+        file: metadata.ino(),
+    })
+}
+
+#[cfg(not(unix))]
+pub(crate) fn identity_of(_: &std::fs::Metadata) -> Option<FileIdentity> {
+    None
+}
+
+mod positioned {
+    use std::fs::File;
+    use std::io;
+
+    #[cfg(unix)]
+    pub(super) use unix::{read_at, write_at};
+    #[cfg(windows)]
+    pub(super) use windows::{read_at, write_at};
+
+    #[cfg(unix)]
+    mod unix {
+        use super::{File, io};
+        use std::os::unix::fs::FileExt;
+
+        pub(in super::super) fn read_at(file: &File, buf: &mut [u8], at: u64) -> io::Result<usize> {
+            file.read_at(buf, at)
+        }
+
+        pub(in super::super) fn write_at(file: &File, data: &[u8], at: u64) -> io::Result<usize> {
+            file.write_at(data, at)
+        }
+    }
+
+    #[cfg(windows)]
+    mod windows {
+        use super::{File, io};
+        use std::os::windows::fs::FileExt;
+
+        pub(in super::super) fn read_at(file: &File, buf: &mut [u8], at: u64) -> io::Result<usize> {
+            file.seek_read(buf, at)
+        }
+
+        pub(in super::super) fn write_at(file: &File, data: &[u8], at: u64) -> io::Result<usize> {
+            file.seek_write(data, at)
+        }
+    }
+}
+
+/// Holes of files: how to find them, make them and fill them with space.
+mod holes {
+    use std::fs::File;
+    use std::io;
+
+    use crate::extent::ExtentKind;
+    use crate::target::Zeroes;
+
+    /// The status of the run at `offset`, of which `rest` bytes are left, and its length; `None`
+    /// where the file system cannot tell.
+    #[cfg(any(
+        target_os = "linux",
+        target_os = "android",
+        target_os = "macos",
+        target_os = "freebsd"
+    ))]
+    pub(super) fn run_at(file: &File, offset: u64, rest: u64) -> Option<(ExtentKind, u64)> {
+        use rustix::fs::{SeekFrom, seek};
+        match seek(file, SeekFrom::Data(offset)) {
+            Ok(data) if data > offset => Some((ExtentKind::Zero, (data - offset).min(rest))),
+            Ok(_) => {
+                let hole = seek(file, SeekFrom::Hole(offset)).ok()?;
+                // A hole where data was just now: the file changes under us. Read it.
+                let len = hole.checked_sub(offset).filter(|len| *len > 0)?;
+                Some((ExtentKind::Data, len.min(rest)))
+            }
+            Err(rustix::io::Errno::NXIO) => Some((ExtentKind::Zero, rest)),
+            Err(_) => None,
+        }
+    }
+
+    #[cfg(not(any(
+        target_os = "linux",
+        target_os = "android",
+        target_os = "macos",
+        target_os = "freebsd"
+    )))]
+    pub(super) fn run_at(_: &File, _: u64, _: u64) -> Option<(ExtentKind, u64)> {
+        None
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub(super) fn zero(file: &File, offset: u64, len: u64, zeroes: Zeroes) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let flags = match zeroes {
+            Zeroes::Discard => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            Zeroes::Keep => FallocateFlags::ZERO_RANGE,
+        };
+        Ok(fallocate(file, flags, offset, len)?)
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub(super) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(
+            file,
+            rustix::fs::FallocateFlags::empty(),
+            offset,
+            len,
+        )?)
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    pub(super) fn zero(_: &File, _: u64, _: u64, _: Zeroes) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    pub(super) fn allocate(_: &File, _: u64, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Whether the file system does not know the operation, so that writing plainly may serve.
+    pub(super) fn is_unsupported(error: &io::Error) -> bool {
+        #[cfg(unix)]
+        {
+            use rustix::io::Errno;
+            let errno = Errno::from_io_error(error);
+            if matches!(
+                errno,
+                Some(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::INVAL)
+            ) {
+                return true;
+            }
+        }
+        error.kind() == io::ErrorKind::Unsupported
+    }
+}

@@ -1,0 +1,34 @@
+//! Bytes beneath the formats: files, memory, parts of others. No format is known here.
+
+mod concat;
+mod file;
+mod memory;
+mod pending;
+mod seek;
+mod slice;
+
+pub use concat::Concat;
+pub use file::FileStorage;
+pub(crate) use file::{identity_of, without_blocking};
+pub use memory::Memory;
+pub use pending::PendingFile;
+pub use seek::{SeekSource, SeekTarget, SourceReader};
+pub use slice::Slice;
+
+/// Zeros to write from, where nothing cheaper makes a range read as zero.
+pub(crate) static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Calls `write` with slices of zeros until `len` bytes from `offset` on are covered.
+pub(crate) fn write_zeroes_by(
+    mut offset: u64,
+    mut len: u64,
+    mut write: impl FnMut(&[u8], u64) -> crate::Result<()>,
+) -> crate::Result<()> {
+    while len > 0 {
+        let n = usize::try_from(len).map_or(ZEROES.len(), |len| len.min(ZEROES.len()));
+        write(ZEROES.get(..n).unwrap_or(&ZEROES), offset)?;
+        offset += n as u64;
+        len -= n as u64;
+    }
+    Ok(())
+}

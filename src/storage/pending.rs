@@ -1,0 +1,150 @@
+//! A file that is whole or absent.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::error::{Error, Result, quoted_path};
+use crate::storage::FileStorage;
+use crate::target::BlockTarget;
+
+/// A file on its way: written beside its name, and given the name once it is whole.
+///
+/// Until [`commit`](Self::commit) a file that had the name before stays as it was. Dropped without
+/// it, the file is removed and nothing is left.
+#[derive(Debug)]
+pub struct PendingFile {
+    storage: Arc<FileStorage>,
+    temporary: PathBuf,
+    destination: PathBuf,
+    committed: bool,
+}
+
+impl PendingFile {
+    /// Creates an empty file beside `destination`. A symbolic link is followed: the file that it
+    /// points to is what will be replaced, and it has to exist.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder cannot be written to, [`Error::InvalidInput`] if `destination` is
+    /// something else than a regular file.
+    pub fn create(destination: impl AsRef<Path>) -> Result<Self> {
+        let destination = settle(destination.as_ref())?;
+        let existing = fs::metadata(&destination).ok();
+        if existing.as_ref().is_some_and(|m| !m.is_file()) {
+            let name = quoted_path(&destination);
+            return Err(Error::invalid(format!(
+                "{name} exists and is not a regular file"
+            )));
+        }
+        let Some(name) = destination.file_name() else {
+            return Err(Error::invalid(format!(
+                "{} names no file",
+                quoted_path(&destination)
+            )));
+        };
+        let (storage, temporary) = create_beside(&destination, name)?;
+        let pending = PendingFile {
+            storage: Arc::new(storage),
+            temporary,
+            destination,
+            committed: false,
+        };
+        if let Some(existing) = existing {
+            fs::set_permissions(&pending.temporary, existing.permissions())
+                .map_err(|e| Error::io_path("set the permissions of", &pending.temporary, e))?;
+        }
+        Ok(pending)
+    }
+
+    /// The file, to write to. It reads as zero.
+    pub fn storage(&self) -> Arc<FileStorage> {
+        Arc::clone(&self.storage)
+    }
+
+    /// The name that the file will have.
+    pub fn destination(&self) -> &Path {
+        &self.destination
+    }
+
+    /// Gives the file its name, in one step, replacing what had it. With `sync` the file is on stable
+    /// storage before, and its name after.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the file is then removed, and what had the name before is as it was, unless it
+    /// was only the last step, the sync of the folder, that failed.
+    pub fn commit(mut self, sync: bool) -> Result<()> {
+        if sync {
+            self.storage.sync()?;
+        }
+        fs::rename(&self.temporary, &self.destination)
+            .map_err(|e| Error::io_path("rename the finished file to", &self.destination, e))?;
+        self.committed = true;
+        if sync {
+            sync_folder(&self.destination)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Drop for PendingFile {
+    fn drop(&mut self) {
+        if !self.committed {
+            // There is nobody left to tell if this fails, too.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// The file that a name means in the end.
+fn settle(path: &Path) -> Result<PathBuf> {
+    let is_link = fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_symlink());
+    if is_link {
+        return fs::canonicalize(path).map_err(|e| Error::io_path("follow", path, e));
+    }
+    Ok(path.to_owned())
+}
+
+fn create_beside(destination: &Path, name: &std::ffi::OsStr) -> Result<(FileStorage, PathBuf)> {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos());
+    let mut number = now ^ (u128::from(std::process::id()) << 64);
+    loop {
+        let mut part = std::ffi::OsString::from(".");
+        // The name with its additions has to stay within what file systems take, 255 bytes.
+        part.push(if name.len() <= 200 {
+            name
+        } else {
+            "output".as_ref()
+        });
+        part.push(format!(".{number:x}.part"));
+        let temporary = destination.with_file_name(part);
+        match FileStorage::create_new(&temporary) {
+            Ok(storage) => return Ok((storage, temporary)),
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
+                number = number.wrapping_add(1);
+            }
+            Err(Error::Io { source, .. }) => {
+                return Err(Error::io_path("create", destination, source));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(unix)]
+fn sync_folder(path: &Path) -> Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|e| Error::io_path("sync the folder", folder, e))
+}
+
+#[cfg(not(unix))]
+fn sync_folder(_: &Path) -> Result<()> {
+    Ok(())
+}

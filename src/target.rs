@@ -1,0 +1,82 @@
+//! Bytes to write.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::source::BlockSource;
+
+/// Storage that can be written at any offset by any number of threads at once.
+///
+/// Threads that write different ranges see no order between them until [`sync`](Self::sync).
+pub trait BlockTarget: BlockSource {
+    /// Writes all of `data` at `offset`, growing the target where it can grow.
+    ///
+    /// # Errors
+    /// What the storage fails with; some of `data` may then have been written.
+    fn write_all_at(&self, data: &[u8], offset: u64) -> Result<()>;
+
+    /// Makes `len` bytes at `offset` read as zero, by the cheapest means that keeps to `zeroes`.
+    ///
+    /// # Errors
+    /// What the storage fails with.
+    fn write_zeroes_at(&self, offset: u64, len: u64, zeroes: Zeroes) -> Result<()>;
+
+    /// Reserves space for `len` bytes at `offset` without changing what they read as, growing the
+    /// target where that is needed.
+    ///
+    /// # Errors
+    /// What the storage fails with, a full disk above all.
+    fn allocate(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// Sets the size in bytes. What is added reads as zero. A target of fixed size (a block device,
+    /// a slice) accepts any size that fits into it and keeps its own.
+    ///
+    /// # Errors
+    /// What the storage fails with.
+    fn set_size(&self, size: u64) -> Result<()>;
+
+    /// Returns once everything written before is on stable storage.
+    ///
+    /// # Errors
+    /// What the storage fails with. What was written may then be lost.
+    fn sync(&self) -> Result<()>;
+
+    /// Whether every byte that was never written is known to read as zero.
+    fn reads_as_zero(&self) -> bool;
+
+    /// How many threads may usefully write at once. 1 for a regular file, where the kernel lets one
+    /// writer in at a time and the others would spin.
+    fn concurrent_writes(&self) -> usize {
+        1
+    }
+}
+
+/// What may become of the space of a range that is made to read as zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Zeroes {
+    /// The space may be given back.
+    Discard,
+    /// The space stays, or becomes, allocated.
+    Keep,
+}
+
+macro_rules! forward_target {
+    ($($ty:ty),*) => {$(
+        impl<T: BlockTarget + ?Sized> BlockTarget for $ty {
+            fn write_all_at(&self, data: &[u8], offset: u64) -> Result<()> {
+                (**self).write_all_at(data, offset)
+            }
+            fn write_zeroes_at(&self, offset: u64, len: u64, zeroes: Zeroes) -> Result<()> {
+                (**self).write_zeroes_at(offset, len, zeroes)
+            }
+            fn allocate(&self, offset: u64, len: u64) -> Result<()> {
+                (**self).allocate(offset, len)
+            }
+            fn set_size(&self, size: u64) -> Result<()> { (**self).set_size(size) }
+            fn sync(&self) -> Result<()> { (**self).sync() }
+            fn reads_as_zero(&self) -> bool { (**self).reads_as_zero() }
+            fn concurrent_writes(&self) -> usize { (**self).concurrent_writes() }
+        }
+    )*};
+}
+forward_target!(&T, Box<T>, Arc<T>);

@@ -6,6 +6,7 @@ mod extent;
 mod format_id;
 pub mod formats;
 pub mod image;
+pub mod inspect;
 mod limits;
 mod name;
 mod ondisk;

@@ -1,4 +1,5 @@
 //! placeholder
+mod codec;
 pub mod convert;
 mod detect;
 mod error;
@@ -7,6 +8,7 @@ mod format_id;
 pub mod formats;
 pub mod image;
 mod limits;
+mod map;
 mod name;
 mod ondisk;
 mod open;
@@ -26,5 +28,5 @@ pub use open::{OpenOptions, PathPolicy, PathResolver};
 pub use reference::{
     DenyReferences, DetachReferences, Reference, ReferenceKind, Resolved, Resolver,
 };
-pub use source::{BlockSource, BlockSourceExt, Extents, FileIdentity};
+pub use source::{BlockSource, BlockSourceExt, Extents, FileIdentity, check_extent};
 pub use target::{BlockTarget, Zeroes};

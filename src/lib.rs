@@ -1,4 +1,5 @@
 //! placeholder
+mod codec;
 pub mod convert;
 mod detect;
 mod error;
@@ -8,6 +9,7 @@ pub mod formats;
 pub mod image;
 pub mod inspect;
 mod limits;
+mod map;
 mod name;
 mod ondisk;
 mod open;
@@ -27,5 +29,5 @@ pub use open::{OpenOptions, PathPolicy, PathResolver};
 pub use reference::{
     DenyReferences, DetachReferences, Reference, ReferenceKind, Resolved, Resolver,
 };
-pub use source::{BlockSource, BlockSourceExt, Extents, FileIdentity};
+pub use source::{BlockSource, BlockSourceExt, Extents, FileIdentity, check_extent};
 pub use target::{BlockTarget, Zeroes};

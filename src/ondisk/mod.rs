@@ -3,6 +3,7 @@
 //! Each structure of a format is declared once, with [`on_disk!`](crate::ondisk::on_disk), under the
 //! field names and at the offsets of its specification; readers and writers share the declaration.
 
+pub(crate) mod luks;
 mod reader;
 mod table;
 

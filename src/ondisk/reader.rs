@@ -2,7 +2,6 @@
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::ondisk::{FieldType, Order};
 
 /// Takes fields out of bytes from front to back. Whatever is missing is named in the error.
 #[derive(Debug, Clone)]
@@ -10,24 +9,16 @@ pub(crate) struct Reader<'a> {
     rest: &'a [u8],
     /// Where `rest` starts in the file, in bytes.
     at: u64,
-    order: Order,
     format: FormatId,
     structure: &'static str,
 }
 
 impl<'a> Reader<'a> {
     /// A walk through `bytes`, which start at byte `at` of the file and are a `structure`.
-    pub(crate) fn new(
-        bytes: &'a [u8],
-        at: u64,
-        order: Order,
-        format: FormatId,
-        structure: &'static str,
-    ) -> Self {
+    pub(crate) fn new(bytes: &'a [u8], at: u64, format: FormatId, structure: &'static str) -> Self {
         Reader {
             rest: bytes,
             at,
-            order,
             format,
             structure,
         }
@@ -41,14 +32,6 @@ impl<'a> Reader<'a> {
     /// Whether nothing is left.
     pub(crate) fn is_empty(&self) -> bool {
         self.rest.is_empty()
-    }
-
-    /// The next field.
-    pub(crate) fn next<T: FieldType>(&mut self, field: &'static str) -> Result<T> {
-        let order = self.order;
-        let bytes = self.take(T::LEN as u64, field)?;
-        // `take` returned as many bytes as the type needs.
-        T::get(bytes, 0, order).ok_or_else(|| self.malformed(field, "is cut short"))
     }
 
     /// The next `len` bytes.

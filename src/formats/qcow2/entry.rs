@@ -2,10 +2,12 @@
 
 /// Bits of an L1 entry that are the offset of an L2 table (section "Cluster mapping").
 pub(super) const L1_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// Bits of an L1 entry that have to be 0.
+pub(super) const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
+/// Bits of an L2 entry of a cluster that is not compressed that have to be 0; bit 0 is [`ZERO`].
+pub(super) const L2_RESERVED: u64 = 0x3f00_0000_0000_01ff;
 /// Bits of a standard L2 entry that are the offset of a cluster.
 pub(super) const L2_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Bits of a refcount table entry that are the offset of a refcount block.
-pub(super) const REFCOUNT_OFFSET: u64 = 0xffff_ffff_ffff_fe00;
 /// The reference count of what the entry points to is exactly one (L1 and L2).
 pub(super) const COPIED: u64 = 1 << 63;
 /// The cluster is compressed (L2).

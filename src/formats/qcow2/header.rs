@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use crate::error::{Error, Result};
 use crate::name::ImageName;
-use crate::ondisk::{Order, Reader, on_disk};
+use crate::ondisk::{Reader, on_disk};
 
 use super::QCOW2;
 use super::feature::{Autoclear, Compatible, Incompatible};
@@ -346,7 +346,7 @@ impl Header {
             .get(self.header_length as usize..end)
             .unwrap_or_default();
         let origin = u64::from(self.header_length);
-        let mut reader = Reader::new(area, origin, Order::Big, QCOW2, "header extension");
+        let mut reader = Reader::new(area, origin, QCOW2, "header extension");
         // An area that ends without an end marker is full: that is how old tools wrote it.
         while !reader.is_empty() {
             let at = reader.position();

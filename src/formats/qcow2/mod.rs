@@ -1,8 +1,14 @@
 //! qcow2, versions 2 and 3 (QEMU, `docs/interop/qcow2.rst`).
 
+mod bitmap;
+mod encrypt;
 mod entry;
 mod feature;
 mod header;
+mod layout;
+mod map;
+mod open;
+mod snapshot;
 
 use std::sync::Arc;
 
@@ -13,6 +19,7 @@ use crate::source::BlockSource;
 
 pub use feature::{Autoclear, Compatible, Incompatible};
 pub use header::{CompressionType, Encryption, Header, HeaderExtension};
+pub use open::Qcow2Image;
 
 /// `qcow2`.
 pub const QCOW2: FormatId = FormatId::new("qcow2");
@@ -37,8 +44,8 @@ impl Format for Qcow2 {
         }
     }
 
-    fn open(&self, _source: Arc<dyn BlockSource>, _opener: &dyn Opener) -> Result<Box<dyn Image>> {
-        Err(Error::invalid("not yet"))
+    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
+        Ok(Box::new(Qcow2Image::open(source, opener)?))
     }
 
     fn create(&self, _options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -1,0 +1,7 @@
+//! Packing and unpacking units of data: pure functions of bytes, with their contexts kept for reuse.
+
+mod pool;
+mod unpack;
+
+pub(crate) use pool::Pool;
+pub(crate) use unpack::{UnpackError, Unpacker};

@@ -1,0 +1,41 @@
+//! Contexts that are costly to make, kept for whoever comes next.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+/// Contexts of one kind, as many as were ever in use at once.
+pub(crate) struct Pool<T>(Mutex<Vec<T>>);
+
+impl<T> Default for Pool<T> {
+    fn default() -> Self {
+        Pool(Mutex::default())
+    }
+}
+
+impl<T> Pool<T> {
+    /// Runs `work` with a context, which `make` makes if all others are in use. A context whose work
+    /// panics is dropped.
+    pub(crate) fn with<R, E>(
+        &self,
+        make: impl FnOnce() -> Result<T, E>,
+        work: impl FnOnce(&mut T) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let free = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut context = match free {
+            Some(context) => context,
+            None => make()?,
+        };
+        let result = work(&mut context);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(context);
+        result
+    }
+}
+
+impl<T> fmt::Debug for Pool<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").finish_non_exhaustive()
+    }
+}

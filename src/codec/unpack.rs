@@ -1,0 +1,153 @@
+//! Unpacking one unit into a buffer of exactly its size.
+
+use std::borrow::Cow;
+
+/// Why a unit could not be unpacked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum UnpackError {
+    /// The packed bytes are damaged; what is wrong with them.
+    Damaged(Cow<'static, str>),
+    /// The crate was built without this feature.
+    #[cfg_attr(
+        all(feature = "zlib", feature = "zstd"),
+        allow(dead_code, reason = "all are built")
+    )]
+    NotBuilt(&'static str),
+}
+
+#[cfg_attr(
+    not(any(feature = "zlib", feature = "zstd")),
+    allow(dead_code, reason = "no codec")
+)]
+fn damaged(problem: impl Into<Cow<'static, str>>) -> UnpackError {
+    UnpackError::Damaged(problem.into())
+}
+
+/// Unpacks units of one codec.
+#[derive(Debug)]
+pub(crate) enum Unpacker {
+    /// Deflate without a header.
+    Deflate(deflate::Contexts),
+    /// Zstandard frames.
+    Zstd(zstandard::Contexts),
+}
+
+impl Unpacker {
+    pub(crate) fn deflate() -> Self {
+        Unpacker::Deflate(deflate::Contexts::default())
+    }
+
+    pub(crate) fn zstd() -> Self {
+        Unpacker::Zstd(zstandard::Contexts::default())
+    }
+
+    /// Fills all of `unit` from the start of `packed`; what follows in `packed` is ignored. Nothing
+    /// is ever written or allocated beyond `unit`, whatever the packed bytes claim.
+    pub(crate) fn unpack(&self, packed: &[u8], unit: &mut [u8]) -> Result<(), UnpackError> {
+        match self {
+            Unpacker::Deflate(contexts) => contexts.unpack(packed, unit),
+            Unpacker::Zstd(contexts) => contexts.unpack(packed, unit),
+        }
+    }
+}
+
+#[cfg(feature = "zlib")]
+mod deflate {
+    use flate2::{Decompress, FlushDecompress, Status};
+
+    use super::{UnpackError, damaged};
+    use crate::codec::Pool;
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Contexts(Pool<Decompress>);
+
+    impl Contexts {
+        pub(super) fn unpack(&self, packed: &[u8], unit: &mut [u8]) -> Result<(), UnpackError> {
+            self.0.with(
+                || Ok(Decompress::new(false)),
+                |context| {
+                    context.reset(false);
+                    let status = context.decompress(packed, unit, FlushDecompress::Finish);
+                    let made = context.total_out();
+                    let want = unit.len() as u64;
+                    match status {
+                        // A full unit is enough: a stream that would go on is cut, as QEMU cuts it.
+                        Ok(_) if made == want => Ok(()),
+                        Ok(Status::StreamEnd) => Err(damaged(format!(
+                            "the stream ends after {made} of {want} bytes"
+                        ))),
+                        Ok(_) => Err(damaged(format!("cut short after {made} of {want} bytes"))),
+                        Err(_) => Err(damaged("no valid deflate stream")),
+                    }
+                },
+            )
+        }
+    }
+}
+
+#[cfg(not(feature = "zlib"))]
+mod deflate {
+    use super::UnpackError;
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Contexts;
+
+    impl Contexts {
+        pub(super) fn unpack(&self, _: &[u8], _: &mut [u8]) -> Result<(), UnpackError> {
+            Err(UnpackError::NotBuilt("zlib"))
+        }
+    }
+}
+
+#[cfg(feature = "zstd")]
+mod zstandard {
+    use zstd::zstd_safe::{DCtx, find_frame_compressed_size, get_error_name};
+
+    use super::{UnpackError, damaged};
+    use crate::codec::Pool;
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Contexts(Pool<DCtx<'static>>);
+
+    impl Contexts {
+        pub(super) fn unpack(&self, packed: &[u8], unit: &mut [u8]) -> Result<(), UnpackError> {
+            let want = unit.len();
+            self.0.with(
+                || DCtx::try_create().ok_or_else(|| damaged("no memory for a decoder")),
+                |context| {
+                    let (mut rest, mut made) = (packed, 0);
+                    // A unit may be several frames, and what follows the last one is padding.
+                    while let Some(room) = unit.get_mut(made..).filter(|room| !room.is_empty()) {
+                        let frame_len = find_frame_compressed_size(rest).unwrap_or(0);
+                        let Some((frame, after)) = rest
+                            .split_at_checked(frame_len)
+                            .filter(|(frame, _)| !frame.is_empty())
+                        else {
+                            let problem = format!("no whole frame after {made} of {want} bytes");
+                            return Err(damaged(problem));
+                        };
+                        made += context
+                            .decompress(room, frame)
+                            .map_err(|code| damaged(get_error_name(code)))?;
+                        rest = after;
+                    }
+                    Ok(())
+                },
+            )
+        }
+    }
+}
+
+#[cfg(not(feature = "zstd"))]
+mod zstandard {
+    use super::UnpackError;
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Contexts;
+
+    impl Contexts {
+        pub(super) fn unpack(&self, _: &[u8], _: &mut [u8]) -> Result<(), UnpackError> {
+            Err(UnpackError::NotBuilt("zstd"))
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Where a guest range lives: the walk through the L1 and L2 tables.
+//!
+//! Section "Cluster mapping" and "Extended L2 Entries" of the specification.
+
+use std::sync::Arc;
+
+use crate::codec::{UnpackError, Unpacker};
+use crate::error::{Error, Result};
+use crate::extent::ExtentKind;
+use crate::map::{BlockMap, Run, Span, TableCache};
+use crate::source::{BlockSource, BlockSourceExt};
+
+use super::QCOW2;
+use super::entry::{
+    COMPRESSED, COPIED, CompressedLayout, L1_OFFSET, L1_RESERVED, L2_OFFSET, L2_RESERVED,
+    SUBCLUSTERS, ZERO,
+};
+use super::header::{CompressionType, Header};
+use super::layout::Regions;
+
+/// The tables of one state of an image: the active one, or a snapshot's.
+#[derive(Debug)]
+pub(super) struct Qcow2Map {
+    /// The image file, which holds the tables and the compressed clusters.
+    file: Arc<dyn BlockSource>,
+    /// The L1 table as it stands in the file.
+    l1: Vec<u8>,
+    l2_cache: TableCache,
+    cluster_bits: u32,
+    version: u32,
+    extended_l2: bool,
+    data_file: bool,
+    compressed: CompressedLayout,
+    unpacker: Unpacker,
+    /// Metadata that no entry may point into.
+    regions: Regions,
+}
+
+/// One L2 entry: the entry proper, and the bitmap of its subclusters where there is one.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    entry: u64,
+    bitmap: u64,
+}
+
+impl Qcow2Map {
+    pub(super) fn new(
+        header: &Header,
+        file: Arc<dyn BlockSource>,
+        l1: Vec<u8>,
+        regions: Regions,
+        cache_bytes: u64,
+    ) -> Self {
+        Qcow2Map {
+            file,
+            l1,
+            l2_cache: TableCache::new(cache_bytes),
+            cluster_bits: header.cluster_bits,
+            version: header.version,
+            extended_l2: header.has_extended_l2(),
+            data_file: header.has_data_file(),
+            compressed: CompressedLayout::new(header.cluster_bits),
+            unpacker: match header.compression {
+                CompressionType::Zlib => Unpacker::deflate(),
+                CompressionType::Zstd => Unpacker::zstd(),
+            },
+            regions,
+        }
+    }
+
+    fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Bytes of an L2 entry.
+    fn entry_size(&self) -> u64 {
+        if self.extended_l2 { 16 } else { 8 }
+    }
+
+    /// Guest bytes for which one L2 table answers.
+    fn table_span(&self) -> u64 {
+        (self.cluster_size() / self.entry_size()) << self.cluster_bits
+    }
+
+    fn malformed(&self, structure: &'static str, guest: u64, problem: String) -> Error {
+        let problem = format!("{problem} (guest offset {guest})");
+        Error::malformed(QCOW2, structure, None, problem)
+    }
+
+    /// Host offset of the L2 table that answers for `guest`, if there is one.
+    fn l2_offset(&self, guest: u64) -> Result<Option<u64>> {
+        let index = usize::try_from(guest / self.table_span()).unwrap_or(usize::MAX);
+        // The L1 table may be shorter than the disk is after it was enlarged.
+        let Some(entry) = be_u64(&self.l1, index) else {
+            return Ok(None);
+        };
+        let offset = entry & L1_OFFSET;
+        if entry & L1_RESERVED != 0 {
+            let problem = format!("entry {index} is {entry:#x}, with reserved bits set");
+            return Err(self.malformed("L1 table", guest, problem));
+        }
+        if offset == 0 {
+            return Ok(None);
+        }
+        if offset % self.cluster_size() != 0 {
+            let problem = format!("entry {index} is {entry:#x}, not at the start of a cluster");
+            return Err(self.malformed("L1 table", guest, problem));
+        }
+        if let Some(other) = self.regions.overlapping(offset, self.cluster_size()) {
+            let problem = format!("entry {index} points into the {other}");
+            return Err(self.malformed("L1 table", guest, problem));
+        }
+        Ok(Some(offset))
+    }
+
+    fn l2_table(&self, guest: u64) -> Result<Option<Arc<[u8]>>> {
+        let Some(offset) = self.l2_offset(guest)? else {
+            return Ok(None);
+        };
+        let table = self.l2_cache.table(offset, || {
+            let mut table = vec![0; usize::try_from(self.cluster_size()).unwrap_or(0)];
+            self.file
+                .read_exact_at(&mut table, offset)
+                .map_err(|error| match error {
+                    Error::OutOfRange { .. } => {
+                        let problem = format!("at byte {offset} reaches past the end of the file");
+                        self.malformed("L2 table", guest, problem)
+                    }
+                    error => error,
+                })?;
+            Ok(table.into())
+        })?;
+        Ok(Some(table))
+    }
+
+    fn entry(&self, table: &[u8], index: usize) -> Entry {
+        if self.extended_l2 {
+            let entry = be_u64(table, 2 * index).unwrap_or(0);
+            Entry {
+                entry,
+                bitmap: be_u64(table, 2 * index + 1).unwrap_or(0),
+            }
+        } else {
+            Entry {
+                entry: be_u64(table, index).unwrap_or(0),
+                bitmap: 0,
+            }
+        }
+    }
+
+    /// The status of one guest offset by its entry, and for how many bytes of the cluster, from
+    /// there on, it holds.
+    fn decode(&self, entry: Entry, guest: u64) -> Result<(Run, u64)> {
+        let into = guest % self.cluster_size();
+        let rest = self.cluster_size() - into;
+        if entry.entry & COMPRESSED != 0 {
+            return Ok((self.decode_compressed(entry.entry, guest)?, rest));
+        }
+        let Entry { entry, bitmap } = entry;
+        let bad = |problem: &str| {
+            let text = format!("entry {entry:#x} {problem}");
+            Err(self.malformed("L2 table", guest, text))
+        };
+        let flag_zero = if self.extended_l2 || self.version < 3 {
+            0
+        } else {
+            ZERO
+        };
+        if entry & L2_RESERVED & !flag_zero != 0 {
+            return bad("has reserved bits set");
+        }
+        let offset = entry & L2_OFFSET;
+        // Only in a data file can a cluster be at offset 0, and then bit 63 says that it is one.
+        let allocated = offset != 0 || (self.data_file && entry & COPIED != 0);
+        if allocated {
+            if offset % self.cluster_size() != 0 {
+                return bad("is not at the start of a cluster");
+            }
+            let regions = if self.data_file {
+                None
+            } else {
+                Some(&self.regions)
+            };
+            if let Some(other) = regions.and_then(|r| r.overlapping(offset, self.cluster_size())) {
+                return bad(&format!("points into the {other}"));
+            }
+        }
+        if self.extended_l2 {
+            return self.decode_subclusters(entry, bitmap, offset, allocated, guest);
+        }
+        let run = match (entry & flag_zero != 0, allocated) {
+            (true, _) => Run::Zero,
+            (false, true) => Run::Stored {
+                host: offset + into,
+            },
+            (false, false) => Run::Unallocated,
+        };
+        Ok((run, rest))
+    }
+
+    fn decode_compressed(&self, entry: u64, guest: u64) -> Result<Run> {
+        let (host, max_len) = self.compressed.decode(entry);
+        if entry & COPIED != 0 || host >= self.compressed.limit() || self.data_file {
+            let problem = format!("entry {entry:#x} is no valid compressed cluster");
+            return Err(self.malformed("L2 table", guest, problem));
+        }
+        if host < self.cluster_size() {
+            let problem = format!("entry {entry:#x} points into the header");
+            return Err(self.malformed("L2 table", guest, problem));
+        }
+        Ok(Run::Packed { host, max_len })
+    }
+
+    /// The status of the subclusters that begin with the one at `guest` and have the same.
+    fn decode_subclusters(
+        &self,
+        entry: u64,
+        bitmap: u64,
+        offset: u64,
+        allocated: bool,
+        guest: u64,
+    ) -> Result<(Run, u64)> {
+        let [stored, zero] = [bitmap & 0xffff_ffff, bitmap >> 32];
+        if stored & zero != 0 || (stored != 0 && !allocated) {
+            let problem = format!("bitmap {bitmap:#x} of entry {entry:#x} contradicts itself");
+            return Err(self.malformed("L2 table", guest, problem));
+        }
+        let into = guest % self.cluster_size();
+        let subcluster_size = self.cluster_size() / u64::from(SUBCLUSTERS);
+        let index = into / subcluster_size;
+        let (stored, zero) = (stored >> index, zero >> index);
+        let left = u64::from(SUBCLUSTERS) - index;
+        let (run, count) = if stored & 1 != 0 {
+            (
+                Run::Stored {
+                    host: offset + into,
+                },
+                stored.trailing_ones(),
+            )
+        } else if zero & 1 != 0 {
+            (Run::Zero, zero.trailing_ones())
+        } else {
+            (Run::Unallocated, (stored | zero).trailing_zeros())
+        };
+        let len = u64::from(count).min(left) * subcluster_size - into % subcluster_size;
+        Ok((run, len))
+    }
+
+    /// The run at `guest`, as far as its status goes on in the same table, up to `limit` bytes. Packed
+    /// runs go on over their units if `over_packed`.
+    fn run_in_table(
+        &self,
+        table: &[u8],
+        guest: u64,
+        limit: u64,
+        over_packed: bool,
+    ) -> Result<(Run, u64)> {
+        let span = self.table_span();
+        let limit = limit.min(span - guest % span);
+        let index_of = |at: u64| usize::try_from((at % span) >> self.cluster_bits).unwrap_or(0);
+        let (first, mut len) = self.decode(self.entry(table, index_of(guest)), guest)?;
+        while len < limit {
+            let at = guest + len;
+            // What is wrong with a later entry is told when it is its turn.
+            let Ok((next, more)) = self.decode(self.entry(table, index_of(at)), at) else {
+                break;
+            };
+            let goes_on = match (first, next) {
+                (Run::Stored { host }, Run::Stored { host: next }) => next == host + len,
+                (Run::Packed { .. }, Run::Packed { .. }) => over_packed,
+                (first, next) => first == next,
+            };
+            if !goes_on {
+                break;
+            }
+            len += more;
+        }
+        Ok((first, len.min(limit)))
+    }
+
+    /// For how many bytes from `guest` on there is no L2 table, up to `limit`.
+    fn absent_span(&self, guest: u64, limit: u64) -> Result<u64> {
+        let span = self.table_span();
+        let mut len = span - guest % span;
+        while len < limit {
+            let index = usize::try_from((guest + len) / span).unwrap_or(usize::MAX);
+            match be_u64(&self.l1, index) {
+                None => return Ok(limit),
+                Some(entry) if entry & L1_OFFSET != 0 || entry & L1_RESERVED != 0 => break,
+                Some(_) => len = len.saturating_add(span),
+            }
+        }
+        Ok(len.min(limit))
+    }
+}
+
+impl BlockMap for Qcow2Map {
+    fn unit(&self) -> u64 {
+        self.cluster_size()
+    }
+
+    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
+        match self.l2_table(guest)? {
+            Some(table) => self.run_in_table(&table, guest, limit, false),
+            None => Ok((Run::Unallocated, self.absent_span(guest, limit)?)),
+        }
+    }
+
+    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
+        let Some(table) = self.l2_table(guest)? else {
+            return Ok((Span::Unallocated, self.absent_span(guest, limit)?));
+        };
+        let (run, len) = self.run_in_table(&table, guest, limit, true)?;
+        let span = match run {
+            Run::Stored { host } => Span::Recorded(ExtentKind::Data, Some(host)),
+            Run::Packed { .. } => Span::Recorded(ExtentKind::Compressed, None),
+            Run::Zero => Span::Recorded(ExtentKind::Zero, None),
+            Run::Unallocated => Span::Unallocated,
+        };
+        Ok((span, len))
+    }
+
+    fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {
+        self.unpacker
+            .unpack(packed, unit)
+            .map_err(|error| match error {
+                UnpackError::Damaged(problem) => {
+                    Error::malformed(QCOW2, "compressed cluster", host, problem)
+                }
+                UnpackError::NotBuilt(feature) => Error::Unsupported {
+                    format: QCOW2,
+                    feature: format!("reading clusters packed with {feature}"),
+                    hint: "build blockform with the feature of that name",
+                },
+            })
+    }
+
+    fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {
+        let problem = format!(
+            "the data of guest offset {guest} is missing from byte {host} on, past the end of the \
+             file at {file_size}: it was cut short"
+        );
+        Error::malformed(QCOW2, "data cluster", host, problem)
+    }
+}
+
+/// The `index`th big-endian number of a table.
+fn be_u64(table: &[u8], index: usize) -> Option<u64> {
+    let raw = table.get(index.checked_mul(8)?..)?.first_chunk()?;
+    Some(u64::from_be_bytes(*raw))
+}

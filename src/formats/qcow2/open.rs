@@ -1,0 +1,304 @@
+//! Opening an image, and what it says of itself.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::extent::Extent;
+use crate::format_id::FormatId;
+use crate::image::{Image, ImageInfo, Opener, Value};
+use crate::limits::Limits;
+use crate::map::{Below, Mapped};
+use crate::reference::{Reference, ReferenceKind};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
+
+use super::header::{Encryption, Header, HeaderV2};
+use super::layout::Regions;
+use super::map::Qcow2Map;
+use super::snapshot::{self, Snapshot};
+use super::{Autoclear, Compatible, Incompatible, QCOW2, bitmap, encrypt};
+
+/// An open qcow2 image.
+#[derive(Debug)]
+pub struct Qcow2Image {
+    header: Header,
+    mapped: Mapped<Qcow2Map>,
+    backing: Option<Arc<dyn Image>>,
+    references: Vec<Reference>,
+    info: ImageInfo,
+}
+
+impl Qcow2Image {
+    /// Opens the image in `source`.
+    ///
+    /// # Errors
+    /// As [`Format::open`](crate::Format::open).
+    pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
+        let limits = opener.limits();
+        let header = read_header(&source)?;
+        let regions = Regions::of(&header, source.size())?;
+        let snapshots = snapshot::read_table(&header, &source, limits)?;
+        let selected = opener
+            .snapshot()
+            .map(|s| snapshot::find(&snapshots, s))
+            .transpose()?;
+        let size = selected.map_or(header.size, |snapshot| snapshot.info.virtual_size);
+        let l1 = read_l1(&header, selected, size, &source, limits)?;
+
+        let mut references = Vec::new();
+        let data = open_data_file(&header, &source, opener, &mut references)?;
+        let (below, backing) = open_backing(&header, opener, &mut references)?;
+        let mut info = describe(&header, &source, limits, &snapshots)?;
+        info.virtual_size = size;
+        let map = Qcow2Map::new(&header, source, l1, regions, limits.cache_bytes);
+        let mapped = Mapped::new(map, data, below, size);
+        Ok(Qcow2Image {
+            header,
+            mapped,
+            backing,
+            references,
+            info,
+        })
+    }
+
+    /// The header, parsed.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Fails if the guest's data is encrypted.
+    fn check_readable(&self) -> Result<()> {
+        let Some(scheme) = self.header.encryption else {
+            return Ok(());
+        };
+        let feature = match scheme {
+            Encryption::Aes => "AES encryption",
+            Encryption::Luks => "LUKS encryption",
+        };
+        Err(Error::Unsupported {
+            format: QCOW2,
+            feature: format!("reading through {feature}"),
+            hint: "decrypt it with a tool that has the key",
+        })
+    }
+}
+
+impl BlockSource for Qcow2Image {
+    fn size(&self) -> u64 {
+        self.mapped.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.check_readable()?;
+        self.mapped.read_at(buf, offset)
+    }
+
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+        self.check_readable()?;
+        self.mapped.extent_at(offset, limit)
+    }
+
+    fn block_size(&self) -> u64 {
+        self.header.cluster_size()
+    }
+
+    fn identity(&self) -> Option<FileIdentity> {
+        self.mapped.identity()
+    }
+}
+
+impl Image for Qcow2Image {
+    fn format(&self) -> FormatId {
+        QCOW2
+    }
+
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn references(&self) -> &[Reference] {
+        &self.references
+    }
+
+    fn backing(&self) -> Option<&Arc<dyn Image>> {
+        self.backing.as_ref()
+    }
+}
+
+/// Reads and parses the header: what lies in the first cluster, whose size its own fifth field gives.
+fn read_header(source: &dyn BlockSource) -> Result<Header> {
+    const FIRST: usize = 4096;
+    let read = |len: u64| -> Result<Vec<u8>> {
+        let len = usize::try_from(len.min(source.size())).unwrap_or(0);
+        let mut bytes = vec![0; len];
+        source.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    };
+    let start = read(FIRST as u64)?;
+    let cluster_bits = HeaderV2::parse(&start, 0)?.cluster_bits;
+    // Clusters are 2 MiB at most; a header that says otherwise is refused when it is parsed.
+    match 1_u64.checked_shl(cluster_bits.min(21)) {
+        Some(cluster) if cluster > FIRST as u64 => Header::parse(&read(cluster)?),
+        _ => Header::parse(&start),
+    }
+}
+
+/// Reads the L1 table of the active state or of a snapshot.
+fn read_l1(
+    header: &Header,
+    selected: Option<&Snapshot>,
+    size: u64,
+    source: &dyn BlockSource,
+    limits: &Limits,
+) -> Result<Vec<u8>> {
+    let (offset, entries) = match selected {
+        None => (header.l1_table_offset, header.l1_size),
+        Some(snapshot) => (snapshot.l1_table_offset, snapshot.l1_size),
+    };
+    let entry_size = if header.has_extended_l2() { 16 } else { 8 };
+    let span = u128::from(header.cluster_size()) * u128::from(header.cluster_size() / entry_size);
+    let needed = u128::from(size).div_ceil(span);
+    if u128::from(entries) < needed {
+        let problem = format!("is {entries}, and a disk of {size} bytes needs {needed}");
+        return Err(HeaderV2::malformed(0, "l1_size", problem));
+    }
+    let len = u64::from(entries) * 8;
+    limits.check_metadata("the L1 table", len)?;
+    let fits = offset
+        .checked_add(len)
+        .is_some_and(|end| end <= source.size());
+    if !fits || offset % header.cluster_size() != 0 {
+        let problem =
+            format!("{len} bytes long, is not at the start of a cluster or not in the file");
+        return Err(Error::malformed(QCOW2, "L1 table", offset, problem));
+    }
+    let mut l1 = vec![0; usize::try_from(len).unwrap_or(0)];
+    source.read_exact_at(&mut l1, offset)?;
+    Ok(l1)
+}
+
+/// Opens what holds the guest's data: the image itself, or its external data file.
+fn open_data_file(
+    header: &Header,
+    source: &Arc<dyn BlockSource>,
+    opener: &dyn Opener,
+    references: &mut Vec<Reference>,
+) -> Result<Arc<dyn BlockSource>> {
+    if !header.has_data_file() {
+        return Ok(Arc::clone(source));
+    }
+    let Some(name) = header.data_file_name() else {
+        let problem = "names no data file, and the image needs one";
+        return Err(Error::malformed(QCOW2, "header extensions", None, problem));
+    };
+    let reference = Reference::new(ReferenceKind::DataFile, name);
+    references.push(reference.clone());
+    Ok(match opener.open_bytes(&reference)? {
+        Some(file) => file,
+        None => Arc::new(Detached {
+            reference: Box::new(reference),
+            size: header.size,
+        }),
+    })
+}
+
+fn open_backing(
+    header: &Header,
+    opener: &dyn Opener,
+    references: &mut Vec<Reference>,
+) -> Result<(Below, Option<Arc<dyn Image>>)> {
+    let Some(name) = header.backing_file.clone() else {
+        return Ok((Below::Nothing, None));
+    };
+    let reference = Reference::new(ReferenceKind::BackingFile, name);
+    let reference = reference.with_format(header.backing_format());
+    references.push(reference.clone());
+    Ok(match opener.open_image(&reference)? {
+        None => (Below::Detached(Box::new(reference)), None),
+        Some(image) => (Below::Image(Arc::new(Arc::clone(&image))), Some(image)),
+    })
+}
+
+fn describe(
+    header: &Header,
+    source: &dyn BlockSource,
+    limits: &Limits,
+    snapshots: &[Snapshot],
+) -> Result<ImageInfo> {
+    let mut info = ImageInfo {
+        cluster_size: Some(header.cluster_size()),
+        dirty: header.incompatible.contains(Incompatible::DIRTY),
+        corrupt: header.incompatible.contains(Incompatible::CORRUPT),
+        encryption: header.encryption.map(Encryption::name),
+        snapshots: snapshots.iter().map(|s| s.info.clone()).collect(),
+        bitmaps: bitmap::read_directory(header, source, limits)?,
+        ..ImageInfo::default()
+    };
+    if info.dirty {
+        info.warnings
+            .push("the image was not closed: its reference counts may be wrong".into());
+    }
+    if info.corrupt {
+        info.warnings.push("the image is marked as corrupt".into());
+    }
+    let mut data = Value::map();
+    data.insert("compat", if header.version == 2 { "0.10" } else { "1.1" });
+    if header.version > 2 {
+        if let Some(name) = header.data_file_name() {
+            data.insert("data-file", name);
+        }
+        if header.has_data_file() {
+            data.insert(
+                "data-file-raw",
+                header.autoclear.contains(Autoclear::RAW_EXTERNAL_DATA),
+            );
+        }
+        data.insert("compression-type", header.compression.name());
+        data.insert(
+            "lazy-refcounts",
+            header.compatible.contains(Compatible::LAZY_REFCOUNTS),
+        );
+        data.insert("refcount-bits", 1_u32 << header.refcount_order);
+        data.insert("corrupt", info.corrupt);
+        data.insert("extended-l2", header.has_extended_l2());
+        if !info.bitmaps.is_empty() {
+            data.insert("bitmaps", bitmap::describe(&info.bitmaps));
+        }
+    } else {
+        data.insert("compression-type", header.compression.name());
+        data.insert("refcount-bits", 16_u32);
+    }
+    if let Some(scheme) = header.encryption {
+        data.insert("encrypt", encrypt::describe(scheme, header, source)?);
+    }
+    info.specific = Some(data);
+    Ok(info)
+}
+
+/// A data file that was left closed.
+#[derive(Debug)]
+struct Detached {
+    reference: Box<Reference>,
+    size: u64,
+}
+
+impl Detached {
+    fn error(&self) -> Error {
+        Error::Detached {
+            reference: self.reference.clone(),
+        }
+    }
+}
+
+impl BlockSource for Detached {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, _: &mut [u8], _: u64) -> Result<usize> {
+        Err(self.error())
+    }
+
+    fn extent_at(&self, _: u64, _: u64) -> Result<Extent> {
+        Err(self.error())
+    }
+}

@@ -1,0 +1,251 @@
+//! A source behind a table.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::extent::{Extent, ExtentKind};
+use crate::map::{BlockMap, Run, Span};
+use crate::reference::Reference;
+use crate::source::{BlockSource, check_extent, readable};
+
+/// What shows through where a table records nothing.
+#[derive(Debug, Clone)]
+pub(crate) enum Below {
+    /// Zeros.
+    Nothing,
+    /// Another image; zeros past its end.
+    Image(Arc<dyn BlockSource>),
+    /// An image that was left closed.
+    Detached(Box<Reference>),
+}
+
+/// A source whose guest bytes a [`BlockMap`] finds in a file.
+#[derive(Debug)]
+pub(crate) struct Mapped<M> {
+    map: M,
+    /// Where the host offsets count.
+    host: Arc<dyn BlockSource>,
+    below: Below,
+    size: u64,
+    /// The unit that was unpacked last, so that reading one in small pieces unpacks it once.
+    last_unit: Mutex<Option<(u64, Arc<[u8]>)>>,
+}
+
+/// Packed units that lie close together in the file are fetched in one read of at most this many
+/// bytes: some dozen units, and still within the caches of a processor.
+const MAX_FETCH: u64 = 1 << 20;
+
+impl<M: BlockMap> Mapped<M> {
+    pub(crate) fn new(map: M, host: Arc<dyn BlockSource>, below: Below, size: u64) -> Self {
+        Mapped {
+            map,
+            host,
+            below,
+            size,
+            last_unit: Mutex::new(None),
+        }
+    }
+
+    /// Reads what is below a range that is not recorded here.
+    fn read_below(&self, buf: &mut [u8], guest: u64) -> Result<()> {
+        match &self.below {
+            Below::Nothing => buf.fill(0),
+            Below::Detached(reference) => {
+                return Err(Error::Detached {
+                    reference: reference.clone(),
+                });
+            }
+            Below::Image(image) => {
+                let n = image.read_at(buf, guest)?;
+                // Past its end a shorter image reads as zero.
+                buf.get_mut(n..).unwrap_or_default().fill(0);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_stored(&self, buf: &mut [u8], guest: u64, host: u64) -> Result<()> {
+        let n = self.host.read_at(buf, host)?;
+        if n < buf.len() {
+            return Err(self.map.past_end(guest, host + n as u64, self.host.size()));
+        }
+        Ok(())
+    }
+
+    /// Reads a range that begins in a packed unit: as many units as lie close together in the file
+    /// and are asked for whole, or a part of one. Returns how many bytes that was.
+    fn read_packed(&self, buf: &mut [u8], guest: u64, first: PackedUnit) -> Result<usize> {
+        let unit = usize::try_from(self.map.unit()).unwrap_or(usize::MAX);
+        let into = guest % self.map.unit();
+        if into != 0 || buf.len() < unit {
+            return self.read_part(buf, guest, first);
+        }
+        let units = self.gather(guest, buf.len() / unit, first)?;
+        let packed = self.fetch(&units, guest)?;
+        for (i, packed_unit) in units.iter().enumerate() {
+            let out = buf.chunks_exact_mut(unit).nth(i).unwrap_or_default();
+            let from = usize::try_from(packed_unit.host - first.host).unwrap_or(usize::MAX);
+            let packed = packed.get(from..).unwrap_or_default();
+            let max_len = usize::try_from(packed_unit.max_len).unwrap_or(usize::MAX);
+            let packed = packed.get(..max_len).unwrap_or(packed);
+            self.map.unpack(packed, packed_unit.host, out)?;
+        }
+        Ok(units.len() * unit)
+    }
+
+    /// Reads a part of a packed unit, by way of the whole.
+    fn read_part(&self, buf: &mut [u8], guest: u64, at: PackedUnit) -> Result<usize> {
+        let unit = self.map.unit();
+        let start = guest - guest % unit;
+        let whole = self.unpacked(start, at)?;
+        let into = usize::try_from(guest - start).unwrap_or(usize::MAX);
+        let from = whole.get(into..).unwrap_or_default();
+        let n = from.len().min(buf.len());
+        if let (Some(to), Some(from)) = (buf.get_mut(..n), from.get(..n)) {
+            to.copy_from_slice(from);
+        }
+        Ok(n)
+    }
+
+    fn unpacked(&self, start: u64, at: PackedUnit) -> Result<Arc<[u8]>> {
+        let lock = || {
+            self.last_unit
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        if let Some((_, whole)) = lock().as_ref().filter(|(cached, _)| *cached == start) {
+            return Ok(Arc::clone(whole));
+        }
+        let packed = self.fetch(&[at], start)?;
+        let mut whole = vec![0; usize::try_from(self.map.unit()).unwrap_or(usize::MAX)];
+        self.map.unpack(&packed, at.host, &mut whole)?;
+        let whole: Arc<[u8]> = whole.into();
+        *lock() = Some((start, Arc::clone(&whole)));
+        Ok(whole)
+    }
+
+    /// The packed units from `guest` on, up to `count`, whose bytes follow `first` closely.
+    fn gather(&self, guest: u64, count: usize, first: PackedUnit) -> Result<Vec<PackedUnit>> {
+        let unit = self.map.unit();
+        let mut units = vec![first];
+        let mut end = first.end();
+        while units.len() < count {
+            let (run, _) = self.map.lookup(guest + unit * units.len() as u64, unit)?;
+            let Run::Packed { host, max_len } = run else {
+                break;
+            };
+            let next = PackedUnit { host, max_len };
+            // A unit's last sector is often the next one's first.
+            let follows = host >= first.host && host <= end.saturating_add(unit);
+            if !follows || next.end().saturating_sub(first.host) > MAX_FETCH {
+                break;
+            }
+            end = end.max(next.end());
+            units.push(next);
+        }
+        Ok(units)
+    }
+
+    /// The bytes of the file from the first unit's start to the last one's end, or the file's.
+    fn fetch(&self, units: &[PackedUnit], guest: u64) -> Result<Vec<u8>> {
+        let start = units.iter().map(|u| u.host).min().unwrap_or(0);
+        let file_size = self.host.size();
+        if let Some(unit) = units.iter().find(|unit| unit.host >= file_size) {
+            return Err(self.map.past_end(guest, unit.host, file_size));
+        }
+        let end = units
+            .iter()
+            .map(PackedUnit::end)
+            .max()
+            .unwrap_or(0)
+            .min(file_size);
+        let mut packed = vec![0; usize::try_from(end.saturating_sub(start)).unwrap_or(0)];
+        let n = self.host.read_at(&mut packed, start)?;
+        packed.truncate(n);
+        Ok(packed)
+    }
+}
+
+/// Where a packed unit lies.
+#[derive(Debug, Clone, Copy)]
+struct PackedUnit {
+    host: u64,
+    max_len: u64,
+}
+
+impl PackedUnit {
+    fn end(&self) -> u64 {
+        self.host.saturating_add(self.max_len)
+    }
+}
+
+impl<M: BlockMap> BlockSource for Mapped<M> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let want = readable(buf.len(), offset, self.size);
+        let mut done = 0;
+        while let Some(rest) = buf.get_mut(done..want).filter(|rest| !rest.is_empty()) {
+            let guest = offset + done as u64;
+            let (run, len) = self.map.lookup(guest, rest.len() as u64)?;
+            if let Run::Packed { host, max_len } = run {
+                done += self.read_packed(rest, guest, PackedUnit { host, max_len })?;
+                continue;
+            }
+            let len = usize::try_from(len).unwrap_or(usize::MAX).min(rest.len());
+            let piece = rest.get_mut(..len).unwrap_or_default();
+            match run {
+                Run::Stored { host } => self.read_stored(piece, guest, host)?,
+                Run::Unallocated => self.read_below(piece, guest)?,
+                Run::Zero | Run::Packed { .. } => piece.fill(0),
+            }
+            done += len;
+        }
+        Ok(done)
+    }
+
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+        let limit = check_extent(offset, limit, self.size)?;
+        let (span, len) = self.map.span(offset, limit)?;
+        let here = |kind, host_offset, len| {
+            Ok(Extent {
+                start: offset,
+                len,
+                kind,
+                depth: 0,
+                host_offset,
+            })
+        };
+        match (span, &self.below) {
+            (Span::Recorded(kind, host), _) => here(kind, host, len),
+            (Span::Unallocated, Below::Nothing) => here(ExtentKind::Hole, None, len),
+            (Span::Unallocated, Below::Detached(reference)) => Err(Error::Detached {
+                reference: reference.clone(),
+            }),
+            (Span::Unallocated, Below::Image(image)) if offset >= image.size() => {
+                // The end of a shorter backing file masks whatever its own backing file holds.
+                Ok(Extent {
+                    depth: 1,
+                    ..here(ExtentKind::Zero, None, len)?
+                })
+            }
+            (Span::Unallocated, Below::Image(image)) => {
+                let below = image.extent_at(offset, len)?;
+                Ok(Extent {
+                    depth: below.depth.saturating_add(1),
+                    ..below
+                })
+            }
+        }
+    }
+
+    fn block_size(&self) -> u64 {
+        self.map.unit()
+    }
+
+    fn identity(&self) -> Option<crate::FileIdentity> {
+        self.host.identity()
+    }
+}

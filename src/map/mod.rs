@@ -1,0 +1,58 @@
+//! Reading through a table: read, extents and backing, written once for all table-mapped formats.
+//!
+//! A format answers one question, where a guest range lives, as a [`BlockMap`]; [`Mapped`] does the
+//! rest.
+
+mod cache;
+mod mapped;
+
+use std::fmt::Debug;
+
+use crate::error::Result;
+use crate::extent::ExtentKind;
+
+pub(crate) use cache::TableCache;
+pub(crate) use mapped::{Below, Mapped};
+
+/// Where guest ranges live: the part of a table-mapped format that only it knows.
+pub(crate) trait BlockMap: Debug + Send + Sync {
+    /// The unit in which guest ranges are mapped, and packed, in bytes. A power of two.
+    fn unit(&self) -> u64;
+
+    /// Where the guest bytes at `guest` live, and for how many bytes, up to `limit`, that answer
+    /// holds: up to where the host offset jumps. A packed run ends with its unit.
+    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)>;
+
+    /// The status of the guest bytes at `guest`, and for how many bytes, up to `limit`, it holds.
+    /// Unlike [`lookup`](Self::lookup) it crosses jumps of the host offset, and a table that is
+    /// absent answers for its whole span.
+    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)>;
+
+    /// Unpacks one unit from the start of `packed`, which `host` bytes into the file.
+    fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()>;
+
+    /// An error of this format about bytes of the file that it needs and the file does not have.
+    fn past_end(&self, guest: u64, host: u64, file_size: u64) -> crate::Error;
+}
+
+/// Where a guest range lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Run {
+    /// As it is, at this host offset.
+    Stored { host: u64 },
+    /// One packed unit at this host offset, no longer than `max_len` bytes.
+    Packed { host: u64, max_len: u64 },
+    /// Nowhere: it reads as zero.
+    Zero,
+    /// Nowhere: it reads as what is below.
+    Unallocated,
+}
+
+/// The status of a guest range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Span {
+    /// Recorded here, with this status; the host offset where it is stored as it is.
+    Recorded(ExtentKind, Option<u64>),
+    /// Not recorded here.
+    Unallocated,
+}

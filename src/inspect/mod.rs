@@ -123,7 +123,7 @@ impl Report {
         if layer.assumed_raw {
             warnings.push(
                 "no signature of a known image format was found, so the file is described as raw \
-                 (-f raw says that it is)"
+                 (-f raw, if that is what it is)"
                     .to_owned(),
             );
         }

@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 
 /// The arguments of this command, or the exit status with which it is over: help was asked for, or
 /// something is wrong with the arguments, which is said on standard error in one line.
-pub fn arguments<T: Parser>(command: &str) -> Result<T, ExitCode> {
+pub(crate) fn arguments<T: Parser>(command: &str) -> Result<T, ExitCode> {
     T::try_parse().map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
             Ok(()) => ExitCode::SUCCESS,
@@ -33,7 +33,7 @@ pub fn arguments<T: Parser>(command: &str) -> Result<T, ExitCode> {
 }
 
 /// Says on standard error what went wrong, in one line, whatever the text holds.
-pub fn complain(command: &str, problem: &str) {
+pub(crate) fn complain(command: &str, problem: &str) {
     let line = ImageName::from(problem);
     #[expect(clippy::print_stderr, reason = "a command says here what went wrong")]
     {
@@ -42,13 +42,13 @@ pub fn complain(command: &str, problem: &str) {
 }
 
 /// A path in quotes, escaped.
-pub fn quoted(path: &Path) -> String {
+pub(crate) fn quoted(path: &Path) -> String {
     ImageName::from(path).quoted().to_string()
 }
 
 /// What `--allow-references` means.
 #[derive(Debug, Clone)]
-pub struct Policy(pub PathPolicy);
+pub(crate) struct Policy(pub(crate) PathPolicy);
 
 impl From<OsString> for Policy {
     fn from(text: OsString) -> Self {

@@ -56,7 +56,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
             options.convert_to_path(&*source, destination)
         }
     });
-    meter.finish();
+    meter.finish(converted.is_ok());
     converted.map(drop).map_err(|error| error.chain())
 }
 

@@ -62,13 +62,19 @@ impl Meter {
         }
     }
 
-    /// Leaves what was shown last on a line of its own.
-    pub(crate) fn finish(&self) {
+    /// Leaves what was shown last on a line of its own; that is the end if all went well.
+    pub(crate) fn finish(&self, whole: bool) {
         match self {
             Meter::Silent => {}
+            Meter::Bar(bar) if whole => bar.finish(),
             Meter::Bar(bar) => bar.abandon(),
-            // Who does not read how far it is does not stop the conversion.
-            Meter::Line(_) => drop(io::stdout().write_all(b"\n")),
+            Meter::Line(line) => {
+                if whole {
+                    line.show(10_000);
+                }
+                // Who does not read how far it is does not stop the conversion.
+                drop(io::stdout().write_all(b"\n"));
+            }
         }
     }
 }
@@ -79,7 +85,10 @@ impl Line {
             0 => 10_000,
             total => u128::from(done) * 10_000 / u128::from(total),
         };
-        let hundredths = u64::try_from(hundredths).unwrap_or(10_000).min(10_000);
+        self.show(u64::try_from(hundredths).unwrap_or(10_000).min(10_000));
+    }
+
+    fn show(&self, hundredths: u64) {
         if self.is_news(hundredths) {
             let _lock = self.printing.lock().unwrap_or_else(PoisonError::into_inner);
             if self.is_news(hundredths) {

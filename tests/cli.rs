@@ -224,9 +224,13 @@ fn an_image_is_not_converted_onto_itself() {
     }
     for name in names {
         for flags in ["-O raw", "-O qcow2", "-n"] {
-            refuses(at, &format!("-f raw {flags} disk.raw {name}"), "source");
+            refuses(at, &format!("-f raw {flags} disk.raw {name}"), "is read by");
         }
-        refuses(at, &format!("-f raw disk.raw disk.raw {name}"), "source");
+        refuses(
+            at,
+            &format!("-f raw disk.raw disk.raw {name}"),
+            "is read by",
+        );
     }
 }
 

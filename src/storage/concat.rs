@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::source::{BlockSource, check_extent, readable};
+use crate::source::{BlockSource, FileIdentity, check_extent, readable};
 
 /// Sources one behind the other, as one: a disk in numbered parts, a disk split into extent files.
 #[derive(Debug, Clone)]
@@ -84,5 +84,9 @@ impl BlockSource for Concat {
             .map(|(_, part)| part.block_size())
             .max()
             .unwrap_or(1)
+    }
+
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        self.parts.iter().any(|(_, part)| part.uses_file(file))
     }
 }

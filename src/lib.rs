@@ -1,4 +1,5 @@
 //! placeholder
+mod codec;
 pub mod convert;
 mod detect;
 mod error;

@@ -3,6 +3,7 @@
 mod entry;
 mod feature;
 mod header;
+mod write;
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use crate::source::BlockSource;
 
 pub use feature::{Autoclear, Compatible, Incompatible};
 pub use header::{CompressionType, Encryption, Header, HeaderExtension};
+pub use write::{Preallocation, Qcow2Options, Version};
 
 /// `qcow2`.
 pub const QCOW2: FormatId = FormatId::new("qcow2");
@@ -41,7 +43,7 @@ impl Format for Qcow2 {
         Err(Error::invalid("not yet"))
     }
 
-    fn create(&self, _options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        Err(Error::invalid("not yet"))
+    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
+        Qcow2Options::parse(options)?.writer(options.virtual_size)
     }
 }

@@ -1,0 +1,3 @@
+//! Compression: what formats pack their units with. No format is known here.
+
+pub(crate) mod pack;

@@ -276,10 +276,7 @@ impl Case<'_> {
         let mut create = CreateOptions::new(self.size);
         create.options = parse_options(self.options).unwrap();
         create.compress = self.compress;
-        create.backing = self.backing.then(|| Backing {
-            name: ImageName::from(BASE),
-            format: "raw".to_owned(),
-        });
+        create.backing = self.backing.then(|| Backing::new(ImageName::from(BASE), "raw"));
         create
     }
 

@@ -136,7 +136,7 @@ fn failed(source: std::io::Error) -> Error {
     Error::io("pack a unit", source)
 }
 
-#[cfg(test)]
+#[cfg(all(test, any(feature = "zlib", feature = "zstd")))]
 mod tests {
     use super::*;
 

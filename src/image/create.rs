@@ -37,7 +37,11 @@ impl Backing {
     /// A backing file of this name and format. What the new image repeats of it is taken from the
     /// open image when an [overlay](crate::convert::ConvertOptions::overlay) is made.
     pub fn new(name: ImageName, format: impl Into<String>) -> Self {
-        Backing { name, format: format.into(), ids: ImageIds::default() }
+        Backing {
+            name,
+            format: format.into(),
+            ids: ImageIds::default(),
+        }
     }
 }
 

@@ -212,7 +212,8 @@ mod tests {
             cluster_size: 512,
             ..Qcow2Options::default()
         };
-        let with_backing = |len: usize| Backing::new(ImageName::new("n".repeat(len).into_bytes()), "raw");
+        let with_backing =
+            |len: usize| Backing::new(ImageName::new("n".repeat(len).into_bytes()), "raw");
         let has_names = |options: &Qcow2Options| {
             let bytes = encode(options, 0, Tables::default()).unwrap();
             let header = Header::parse(&bytes).unwrap();

@@ -1,7 +1,12 @@
 //! The commands as scripts and people use them: exit status, messages, policy, and what is left
 //! behind.
 
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "tests state what they expect"
+)]
 
 mod common;
 

@@ -42,9 +42,19 @@ pub trait BlockSource: Debug + Send + Sync {
         1
     }
 
-    /// What tells this file from any other, where it is a file.
+    /// What tells this file from any other, where it is a file, or an image in one.
     fn identity(&self) -> Option<FileIdentity> {
         None
+    }
+
+    /// Whether reading this reads that file: it is the file, or one of those beneath it.
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        self.identity() == Some(file)
+    }
+
+    /// At which depth of the backing chain that file is, 0 being this source itself.
+    fn depth_of(&self, file: FileIdentity) -> Option<u16> {
+        (self.identity() == Some(file)).then_some(0)
     }
 }
 
@@ -69,6 +79,8 @@ macro_rules! forward_source {
             }
             fn block_size(&self) -> u64 { (**self).block_size() }
             fn identity(&self) -> Option<FileIdentity> { (**self).identity() }
+            fn uses_file(&self, file: FileIdentity) -> bool { (**self).uses_file(file) }
+            fn depth_of(&self, file: FileIdentity) -> Option<u16> { (**self).depth_of(file) }
         }
     )*};
 }

@@ -77,6 +77,9 @@ pub struct WriteShape {
     /// Whether a run of zeros has to be placed so as to read as zero, because something else would
     /// show through.
     pub record_zeroes: bool,
+    /// Whether the file's bytes are the guest's and nothing else, so that an existing file or device
+    /// can be written into.
+    pub plain: bool,
     /// Space to reserve before anything else is written.
     pub preallocation: Vec<Write>,
     /// The files that make up the image, the one that is the image first.
@@ -91,6 +94,7 @@ impl WriteShape {
             unit,
             zero_unit: unit,
             record_zeroes: false,
+            plain: false,
             preallocation: Vec::new(),
             files: vec![OutputFile::Image],
         }

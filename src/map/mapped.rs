@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::map::{BlockMap, Run, Span};
 use crate::reference::Reference;
-use crate::source::{BlockSource, check_extent, readable};
+use crate::source::{BlockSource, FileIdentity, check_extent, readable};
 
 /// What shows through where a table records nothing.
 #[derive(Debug, Clone)]
@@ -66,9 +66,20 @@ impl<M: BlockMap> Mapped<M> {
 
     fn read_stored(&self, buf: &mut [u8], guest: u64, host: u64) -> Result<()> {
         let n = self.host.read_at(buf, host)?;
-        if n < buf.len() {
-            return Err(self.map.past_end(guest, host + n as u64, self.host.size()));
+        let missing = buf.get_mut(n..).unwrap_or_default();
+        if missing.is_empty() {
+            return Ok(());
         }
+        // A file may end inside of its last unit, which old tools did not write whole. A unit that
+        // begins past the end is lost.
+        let (file_size, unit) = (self.host.size(), self.map.unit());
+        let last_needed = host + n as u64 + missing.len() as u64 - 1;
+        if file_size == 0 || (file_size - 1) / unit != last_needed / unit {
+            return Err(self
+                .map
+                .past_end(guest + n as u64, host + n as u64, file_size));
+        }
+        missing.fill(0);
         Ok(())
     }
 
@@ -245,7 +256,19 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
         self.map.unit()
     }
 
-    fn identity(&self) -> Option<crate::FileIdentity> {
-        self.host.identity()
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        let below = match &self.below {
+            Below::Image(image) => image.uses_file(file),
+            Below::Nothing | Below::Detached(_) => false,
+        };
+        below || self.host.uses_file(file)
+    }
+
+    /// A depth below this source: who it is itself, the format knows.
+    fn depth_of(&self, file: FileIdentity) -> Option<u16> {
+        match &self.below {
+            Below::Image(image) => image.depth_of(file)?.checked_add(1),
+            Below::Nothing | Below::Detached(_) => None,
+        }
     }
 }

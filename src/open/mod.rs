@@ -153,7 +153,7 @@ fn open_as(
     Ok(image)
 }
 
-fn named(name: &str) -> Result<&'static dyn Format> {
+pub(crate) fn named(name: &str) -> Result<&'static dyn Format> {
     by_name(name).ok_or_else(|| {
         let known: Vec<&str> = crate::formats::BUILTIN
             .iter()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::source::{BlockSource, check_extent, readable};
+use crate::source::{BlockSource, FileIdentity, check_extent, readable};
 
 /// Sources one behind the other, as one: a disk in numbered parts, a disk split into extent files.
 #[derive(Debug, Clone)]

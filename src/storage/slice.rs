@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::source::{BlockSource, check_extent, readable};
+use crate::source::{BlockSource, FileIdentity, check_extent, readable};
 
 /// A part of another source, as a source of its own: a member of an archive, a partition of a disk.
 #[derive(Debug, Clone)]
@@ -54,5 +54,9 @@ impl<S: BlockSource> BlockSource for Slice<S> {
 
     fn block_size(&self) -> u64 {
         self.inner.block_size()
+    }
+
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        self.inner.uses_file(file)
     }
 }

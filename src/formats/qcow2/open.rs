@@ -20,6 +20,7 @@ use super::{Autoclear, Compatible, Incompatible, QCOW2, bitmap, encrypt};
 /// An open qcow2 image.
 #[derive(Debug)]
 pub struct Qcow2Image {
+    file: Arc<dyn BlockSource>,
     header: Header,
     mapped: Mapped<Qcow2Map>,
     backing: Option<Arc<dyn Image>>,
@@ -49,9 +50,16 @@ impl Qcow2Image {
         let (below, backing) = open_backing(&header, opener, &mut references)?;
         let mut info = describe(&header, &source, limits, &snapshots)?;
         info.virtual_size = size;
-        let map = Qcow2Map::new(&header, source, l1, regions, limits.cache_bytes);
+        let map = Qcow2Map::new(
+            &header,
+            Arc::clone(&source),
+            l1,
+            regions,
+            limits.cache_bytes,
+        );
         let mapped = Mapped::new(map, data, below, size);
         Ok(Qcow2Image {
+            file: source,
             header,
             mapped,
             backing,
@@ -102,7 +110,19 @@ impl BlockSource for Qcow2Image {
     }
 
     fn identity(&self) -> Option<FileIdentity> {
-        self.mapped.identity()
+        self.file.identity()
+    }
+
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        self.file.uses_file(file) || self.mapped.uses_file(file)
+    }
+
+    fn depth_of(&self, file: FileIdentity) -> Option<u16> {
+        if self.identity() == Some(file) {
+            Some(0)
+        } else {
+            self.mapped.depth_of(file)
+        }
     }
 }
 

@@ -69,6 +69,10 @@ impl BlockSource for RawImage {
     fn identity(&self) -> Option<FileIdentity> {
         self.source.identity()
     }
+
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        self.source.uses_file(file)
+    }
 }
 
 impl Image for RawImage {

@@ -73,6 +73,7 @@ impl ImageWriter for RawWriter {
         // 4 KiB is the block of nearly every file system: less does not save space.
         let mut shape = WriteShape::new(self.virtual_size, 512);
         shape.zero_unit = 4096;
+        shape.plain = true;
         let payload = match self.preallocation {
             Preallocation::Off => return shape,
             Preallocation::Falloc => Payload::Allocate(self.virtual_size),

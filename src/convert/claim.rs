@@ -1,0 +1,187 @@
+//! Cutting the source into segments: holes are skipped, pieces are rounded to the target's unit.
+
+use std::sync::Arc;
+
+use crate::convert::segment::{MAX_PIECES, Piece, Segment};
+use crate::error::{Error, Result};
+use crate::extent::{Extent, ExtentKind};
+use crate::image::Image;
+use crate::source::BlockSource;
+
+/// What is known of the target that decides which ranges have to be written at all.
+#[derive(Debug)]
+pub(super) enum Ground {
+    /// Whatever is not written reads as zero.
+    Zero,
+    /// Whatever is not written reads as anything: zeros have to be placed, too.
+    Unknown,
+    /// Whatever is not written reads as the source's own layer at this depth does.
+    Layer(u16),
+    /// Whatever is not written reads as this image does.
+    Image(Arc<dyn Image>),
+}
+
+/// Where the next segment begins. Cuts depend on the source and the target alone, never on the number
+/// of threads or on memory.
+#[derive(Debug)]
+pub(super) struct Cursor<'a> {
+    source: &'a dyn BlockSource,
+    ground: &'a Ground,
+    /// Virtual size of the target, and where the work ends.
+    size: u64,
+    unit: u64,
+    /// Bytes of a segment's buffer: a multiple of the unit.
+    capacity: u64,
+    /// Everything before is dealt with.
+    position: u64,
+    /// The run that `position` is in, if it is known.
+    run: Option<Extent>,
+    number: u64,
+}
+
+enum Status {
+    Skip,
+    Zero,
+    Data,
+}
+
+impl<'a> Cursor<'a> {
+    pub(super) fn new(
+        source: &'a dyn BlockSource,
+        ground: &'a Ground,
+        size: u64,
+        unit: u64,
+        capacity: u64,
+    ) -> Self {
+        Cursor {
+            source,
+            ground,
+            size,
+            unit,
+            capacity,
+            position: 0,
+            run: None,
+            number: 0,
+        }
+    }
+
+    /// Fills `segment` with the pieces that come next; `false` if there is nothing left to do.
+    /// `stopped` is asked now and then, so that endless holes cannot keep the work from ending.
+    pub(super) fn claim(
+        &mut self,
+        segment: &mut Segment,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<bool> {
+        segment.clear();
+        let mut used = 0;
+        while self.position < self.size && used < self.capacity && segment.pieces.len() < MAX_PIECES
+        {
+            if stopped() {
+                return Err(Error::Cancelled);
+            }
+            let (status, end) = self.status()?;
+            match status {
+                Status::Skip => self.position = end,
+                Status::Zero => match self.whole_units(end) {
+                    Some((guest, len)) => {
+                        segment.pieces.push(Piece::Zero { guest, len });
+                        self.position = guest + len;
+                    }
+                    None => self.claim_data(segment, &mut used, end),
+                },
+                Status::Data => self.claim_data(segment, &mut used, end),
+            }
+        }
+        segment.done = self.position.min(self.size);
+        segment.number = self.number;
+        let some = !segment.pieces.is_empty();
+        self.number += u64::from(some);
+        Ok(some)
+    }
+
+    /// Takes the units that hold the bytes from the position to `end`, as far as there is room. What
+    /// else is in these units is taken with them.
+    fn claim_data(&mut self, segment: &mut Segment, used: &mut u64, end: u64) {
+        let start = self.position - self.position % self.unit;
+        let end = end
+            .checked_next_multiple_of(self.unit)
+            .unwrap_or(u64::MAX)
+            .min(self.size);
+        let len = (end - start).min(self.capacity - *used);
+        // A piece ends inside a unit only at the end of the disk, so every piece starts at one.
+        let at = usize::try_from(*used).unwrap_or(usize::MAX);
+        segment.pieces.push(Piece::Data {
+            guest: start,
+            len,
+            at,
+        });
+        *used += len.next_multiple_of(self.unit);
+        self.position = start + len;
+    }
+
+    /// The whole units in the run of zeros from the position to `end`, if the position is at the
+    /// start of one.
+    fn whole_units(&self, end: u64) -> Option<(u64, u64)> {
+        let end = if end >= self.size {
+            self.size
+        } else {
+            end - end % self.unit
+        };
+        let aligned = self.position % self.unit == 0;
+        (aligned && end > self.position).then(|| (self.position, end - self.position))
+    }
+
+    /// What to do with the run at the position, and where it ends.
+    fn status(&mut self) -> Result<(Status, u64)> {
+        let run = self.run_at_position()?;
+        let zero = run.kind.reads_as_zero();
+        match self.ground {
+            Ground::Zero if zero => Ok((Status::Skip, run.end())),
+            Ground::Unknown if zero => Ok((Status::Zero, run.end())),
+            Ground::Zero | Ground::Unknown => Ok((Status::Data, run.end())),
+            Ground::Layer(depth) if run.depth >= *depth => Ok((Status::Skip, run.end())),
+            Ground::Layer(_) if zero => Ok((Status::Zero, run.end())),
+            Ground::Layer(_) => Ok((Status::Data, run.end())),
+            Ground::Image(image) if zero => {
+                // Zeros are recorded where they mask something.
+                if self.position >= image.size() {
+                    return Ok((Status::Skip, run.end()));
+                }
+                let below = image.extent_at(self.position, run.end() - self.position)?;
+                let masked = !below.kind.reads_as_zero();
+                Ok((
+                    if masked { Status::Zero } else { Status::Skip },
+                    below.end(),
+                ))
+            }
+            Ground::Image(_) => Ok((Status::Data, run.end())),
+        }
+    }
+
+    fn run_at_position(&mut self) -> Result<Extent> {
+        if let Some(run) = self
+            .run
+            .filter(|run| (run.start..run.end()).contains(&self.position))
+        {
+            return Ok(run);
+        }
+        let source_size = self.source.size();
+        let run = if self.position < source_size {
+            self.source
+                .extent_at(self.position, source_size - self.position)?
+        } else {
+            // What the target adds by rounding the size up.
+            let (kind, host_offset) = (ExtentKind::Zero, None);
+            let len = self.size - self.position;
+            Extent {
+                start: self.position,
+                len,
+                kind,
+                depth: 0,
+                host_offset,
+            }
+        };
+        self.run = Some(run);
+        Ok(run)
+    }
+}

@@ -1,6 +1,12 @@
 //! The images of testdata against what qemu-img says of them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr
+)]
 
 mod common;
 
@@ -11,7 +17,10 @@ use common::{can_unpack, goldens, manifest, map_of, map_of_qemu, read_all, sha25
 #[test]
 fn guests_see_what_qemu_img_says() {
     for golden in goldens() {
-        let image = golden.options().open_path(&golden.path).expect(&golden.file);
+        let image = golden
+            .options()
+            .open_path(&golden.path)
+            .expect(&golden.file);
         assert_eq!(image.format().as_str(), golden.format, "{}", golden.file);
         assert_eq!(image.size(), golden.size(), "{}", golden.file);
         assert_eq!(image.info().virtual_size, golden.size(), "{}", golden.file);
@@ -29,7 +38,7 @@ fn extents_are_where_qemu_img_map_says() {
         }
         let image = golden.options().open_path(&golden.path).unwrap();
         assert_eq!(
-            map_of(&image),
+            map_of(image.as_ref()),
             map_of_qemu(&golden.entry["map"]),
             "{}",
             golden.file
@@ -89,7 +98,10 @@ fn encrypted_images_are_described_and_not_read() {
         let read = image.read_at(&mut [0; 512], 0);
         assert!(matches!(read, Err(Error::Unsupported { .. })), "{read:?}");
         let extent = image.extent_at(0, 512);
-        assert!(matches!(extent, Err(Error::Unsupported { .. })), "{extent:?}");
+        assert!(
+            matches!(extent, Err(Error::Unsupported { .. })),
+            "{extent:?}"
+        );
     }
 }
 
@@ -117,15 +129,22 @@ fn info_tells_what_is_special() {
 #[cfg(not(feature = "zlib"))]
 #[test]
 fn without_zlib_a_packed_cluster_names_the_feature() {
-    let image = OpenOptions::new().open_path(testdata("qcow2/good/zlib.qcow2")).unwrap();
+    let image = OpenOptions::new()
+        .open_path(testdata("qcow2/good/zlib.qcow2"))
+        .unwrap();
     let error = read_all(&image).unwrap_err().to_string();
-    assert!(error.contains("zlib") || error.contains("deflate"), "{error}");
+    assert!(
+        error.contains("zlib") || error.contains("deflate"),
+        "{error}"
+    );
 }
 
 #[cfg(not(feature = "zstd"))]
 #[test]
 fn without_zstd_a_packed_cluster_names_the_feature() {
-    let image = OpenOptions::new().open_path(testdata("qcow2/good/zstd.qcow2")).unwrap();
+    let image = OpenOptions::new()
+        .open_path(testdata("qcow2/good/zstd.qcow2"))
+        .unwrap();
     let error = read_all(&image).unwrap_err().to_string();
     assert!(error.contains("zstd"), "{error}");
 }

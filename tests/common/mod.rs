@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use blockform::{BlockSource, BlockSourceExt, Error, Extent, ExtentKind, OpenOptions, PathPolicy};
+use blockform::{
+    BlockSource, BlockSourceExt, Error, Extent, ExtentKind, Image, OpenOptions, PathPolicy,
+};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -196,9 +198,7 @@ pub fn map_of_qemu(map: &Value) -> Vec<Mapped> {
             continue;
         }
         let host = run["offset"].as_u64().filter(|_| kind == ExtentKind::Data);
-        let depth = run["depth"]
-            .as_u64()
-            .filter(|_| kind != ExtentKind::Hole);
+        let depth = run["depth"].as_u64().filter(|_| kind != ExtentKind::Hole);
         let start = run["start"].as_u64().unwrap();
         push(
             &mut runs,
@@ -214,17 +214,28 @@ pub fn map_of_qemu(map: &Value) -> Vec<Mapped> {
     runs
 }
 
-/// The extents of a source in the same shape.
-pub fn map_of(source: &dyn BlockSource) -> Vec<Mapped> {
+/// The extents of an image in the same shape.
+pub fn map_of(image: &dyn Image) -> Vec<Mapped> {
+    let mut sizes = vec![image.size()];
+    let mut below = image.backing();
+    while let Some(image) = below {
+        sizes.push(image.size());
+        below = image.backing();
+    }
     let mut runs = Vec::new();
-    for extent in source.extents() {
+    for extent in image.extents() {
         let Extent {
             start,
             len,
-            kind,
+            mut kind,
             depth,
             host_offset,
         } = extent.unwrap();
+        // The end of a shorter backing file masks what lies deeper, so that it is a `Zero` of that
+        // backing file to us; to qemu-img nothing is present there.
+        if kind == ExtentKind::Zero && start >= sizes[usize::from(depth)] {
+            kind = ExtentKind::Hole;
+        }
         let depth = (kind != ExtentKind::Hole).then_some(u64::from(depth));
         let host = host_offset.filter(|_| kind == ExtentKind::Data);
         push(
@@ -272,7 +283,12 @@ pub fn sample_disk(seed: u64, size: usize) -> Vec<u8> {
         let len = 1 + usize::try_from(rng.below(40_000)).unwrap();
         match rng.below(4) {
             0 => disk.extend(rng.bytes(len)),
-            1 => disk.extend(b"What is written here packs well. ".iter().cycle().take(len)),
+            1 => disk.extend(
+                b"What is written here packs well. "
+                    .iter()
+                    .cycle()
+                    .take(len),
+            ),
             _ => disk.extend(std::iter::repeat_n(0, len)),
         }
     }

@@ -14,15 +14,24 @@ struct Loop(PathBuf);
 
 impl Loop {
     fn over(file: &Path) -> Option<Loop> {
-        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
+        let made = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output()
+            .ok()?;
         let name = String::from_utf8(made.stdout).ok()?;
-        made.status.success().then(|| Loop(PathBuf::from(name.trim())))
+        made.status
+            .success()
+            .then(|| Loop(PathBuf::from(name.trim())))
     }
 }
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+        let _ = Command::new("losetup")
+            .arg("--detach")
+            .arg(&self.0)
+            .status();
     }
 }
 

@@ -1,6 +1,12 @@
 //! One suite for every source and every target: storage, and every image of every format.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr
+)]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -33,9 +39,15 @@ fn sparse_file(path: &std::path::Path) -> Vec<u8> {
     let mut content = vec![0; 1_500_001];
     let file = FileStorage::create_new(path).unwrap();
     file.set_size(content.len() as u64).unwrap();
-    for (start, len) in [(0, 4096), (262_144, 70_000), (1_048_577, 3), (1_499_990, 11)] {
+    for (start, len) in [
+        (0, 4096),
+        (262_144, 70_000),
+        (1_048_577, 3),
+        (1_499_990, 11),
+    ] {
         content[start..start + len].copy_from_slice(&common::Rng(start as u64).bytes(len));
-        file.write_all_at(&content[start..start + len], start as u64).unwrap();
+        file.write_all_at(&content[start..start + len], start as u64)
+            .unwrap();
     }
     content
 }
@@ -47,10 +59,21 @@ fn files() {
     let content = sparse_file(&path);
     let file = FileStorage::open(&path).unwrap();
     source::check("a sparse file", &file, &content);
-    source::check("a writable file", &FileStorage::open_writable(&path).unwrap(), &content);
+    source::check(
+        "a writable file",
+        &FileStorage::open_writable(&path).unwrap(),
+        &content,
+    );
     let opened = std::fs::File::open(&path).unwrap();
-    source::check("an open file", &FileStorage::from_file(opened).unwrap(), &content);
-    let holes = file.extents().map(Result::unwrap).filter(|e| e.kind == ExtentKind::Zero);
+    source::check(
+        "an open file",
+        &FileStorage::from_file(opened).unwrap(),
+        &content,
+    );
+    let holes = file
+        .extents()
+        .map(Result::unwrap)
+        .filter(|e| e.kind == ExtentKind::Zero);
     if cfg!(target_os = "linux") {
         assert!(holes.count() >= 2, "the holes of a file are found");
     }
@@ -93,10 +116,18 @@ fn a_file_gives_space_back_and_reserves_it() {
     let len = 4 << 20;
     file.write_all_at(&vec![1; len], 0).unwrap();
     let full = file.allocated_size().unwrap();
-    file.write_zeroes_at(1 << 20, 2 << 20, Zeroes::Keep).unwrap();
-    assert!(file.allocated_size().unwrap() >= full, "Keep keeps the space");
-    file.write_zeroes_at(1 << 20, 2 << 20, Zeroes::Discard).unwrap();
-    assert!(file.allocated_size().unwrap() < full, "Discard gives it back");
+    file.write_zeroes_at(1 << 20, 2 << 20, Zeroes::Keep)
+        .unwrap();
+    assert!(
+        file.allocated_size().unwrap() >= full,
+        "Keep keeps the space"
+    );
+    file.write_zeroes_at(1 << 20, 2 << 20, Zeroes::Discard)
+        .unwrap();
+    assert!(
+        file.allocated_size().unwrap() < full,
+        "Discard gives it back"
+    );
     file.allocate(8 << 20, 1 << 20).unwrap();
     assert_eq!(file.size(), 9 << 20);
     assert!(file.allocated_size().unwrap() >= full - (2 << 20) + (1 << 20));
@@ -117,7 +148,13 @@ fn memory() {
 fn slices_and_rows_of_others() {
     let content = sample_disk(3, 200_003);
     let memory: Arc<dyn BlockSource> = Arc::new(Memory::new(content.clone()));
-    for (start, len) in [(0, 200_003), (1, 200_002), (4097, 65_537), (200_003, 0), (77, 0)] {
+    for (start, len) in [
+        (0, 200_003),
+        (1, 200_002),
+        (4097, 65_537),
+        (200_003, 0),
+        (77, 0),
+    ] {
         let slice = Slice::new(Arc::clone(&memory), start as u64, len as u64).unwrap();
         source::check("a slice", &slice, &content[start..start + len]);
     }
@@ -135,7 +172,13 @@ fn slices_and_rows_of_others() {
         Arc::new(Slice::new(Arc::clone(&memory), 5, 1).unwrap()),
         Arc::new(Slice::new(Arc::clone(&file), 300_001, 900_000).unwrap()),
     ];
-    let row = [&content[..], &sparse, &content[5..6], &sparse[300_001..1_200_001]].concat();
+    let row = [
+        &content[..],
+        &sparse,
+        &content[5..6],
+        &sparse[300_001..1_200_001],
+    ]
+    .concat();
     source::check("a row", &Concat::new(parts).unwrap(), &row);
     source::check("a row of nothing", &Concat::new([]).unwrap(), b"");
 }
@@ -154,10 +197,16 @@ fn cursors() {
         far_offsets: false,
     };
     target::check("a cursor as a target", can, || {
-        (SeekTarget::new(Cursor::new(content.clone())).unwrap(), content.clone())
+        (
+            SeekTarget::new(Cursor::new(content.clone())).unwrap(),
+            content.clone(),
+        )
     });
     target::check("an empty cursor as a target", can, || {
-        (SeekTarget::new(Cursor::new(Vec::new())).unwrap(), Vec::new())
+        (
+            SeekTarget::new(Cursor::new(Vec::new())).unwrap(),
+            Vec::new(),
+        )
     });
 }
 
@@ -194,7 +243,11 @@ fn every_snapshot() {
         for snapshot in golden.entry["snapshots"].as_array().into_iter().flatten() {
             let id = snapshot["id"].as_str().unwrap().to_owned();
             let selector = blockform::image::SnapshotSelector::Id(id);
-            let image = golden.options().snapshot(selector).open_path(&golden.path).unwrap();
+            let image = golden
+                .options()
+                .snapshot(selector)
+                .open_path(&golden.path)
+                .unwrap();
             let content = read_all(&image).unwrap();
             source::check(&golden.file, &image, &content);
         }

@@ -26,17 +26,36 @@ fn read_is_right(name: &str, source: &dyn BlockSource, expected: &[u8], offset: 
     let start = usize::try_from(offset).unwrap().min(expected.len());
     let want = &expected[start..expected.len().min(start + len)];
     assert_eq!(n, want.len(), "{name}: length of read {len} at {offset}");
-    assert!(buf[..n] == *want, "{name}: content of read {len} at {offset}");
+    assert!(
+        buf[..n] == *want,
+        "{name}: content of read {len} at {offset}"
+    );
 }
 
 fn reads_at_every_kind_of_offset(name: &str, source: &dyn BlockSource, expected: &[u8]) {
     let size = source.size();
     let block = source.block_size().min(1 << 21);
-    let offsets = [0, 1, 511, 512, 513, 4095, 4096, 65_535, 65_536, size / 2, size];
+    let offsets = [
+        0,
+        1,
+        511,
+        512,
+        513,
+        4095,
+        4096,
+        65_535,
+        65_536,
+        size / 2,
+        size,
+    ];
     let near = [block, 2 * block, 3 * block].map(|b| [b.saturating_sub(1), b, b + 1]);
     let last = [1, 2, 511, 512, 513].map(|n| size.saturating_sub(n));
     let lens = [0, 1, 2, 511, 512, 513, 4096, 70_000];
-    for offset in offsets.into_iter().chain(near.into_iter().flatten()).chain(last) {
+    for offset in offsets
+        .into_iter()
+        .chain(near.into_iter().flatten())
+        .chain(last)
+    {
         for len in lens {
             if offset <= size {
                 read_is_right(name, source, expected, offset, len);
@@ -54,21 +73,42 @@ fn reads_at_every_kind_of_offset(name: &str, source: &dyn BlockSource, expected:
 
 fn nothing_past_the_end(name: &str, source: &dyn BlockSource) {
     let size = source.size();
-    for offset in [size, size + 1, 1 << 62, i64::MAX as u64, 1 << 63, u64::MAX - 1, u64::MAX] {
+    for offset in [
+        size,
+        size + 1,
+        1 << 62,
+        i64::MAX as u64,
+        1 << 63,
+        u64::MAX - 1,
+        u64::MAX,
+    ] {
         for len in [0, 1, 512, 5000] {
             let n = source.read_at(&mut vec![0; len], offset);
-            assert_eq!(n.ok(), Some(0), "{name}: read {len} past the end, at {offset}");
+            assert_eq!(
+                n.ok(),
+                Some(0),
+                "{name}: read {len} past the end, at {offset}"
+            );
         }
         for limit in [1, 512, u64::MAX] {
             let extent = source.extent_at(offset, limit);
             let refused = matches!(extent, Err(Error::OutOfRange { .. }));
-            assert!(refused, "{name}: extent past the end, at {offset}: {extent:?}");
+            assert!(
+                refused,
+                "{name}: extent past the end, at {offset}: {extent:?}"
+            );
         }
         let exact = source.read_exact_at(&mut [0], offset);
-        assert!(matches!(exact, Err(Error::OutOfRange { .. })), "{name}: {exact:?}");
+        assert!(
+            matches!(exact, Err(Error::OutOfRange { .. })),
+            "{name}: {exact:?}"
+        );
     }
     let none = source.extent_at(0, 0);
-    assert!(matches!(none, Err(Error::OutOfRange { .. })), "{name}: an extent of 0 bytes: {none:?}");
+    assert!(
+        matches!(none, Err(Error::OutOfRange { .. })),
+        "{name}: an extent of 0 bytes: {none:?}"
+    );
 }
 
 fn extent_is_lawful(name: &str, source: &dyn BlockSource, extent: Extent, offset: u64, limit: u64) {
@@ -90,7 +130,11 @@ fn extents_tile(name: &str, source: &dyn BlockSource, expected: &[u8]) {
         }
         at = extent.end();
     }
-    assert_eq!(at, source.size(), "{name}: the extents end where the source does");
+    assert_eq!(
+        at,
+        source.size(),
+        "{name}: the extents end where the source does"
+    );
 }
 
 fn extents_from_anywhere(name: &str, source: &dyn BlockSource) {
@@ -102,7 +146,10 @@ fn extents_from_anywhere(name: &str, source: &dyn BlockSource) {
         let limit = [1, 7, 512, 4096, 100_000, u64::MAX][usize::try_from(rng.below(6)).unwrap()];
         let extent = source.extent_at(offset, limit).unwrap();
         extent_is_lawful(name, source, extent, offset, limit);
-        let tile = whole.iter().find(|e| (e.start..e.end()).contains(&offset)).unwrap();
+        let tile = whole
+            .iter()
+            .find(|e| (e.start..e.end()).contains(&offset))
+            .unwrap();
         assert_eq!(
             (extent.kind, extent.depth),
             (tile.kind, tile.depth),

@@ -34,7 +34,11 @@ pub(crate) fn check<T: BlockTarget>(name: &str, can: Abilities, make: impl Fn() 
             let written = target.write_all_at(b"far", offset);
             assert!(written.is_err(), "{name}: wrote at {offset}");
         }
-        assert_eq!(target.size(), model.len() as u64, "{name}: a failed write far out");
+        assert_eq!(
+            target.size(),
+            model.len() as u64,
+            "{name}: a failed write far out"
+        );
     }
 }
 
@@ -94,7 +98,11 @@ fn random_operations<T: BlockTarget>(
                 }
             }
         }
-        assert_eq!(target.size(), model.len() as u64, "{name}: size after {done:?}");
+        assert_eq!(
+            target.size(),
+            model.len() as u64,
+            "{name}: size after {done:?}"
+        );
         let mut bytes = vec![0xee; model.len()];
         target.read_exact_at(&mut bytes, 0).unwrap();
         assert!(bytes == model, "{name}: content after {done:?}");

@@ -42,6 +42,12 @@ pub trait BlockSource: Debug + Send + Sync {
         1
     }
 
+    /// How many bytes of storage the source takes up, where that is known: for a file less than its
+    /// size if it has holes.
+    fn allocated_size(&self) -> Option<u64> {
+        None
+    }
+
     /// What tells this file from any other, where it is a file, or an image in one.
     fn identity(&self) -> Option<FileIdentity> {
         None
@@ -78,6 +84,7 @@ macro_rules! forward_source {
                 (**self).extent_at(offset, limit)
             }
             fn block_size(&self) -> u64 { (**self).block_size() }
+            fn allocated_size(&self) -> Option<u64> { (**self).allocated_size() }
             fn identity(&self) -> Option<FileIdentity> { (**self).identity() }
             fn uses_file(&self, file: FileIdentity) -> bool { (**self).uses_file(file) }
             fn depth_of(&self, file: FileIdentity) -> Option<u16> { (**self).depth_of(file) }

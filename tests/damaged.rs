@@ -8,13 +8,13 @@
     clippy::print_stderr
 )]
 
-mod common;
+mod support;
 
 use std::sync::Arc;
 
 use blockform::storage::Memory;
 use blockform::{BlockSourceExt, Error, OpenOptions};
-use common::{Rng, can_unpack, goldens, manifest, read_all, sha256, testdata};
+use support::{Rng, can_unpack, goldens, manifest, read_all, sha256, testdata};
 
 fn variant(error: &Error) -> &'static str {
     match error {
@@ -54,7 +54,7 @@ fn every_damaged_image_is_refused_by_name() {
 }
 
 /// What is read of a damaged image is right, or refused: extents and content alike.
-fn right_or_refused(bytes: Vec<u8>, golden: &common::Golden, about: &str) -> bool {
+fn right_or_refused(bytes: Vec<u8>, golden: &support::Golden, about: &str) -> bool {
     let source = Arc::new(Memory::new(bytes));
     let Ok(image) = OpenOptions::new().open(source) else {
         return false;

@@ -8,11 +8,11 @@
     clippy::print_stderr
 )]
 
-mod common;
+mod support;
 
 use blockform::image::SnapshotSelector;
 use blockform::{Error, OpenOptions, PathPolicy};
-use common::{can_unpack, goldens, manifest, map_of, map_of_qemu, read_all, sha256, testdata};
+use support::{can_unpack, goldens, manifest, map_of, map_of_qemu, read_all, sha256, testdata};
 
 #[test]
 fn guests_see_what_qemu_img_says() {

@@ -8,14 +8,14 @@
     clippy::print_stderr
 )]
 
-mod common;
+mod support;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blockform::storage::Memory;
 use blockform::{Error, Limits, OpenOptions};
-use common::{can_unpack, goldens, read_all, sha256_of, testdata};
+use support::{can_unpack, goldens, read_all, sha256_of, testdata};
 
 fn limits(change: impl FnOnce(&mut Limits)) -> Limits {
     let mut limits = Limits::default();

@@ -9,7 +9,7 @@
     clippy::print_stderr
 )]
 
-mod common;
+mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use blockform::{
     BlockSource, DenyReferences, DetachReferences, Error, Limits, OpenOptions, PathPolicy,
     Reference, ReferenceKind, Resolved, Resolver,
 };
-use common::{Qcow2Names, overlay_on, overlay_with_format, read_all, testdata};
+use support::{Qcow2Names, overlay_on, overlay_with_format, read_all, testdata};
 
 const CANARY: &[u8] = b"CANARY that no image may show ";
 const INSIDE: &[u8] = b"a file in the same directory ";

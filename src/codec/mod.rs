@@ -1,5 +1,6 @@
 //! Packing and unpacking units of data: pure functions of bytes, with their contexts kept for reuse.
 
+pub(crate) mod pack;
 mod pool;
 mod unpack;
 

@@ -14,7 +14,7 @@ impl<T> Default for Pool<T> {
 
 impl<T> Pool<T> {
     /// Runs `work` with a context, which `make` makes if all others are in use. A context whose work
-    /// panics is dropped.
+    /// fails may be in any state: it does not come back.
     pub(crate) fn with<R, E>(
         &self,
         make: impl FnOnce() -> Result<T, E>,
@@ -25,12 +25,12 @@ impl<T> Pool<T> {
             Some(context) => context,
             None => make()?,
         };
-        let result = work(&mut context);
+        let result = work(&mut context)?;
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(context);
-        result
+        Ok(result)
     }
 }
 

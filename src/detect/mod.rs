@@ -1,5 +1,7 @@
 //! Which format a file is of: all probes see the same window, and all that match are the answer.
 
+mod foreign;
+
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::formats::BUILTIN;
@@ -9,13 +11,14 @@ use crate::source::BlockSource;
 /// Everything that a file was found to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Detected {
-    /// The formats whose signatures were found, with the evidence for each.
+    /// The formats whose signatures were found, with the evidence for each: those that can be read
+    /// first, then others.
     pub matches: Vec<(FormatId, Evidence)>,
 }
 
 /// Runs every format's probe over `source`.
 ///
-/// Raw is never among the answers: everything is a raw disk to those who say so.
+/// Signatures of formats that this crate cannot read are among the matches. Raw is never among the answers: everything is a raw disk to those who say so.
 ///
 /// # Errors
 /// What reading fails with.
@@ -27,6 +30,7 @@ pub fn detect(source: &dyn BlockSource) -> Result<Detected> {
             Verdict::Reject => None,
             Verdict::Match(evidence) => Some((format.id(), evidence)),
         });
+    let matches = matches.chain(foreign::matches(&window.probe()));
     Ok(Detected {
         matches: matches.collect(),
     })
@@ -36,14 +40,63 @@ impl Detected {
     /// The one format that the file is of.
     ///
     /// # Errors
-    /// [`Error::Unrecognized`] if there is none, [`Error::Ambiguous`] if there are several.
+    /// [`Error::Unrecognized`] if there is none, [`Error::Ambiguous`] if there are several,
+    /// [`Error::Unsupported`] if it is one that this crate cannot read.
     pub fn one(&self) -> Result<&'static dyn Format> {
         match self.matches.as_slice() {
             [] => Err(Error::Unrecognized),
-            [(id, _)] => crate::formats::by_name(id.as_str()).ok_or(Error::Unrecognized),
+            [(id, _)] => crate::formats::by_name(id.as_str()).ok_or_else(|| Error::Unsupported {
+                format: *id,
+                feature: "this format".to_owned(),
+                hint: "if the file is a raw disk all the same, say so (-f raw)",
+            }),
             several => Err(Error::Ambiguous {
                 matches: several.iter().map(|(id, _)| *id).collect(),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Memory;
+
+    fn found(bytes: &[u8]) -> Result<&'static str> {
+        let detected = detect(&Memory::new(bytes.to_vec()))?;
+        detected.one().map(|format| format.id().as_str())
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named_and_never_raw() {
+        let mut fixed = vec![0; 4096];
+        fixed[4096 - 512..4096 - 504].copy_from_slice(b"conectix");
+        for (bytes, name) in [
+            (&b"KDMV and more"[..], "vmdk"),
+            (b"QFI\xfb\0\0\0\x01", "qcow"),
+            (b"vhdxfile", "vhdx"),
+            (&fixed, "vhd"),
+        ] {
+            let error = found(bytes).unwrap_err();
+            assert!(
+                matches!(&error, Error::Unsupported { format, .. } if format.as_str() == name),
+                "{error}"
+            );
+        }
+        assert!(matches!(found(b""), Err(Error::Unrecognized)));
+        assert!(matches!(found(&[0; 4096]), Err(Error::Unrecognized)));
+    }
+
+    #[test]
+    fn two_formats_at_once_are_neither() {
+        let mut both = vec![0; 4096];
+        both[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        assert_eq!(found(&both).unwrap(), "qcow2");
+        both[4096 - 512..4096 - 504].copy_from_slice(b"conectix");
+        let error = found(&both).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the file is qcow2 and vhd at once; name the format that it is meant to have (-f FORMAT)"
+        );
     }
 }

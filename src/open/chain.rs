@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Image, Opener, SnapshotSelector};
+use crate::image::{Format, Image, Opener, SnapshotSelector};
 use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::reference::{Reference, Resolved, Resolver};
@@ -35,6 +35,16 @@ impl Chain {
         }
     }
 
+    /// This chain with somebody else to decide about the references of its last file.
+    pub(super) fn with_resolver(&self, resolver: Arc<dyn Resolver>) -> Self {
+        Chain {
+            limits: self.limits.clone(),
+            snapshot: self.snapshot.clone(),
+            resolver,
+            above: self.above.clone(),
+        }
+    }
+
     /// The chain of a file that this image refers to.
     fn below(
         &self,
@@ -57,18 +67,10 @@ impl Chain {
             above,
         })
     }
-}
 
-impl Opener for Chain {
-    fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    fn snapshot(&self) -> Option<&SnapshotSelector> {
-        self.snapshot.as_ref()
-    }
-
-    fn open_image(&self, reference: &Reference) -> Result<Option<Arc<dyn Image>>> {
+    /// The file that `reference` means, the format that it has by declaration, and the chain that
+    /// goes on from there; `None` if the resolver left it closed.
+    pub(super) fn follow(&self, reference: &Reference) -> Result<Option<Below>> {
         let (source, override_format, within) = match self.resolver.resolve(reference)? {
             Resolved::Detached => return Ok(None),
             Resolved::Open {
@@ -90,6 +92,26 @@ impl Opener for Chain {
             }
         };
         let chain = self.below(source.identity(), within, reference)?;
+        Ok(Some((source, format, chain)))
+    }
+}
+
+/// A file further down, its format, and the chain from there on.
+pub(super) type Below = (Arc<dyn BlockSource>, &'static dyn Format, Chain);
+
+impl Opener for Chain {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn snapshot(&self) -> Option<&SnapshotSelector> {
+        self.snapshot.as_ref()
+    }
+
+    fn open_image(&self, reference: &Reference) -> Result<Option<Arc<dyn Image>>> {
+        let Some((source, format, chain)) = self.follow(reference)? else {
+            return Ok(None);
+        };
         Ok(Some(Arc::from(open_as(format, source, &chain)?)))
     }
 

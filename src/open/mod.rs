@@ -1,6 +1,7 @@
 //! The one door into an image: limits, reference policy, backing chain.
 
 mod chain;
+mod layer;
 mod policy;
 
 use std::path::Path;
@@ -17,6 +18,7 @@ use crate::reference::{DenyReferences, Resolver};
 use crate::source::BlockSource;
 use crate::storage::FileStorage;
 
+pub(crate) use layer::Layer;
 pub use policy::{PathPolicy, PathResolver};
 
 /// How to open an image. The defaults are for a file that a stranger sent: the format is detected,

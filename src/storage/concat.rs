@@ -85,4 +85,8 @@ impl BlockSource for Concat {
             .max()
             .unwrap_or(1)
     }
+
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        self.parts.iter().any(|(_, part)| part.uses_file(file))
+    }
 }

@@ -138,22 +138,6 @@ impl FileStorage {
         self.kind == Kind::BlockDevice
     }
 
-    /// How many bytes the file takes up on its file system, where the system tells.
-    pub fn allocated_size(&self) -> Option<u64> {
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::MetadataExt;
-            self.file
-                .metadata()
-                .ok()
-                .map(|m| m.blocks().saturating_mul(512))
-        }
-        #[cfg(not(unix))]
-        {
-            self.file.metadata().ok().map(|m| m.len())
-        }
-    }
-
     fn grow_to(&self, end: u64) {
         if self.kind == Kind::Regular {
             self.size.fetch_max(end, Ordering::Relaxed);
@@ -225,6 +209,19 @@ impl BlockSource for FileStorage {
             *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(run);
         }
         Ok(run.limited(limit))
+    }
+
+    fn allocated_size(&self) -> Option<u64> {
+        let metadata = self.file.metadata().ok()?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            Some(metadata.blocks().saturating_mul(512))
+        }
+        #[cfg(not(unix))]
+        {
+            Some(metadata.len())
+        }
     }
 
     fn identity(&self) -> Option<FileIdentity> {

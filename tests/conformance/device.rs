@@ -5,7 +5,7 @@ use std::process::Command;
 
 use blockform::storage::FileStorage;
 
-use crate::common::sample_disk;
+use crate::support::sample_disk;
 use crate::target::{self, Abilities};
 use crate::{folder, source};
 
@@ -57,7 +57,7 @@ fn a_block_device() {
     };
     target::check("a block device as a target", can, || {
         let storage = FileStorage::open_writable(&device.0).unwrap();
-        let content = crate::common::read_all(&storage).unwrap();
+        let content = crate::support::read_all(&storage).unwrap();
         (storage, content)
     });
 }

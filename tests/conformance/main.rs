@@ -8,8 +8,8 @@
     clippy::print_stderr
 )]
 
-#[path = "../common/mod.rs"]
-mod common;
+#[path = "../support/mod.rs"]
+mod support;
 mod device;
 mod source;
 mod target;
@@ -21,7 +21,7 @@ use blockform::storage::{
     Concat, FileStorage, Memory, PendingFile, SeekSource, SeekTarget, Slice, SourceReader,
 };
 use blockform::{BlockSource, BlockSourceExt, BlockTarget, ExtentKind, Zeroes};
-use common::{goldens, read_all, sample_disk, sha256};
+use support::{goldens, read_all, sample_disk, sha256};
 use target::Abilities;
 
 const GROWS: Abilities = Abilities {
@@ -45,7 +45,7 @@ fn sparse_file(path: &std::path::Path) -> Vec<u8> {
         (1_048_577, 3),
         (1_499_990, 11),
     ] {
-        content[start..start + len].copy_from_slice(&common::Rng(start as u64).bytes(len));
+        content[start..start + len].copy_from_slice(&support::Rng(start as u64).bytes(len));
         file.write_all_at(&content[start..start + len], start as u64)
             .unwrap();
     }

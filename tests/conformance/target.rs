@@ -2,7 +2,7 @@
 
 use blockform::{BlockSourceExt, BlockTarget, Zeroes};
 
-use crate::common::Rng;
+use crate::support::Rng;
 use crate::source;
 
 /// What a kind of target can do.

@@ -9,10 +9,11 @@ mod layout;
 mod map;
 mod open;
 mod snapshot;
+mod write;
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
 use crate::source::BlockSource;
@@ -20,6 +21,7 @@ use crate::source::BlockSource;
 pub use feature::{Autoclear, Compatible, Incompatible};
 pub use header::{CompressionType, Encryption, Header, HeaderExtension};
 pub use open::Qcow2Image;
+pub use write::{Preallocation, Qcow2Options, Version};
 
 /// `qcow2`.
 pub const QCOW2: FormatId = FormatId::new("qcow2");
@@ -48,7 +50,7 @@ impl Format for Qcow2 {
         Ok(Box::new(Qcow2Image::open(source, opener)?))
     }
 
-    fn create(&self, _options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        Err(Error::invalid("not yet"))
+    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
+        Qcow2Options::parse(options)?.writer(options.virtual_size)
     }
 }

@@ -1,0 +1,60 @@
+//! What the commands share: how they read their arguments and how they say what went wrong.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use blockform::{ImageName, PathPolicy};
+use clap::Parser;
+use clap::error::ErrorKind;
+
+/// The arguments of this command, or the exit status with which it is over: help was asked for, or
+/// something is wrong with the arguments, which is said on standard error in one line.
+pub(crate) fn arguments<T: Parser>(command: &str) -> Result<T, ExitCode> {
+    T::try_parse().map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
+        _ => {
+            let text = error.render().to_string();
+            let told: Vec<&str> = text
+                .lines()
+                .map(str::trim)
+                .take_while(|line| !line.starts_with("Usage:"))
+                .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
+                .collect();
+            let told = told.join(" ");
+            let told = told.strip_prefix("error: ").unwrap_or(&told);
+            complain(command, &format!("{told} (try '{command} --help')"));
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Says on standard error what went wrong, in one line, whatever the text holds.
+pub(crate) fn complain(command: &str, problem: &str) {
+    let line = ImageName::from(problem);
+    #[expect(clippy::print_stderr, reason = "a command says here what went wrong")]
+    {
+        eprintln!("{command}: {}", line.escaped());
+    }
+}
+
+/// A path in quotes, escaped.
+pub(crate) fn quoted(path: &Path) -> String {
+    ImageName::from(path).quoted().to_string()
+}
+
+/// What `--allow-references` means.
+#[derive(Debug, Clone)]
+pub(crate) struct Policy(pub(crate) PathPolicy);
+
+impl From<OsString> for Policy {
+    fn from(text: OsString) -> Self {
+        Policy(match text.to_str() {
+            Some(text) => PathPolicy::from_text(text),
+            None => PathPolicy::Within(PathBuf::from(text)),
+        })
+    }
+}

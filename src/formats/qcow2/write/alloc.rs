@@ -1,0 +1,303 @@
+//! Host clusters, handed out from front to back, and their reference counts.
+//!
+//! A refcount block counts the clusters of one *range*. Where data is allocated into a range, the
+//! range's first cluster is its block: so the block of the range that is being filled is all that has
+//! to be in memory, and it is final once the next range begins.
+
+use crate::error::{Error, Result};
+use crate::image::{Payload, Write};
+
+use super::bytes;
+
+/// The most entries that a refcount table can have: QEMU reads tables of up to 8 MiB.
+const MAX_RANGES: u64 = (8 << 20) / 8;
+/// Where host offsets end: entries have 56 bits for them (section "Cluster mapping").
+const MAX_HOST: u64 = 1 << 56;
+
+/// Hands out host clusters in ascending order and counts the references to them.
+#[derive(Debug)]
+pub(super) struct Allocator {
+    cluster_size: u64,
+    refcount_bits: u32,
+    /// Clusters in a range.
+    per_range: u64,
+    /// The first cluster that was not handed out.
+    next: u64,
+    /// The range that is counted in `block`.
+    range: u64,
+    /// The refcount block of `range`, as it will stand in the file.
+    block: Vec<u8>,
+    /// The refcount table: the offset of each range's block, also of those that `reserve` placed
+    /// ahead.
+    table: Vec<u64>,
+}
+
+impl Allocator {
+    /// An allocator that has handed out cluster 0, for the header, and the one behind it, for the
+    /// first refcount block.
+    pub(super) fn new(cluster_size: u64, refcount_bits: u32) -> Self {
+        let mut new = Allocator {
+            cluster_size,
+            refcount_bits,
+            per_range: cluster_size * 8 / u64::from(refcount_bits),
+            next: 2,
+            range: 0,
+            block: bytes::zeroed(cluster_size),
+            table: vec![cluster_size],
+        };
+        new.set_refcount(0, 1);
+        new.set_refcount(1, 1);
+        new
+    }
+
+    /// Bytes up to the end of the last cluster that was handed out.
+    pub(super) fn end(&self) -> u64 {
+        self.next * self.cluster_size
+    }
+
+    /// Hands out up to `want` clusters that lie side by side, each with one reference: the offset of
+    /// the first in bytes, and how many there are.
+    pub(super) fn allocate(&mut self, want: u64, tables: &mut Vec<Write>) -> Result<(u64, u64)> {
+        if self.next / self.per_range == self.table.len() as u64 {
+            self.check_room(1)?;
+            self.table.push(self.end());
+            self.count_next(1, tables);
+        }
+        let left = self.per_range - self.next % self.per_range;
+        let count = want.min(left);
+        self.check_room(count)?;
+        let first = self.end();
+        self.count_next(count, tables);
+        Ok((first, count))
+    }
+
+    /// Whether the next cluster that is handed out will be the one at `host` bytes.
+    pub(super) fn continues_at(&self, host: u64) -> bool {
+        self.end() == host && self.next / self.per_range < self.table.len() as u64
+    }
+
+    /// Hands out `count` clusters side by side, whatever ranges they cross, and returns the offset of
+    /// the first in bytes. The refcount blocks of the ranges that have none follow directly.
+    pub(super) fn reserve(&mut self, count: u64, tables: &mut Vec<Write>) -> Result<u64> {
+        let (first, ranges) = self.plan(count);
+        let ahead = first + count;
+        self.check_room(ahead - self.next)?;
+        // A range that begins right here gives its first cluster to its block, as always.
+        if first > self.next {
+            self.table.push(self.end());
+        }
+        let missing = ranges - self.table.len() as u64;
+        self.check_room(ahead + missing - self.next)?;
+        for cluster in ahead..ahead + missing {
+            self.table.push(cluster * self.cluster_size);
+        }
+        self.count_next(ahead + missing - self.next, tables);
+        Ok(first * self.cluster_size)
+    }
+
+    /// Where `reserve` would put `count` clusters, and how many ranges there would be then.
+    fn plan(&self, count: u64) -> (u64, u64) {
+        let begins = self.next / self.per_range == self.table.len() as u64;
+        let first = self.next + u64::from(begins);
+        let have = self.table.len() as u64 + u64::from(begins);
+        let mut ranges = have;
+        // Blocks that are placed behind may themselves reach into ranges without a block.
+        loop {
+            let end = first + count + (ranges - have);
+            let need = end.div_ceil(self.per_range).max(have);
+            if need <= ranges {
+                return (first, ranges);
+            }
+            ranges = need;
+        }
+    }
+
+    /// Adds a reference to the cluster at `host` bytes, unless it has as many as its count can tell
+    /// or its range is already closed.
+    pub(super) fn add_reference(&mut self, host: u64) -> bool {
+        let cluster = host / self.cluster_size;
+        if cluster / self.per_range != self.range {
+            return false;
+        }
+        let count = self.refcount(cluster);
+        let most = u64::MAX >> (64 - self.refcount_bits);
+        if count >= most {
+            return false;
+        }
+        self.set_refcount(cluster, count + 1);
+        true
+    }
+
+    /// Whether [`add_reference`](Self::add_reference) would add one.
+    pub(super) fn can_add_reference(&self, host: u64) -> bool {
+        let cluster = host / self.cluster_size;
+        let most = u64::MAX >> (64 - self.refcount_bits);
+        cluster / self.per_range == self.range && self.refcount(cluster) < most
+    }
+
+    /// Places the refcount table and closes the last range: the table's offset in bytes and its
+    /// length in clusters.
+    pub(super) fn finish(&mut self, tables: &mut Vec<Write>) -> Result<(u64, u64)> {
+        // The table counts the blocks of the ranges that it reaches into itself.
+        let mut clusters = 1;
+        loop {
+            let need = (self.plan(clusters).1 * 8).div_ceil(self.cluster_size);
+            if need <= clusters {
+                break;
+            }
+            clusters = need;
+        }
+        let offset = self.reserve(clusters, tables)?;
+        self.close_range(tables);
+        let mut table = bytes::zeroed(clusters * self.cluster_size);
+        for (slot, block) in table.chunks_exact_mut(8).zip(&self.table) {
+            slot.copy_from_slice(&block.to_be_bytes());
+        }
+        tables.push(Write {
+            file: 0,
+            offset,
+            payload: Payload::Bytes(table),
+        });
+        Ok((offset, clusters))
+    }
+
+    /// Fails where an image would become larger than its tables can tell if `count` more clusters
+    /// were handed out.
+    fn check_room(&self, count: u64) -> Result<()> {
+        let end = self.next.saturating_add(count);
+        if end.div_ceil(self.per_range) > MAX_RANGES {
+            return Err(Error::invalid(format!(
+                "the image is too large for a refcount table of 8 MiB with clusters of {} bytes and \
+                 refcounts of {} bits; take larger clusters",
+                self.cluster_size, self.refcount_bits
+            )));
+        }
+        if end.saturating_mul(self.cluster_size) > MAX_HOST {
+            return Err(Error::invalid("the image would be larger than 64 PiB"));
+        }
+        Ok(())
+    }
+
+    /// Gives the next `count` clusters one reference each.
+    fn count_next(&mut self, count: u64, tables: &mut Vec<Write>) {
+        for cluster in self.next..self.next + count {
+            let range = cluster / self.per_range;
+            if range != self.range {
+                self.close_range(tables);
+                self.range = range;
+            }
+            self.set_refcount(cluster, 1);
+        }
+        self.next += count;
+    }
+
+    /// Emits the block of the current range and clears it for another.
+    fn close_range(&mut self, tables: &mut Vec<Write>) {
+        let block = std::mem::replace(&mut self.block, bytes::zeroed(self.cluster_size));
+        let range = usize::try_from(self.range).ok();
+        if let Some(offset) = range.and_then(|range| self.table.get(range)) {
+            tables.push(Write {
+                file: 0,
+                offset: *offset,
+                payload: Payload::Bytes(block),
+            });
+        }
+    }
+
+    /// Bytes of the block that hold the count of a cluster of the current range, and the count's
+    /// place in them, in bits from the least significant.
+    fn place(&self, cluster: u64) -> (std::ops::Range<usize>, u32) {
+        let bit = (cluster % self.per_range) * u64::from(self.refcount_bits);
+        // A block is at most 2 MiB, in bits.
+        let byte = usize::try_from(bit / 8).unwrap_or(usize::MAX);
+        let shift = u32::try_from(bit % 8).unwrap_or(0);
+        let width = usize::try_from(self.refcount_bits.div_ceil(8)).unwrap_or(1);
+        (byte..byte + width, shift)
+    }
+
+    /// Section "Host cluster management": counts of less than a byte start at its lowest bit, others
+    /// are big-endian.
+    fn refcount(&self, cluster: u64) -> u64 {
+        let (place, shift) = self.place(cluster);
+        let bytes = self.block.get(place).unwrap_or_default();
+        let value = bytes
+            .iter()
+            .fold(0_u64, |value, byte| (value << 8) | u64::from(*byte));
+        (value >> shift) & (u64::MAX >> (64 - self.refcount_bits))
+    }
+
+    fn set_refcount(&mut self, cluster: u64, count: u64) {
+        let (place, shift) = self.place(cluster);
+        let mask = u64::MAX >> (64 - self.refcount_bits);
+        let Some(bytes) = self.block.get_mut(place) else {
+            return;
+        };
+        if let [byte] = bytes {
+            let kept = u64::from(*byte) & !(mask << shift);
+            *byte = u8::try_from(kept | (count << shift)).unwrap_or(u8::MAX);
+        } else if let Some(low) = count.to_be_bytes().get(8 - bytes.len()..) {
+            bytes.copy_from_slice(low);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_every_width_keep_to_their_place() {
+        for bits in [1, 2, 4, 8, 16, 32, 64] {
+            let mut allocator = Allocator::new(512, bits);
+            let (first, count) = allocator.allocate(3, &mut Vec::new()).unwrap();
+            assert_eq!((first, count), (1024, 3));
+            let added = (0..3)
+                .filter(|_| allocator.add_reference(first + 512))
+                .count() as u64;
+            assert_eq!(
+                added,
+                if bits == 1 { 0 } else { (1 << bits.min(3)) - 2 }.min(3)
+            );
+            let counts: Vec<u64> = (0..6).map(|c| allocator.refcount(c)).collect();
+            assert_eq!(counts, [1, 1, 1, 1 + added, 1, 0], "{bits} bits");
+        }
+    }
+
+    #[test]
+    fn the_first_cluster_of_a_range_is_its_block() {
+        // 64 counts of 64 bits in a block of 512 bytes.
+        let mut allocator = Allocator::new(512, 64);
+        let mut tables = Vec::new();
+        assert_eq!(allocator.allocate(100, &mut tables).unwrap(), (1024, 62));
+        assert!(!allocator.continues_at(64 * 512));
+        assert!(tables.is_empty());
+        assert_eq!(
+            allocator.allocate(100, &mut tables).unwrap(),
+            (65 * 512, 63)
+        );
+        assert_eq!(allocator.table, [512, 64 * 512]);
+        let blocks: Vec<u64> = tables.iter().map(|w| w.offset).collect();
+        assert_eq!(blocks, [512]);
+    }
+
+    #[test]
+    fn a_table_across_ranges_is_followed_by_their_blocks() {
+        let mut allocator = Allocator::new(512, 64);
+        let mut tables = Vec::new();
+        // Clusters 2 to 191, so that the blocks behind need a block of their own range too.
+        assert_eq!(allocator.reserve(190, &mut tables).unwrap(), 1024);
+        assert_eq!(allocator.table, [512, 192 * 512, 193 * 512, 194 * 512]);
+        assert_eq!(allocator.next, 195);
+        let blocks: Vec<u64> = tables.iter().map(|w| w.offset).collect();
+        assert_eq!(blocks, [512, 192 * 512, 193 * 512]);
+    }
+
+    #[test]
+    fn more_than_the_refcount_table_can_tell_is_refused() {
+        let mut allocator = Allocator::new(512, 64);
+        allocator.next = MAX_RANGES * 64 - 1;
+        allocator.table = vec![0; MAX_RANGES as usize];
+        assert!(allocator.allocate(1, &mut Vec::new()).is_ok());
+        assert!(allocator.allocate(1, &mut Vec::new()).is_err());
+    }
+}

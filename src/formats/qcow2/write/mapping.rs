@@ -1,0 +1,169 @@
+//! The L1 table and the one L2 table that is being filled.
+
+use crate::error::Result;
+use crate::formats::qcow2::entry::{COPIED, SUBCLUSTERS};
+use crate::image::{Payload, Write};
+
+use super::alloc::Allocator;
+use super::bytes;
+
+/// What a subcluster is (section "Extended L2 Entries").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Subcluster {
+    /// Its bytes are in the host cluster.
+    Allocated,
+    /// It reads as zero.
+    Zero,
+}
+
+/// Guest to host, as far as it is not yet written.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    cluster_size: u64,
+    extended: bool,
+    /// The L1 table as it will stand in the file, padded to whole clusters.
+    l1: Vec<u8>,
+    /// The L2 table of the span `current`, likewise.
+    l2: Vec<u8>,
+    current: u64,
+    /// Whether the L2 table says anything: it is allocated only then.
+    used: bool,
+}
+
+/// Guest bytes that one L2 table maps.
+pub(super) fn span(cluster_size: u64, extended: bool) -> u64 {
+    cluster_size / entry_len(extended) * cluster_size
+}
+
+fn entry_len(extended: bool) -> u64 {
+    if extended { 16 } else { 8 }
+}
+
+impl Mapping {
+    pub(super) fn new(cluster_size: u64, extended: bool, l1_clusters: u64) -> Self {
+        Mapping {
+            cluster_size,
+            extended,
+            l1: bytes::zeroed(l1_clusters * cluster_size),
+            l2: bytes::zeroed(cluster_size),
+            current: 0,
+            used: false,
+        }
+    }
+
+    /// Where the L2 table ends that maps `guest`, in guest bytes.
+    pub(super) fn span_end(&self, guest: u64) -> u64 {
+        let span = span(self.cluster_size, self.extended);
+        (guest / span + 1).saturating_mul(span)
+    }
+
+    /// Makes the L2 table that maps `guest` the current one. The one that is left is final.
+    pub(super) fn enter(
+        &mut self,
+        guest: u64,
+        allocator: &mut Allocator,
+        tables: &mut Vec<Write>,
+    ) -> Result<()> {
+        let index = guest / span(self.cluster_size, self.extended);
+        if index != self.current {
+            self.leave(allocator, tables)?;
+            self.current = index;
+        }
+        Ok(())
+    }
+
+    /// Emits the current L2 table, if it says anything.
+    pub(super) fn leave(
+        &mut self,
+        allocator: &mut Allocator,
+        tables: &mut Vec<Write>,
+    ) -> Result<()> {
+        if !self.used {
+            return Ok(());
+        }
+        let (offset, _) = allocator.allocate(1, tables)?;
+        let table = std::mem::replace(&mut self.l2, bytes::zeroed(self.cluster_size));
+        self.used = false;
+        put(&mut self.l1, self.current * 8, offset | COPIED);
+        tables.push(Write {
+            file: 0,
+            offset,
+            payload: Payload::Bytes(table),
+        });
+        Ok(())
+    }
+
+    /// The L1 table, when all L2 tables are left.
+    pub(super) fn into_l1(self) -> Vec<u8> {
+        self.l1
+    }
+
+    /// The entry of the cluster at `guest`, which the current L2 table maps.
+    pub(super) fn entry(&self, guest: u64) -> u64 {
+        get(&self.l2, self.entry_at(guest))
+    }
+
+    /// Sets the entry of the cluster at `guest`, which the current L2 table maps.
+    pub(super) fn set_entry(&mut self, guest: u64, entry: u64) {
+        let at = self.entry_at(guest);
+        put(&mut self.l2, at, entry);
+        self.used = true;
+    }
+
+    /// Says of the subclusters that `len` bytes at `guest` touch what they are. They are in the
+    /// current L2 table.
+    pub(super) fn set_subclusters(&mut self, guest: u64, len: u64, kind: Subcluster) {
+        let unit = self.cluster_size / u64::from(SUBCLUSTERS);
+        let end = guest + len;
+        let mut at = guest;
+        while at < end {
+            let stop = end.min((at / self.cluster_size + 1) * self.cluster_size);
+            let first = at % self.cluster_size / unit;
+            let count = (stop - at).div_ceil(unit);
+            let bits = ((1_u64 << count) - 1) << first;
+            let bitmap_at = self.entry_at(at) + 8;
+            let bitmap = get(&self.l2, bitmap_at);
+            let (set, clear) = match kind {
+                Subcluster::Allocated => (bits, bits << SUBCLUSTERS),
+                Subcluster::Zero => (bits << SUBCLUSTERS, bits),
+            };
+            put(&mut self.l2, bitmap_at, (bitmap | set) & !clear);
+            self.used = true;
+            at = stop;
+        }
+    }
+
+    /// Where in the current L2 table the entry of the cluster at `guest` is, in bytes.
+    fn entry_at(&self, guest: u64) -> u64 {
+        let span = span(self.cluster_size, self.extended);
+        guest % span / self.cluster_size * entry_len(self.extended)
+    }
+}
+
+fn get(table: &[u8], at: u64) -> u64 {
+    let bytes = usize::try_from(at).ok().and_then(|at| table.get(at..));
+    let raw = bytes.and_then(|bytes| bytes.first_chunk());
+    raw.map_or(0, |raw| u64::from_be_bytes(*raw))
+}
+
+fn put(table: &mut [u8], at: u64, value: u64) {
+    let bytes = usize::try_from(at).ok().and_then(|at| table.get_mut(at..));
+    if let Some(raw) = bytes.and_then(|bytes| bytes.first_chunk_mut()) {
+        *raw = value.to_be_bytes();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subclusters_are_marked_in_every_cluster_that_a_run_touches() {
+        let mut mapping = Mapping::new(16 << 10, true, 1);
+        // The last subcluster of the first cluster, all of the second, a part of one of the third.
+        mapping.set_subclusters(31 * 512, 512 + (16 << 10) + 1, Subcluster::Allocated);
+        mapping.set_subclusters(32 * 512, 1024, Subcluster::Zero);
+        let bitmaps: Vec<u64> = [8, 24, 40].map(|at| get(&mapping.l2, at)).to_vec();
+        assert_eq!(bitmaps, [1 << 31, 0x0000_0003_ffff_fffc, 1]);
+    }
+}

@@ -1,0 +1,296 @@
+//! The verb *inspect*: what an image is, in the words of `qemu-img info`.
+//!
+//! ```
+//! use blockform::OpenOptions;
+//! use blockform::inspect::Report;
+//!
+//! let report = Report::of_path("testdata/qcow2/good/plain.qcow2", &OpenOptions::new())?;
+//! print!("{report}");
+//! println!("{}", report.to_json());
+//! # Ok::<(), blockform::Error>(())
+//! ```
+//!
+//! Nothing but the file itself is opened, whatever it refers to. Both forms are what `qemu-img info`
+//! prints, to the letter, with these exceptions: text from an image never reaches the output as it
+//! is, times are in UTC, a name is only ever a path (so `full-backing-filename` never is a URL), and
+//! what QEMU has no words for stands under the key `blockform`, or under `Notes`.
+
+mod human;
+mod json;
+mod order;
+mod text;
+
+use std::path::Path;
+
+use crate::error::Result;
+use crate::format_id::FormatId;
+use crate::image::{Evidence, Image, ImageInfo, SnapshotInfo, Value};
+use crate::name::ImageName;
+use crate::open::{Layer, OpenOptions};
+use crate::reference::{Reference, ReferenceKind};
+use crate::source::BlockSource;
+
+/// The description of one image.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Report {
+    /// What the caller, or the image above it in the chain, calls the file.
+    pub filename: ImageName,
+    /// The format that the file was opened as.
+    pub format: FormatId,
+    /// What the image says of itself. Its virtual size is exact.
+    pub info: ImageInfo,
+    /// The names inside it that mean other files.
+    pub references: Vec<Reference>,
+    /// The file that the image lies in, if it lies in a file.
+    pub file: Option<FileReport>,
+    /// All formats whose signatures were found, whatever the file was opened as.
+    pub matches: Vec<(FormatId, Evidence)>,
+    /// What a person should know, with the image's own warnings last.
+    pub warnings: Vec<String>,
+}
+
+/// The description of the file that an image lies in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FileReport {
+    /// Its size in bytes.
+    pub size: u64,
+    /// How many bytes it takes up on its file system, where the system tells.
+    pub allocated_size: Option<u64>,
+}
+
+impl Report {
+    /// Describes the image in the file at `path`. Nothing else is opened: the policy and the
+    /// resolver of the options are not asked.
+    ///
+    /// A file without any known signature is described as raw, with a warning that says so; one that
+    /// has a signature and cannot be opened as what it says is an error.
+    ///
+    /// # Errors
+    /// As [`OpenOptions::open_path`], without those about references.
+    pub fn of_path(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        let path = path.as_ref();
+        Ok(Report::of_layer(&Layer::first(path, options)?, path.into()))
+    }
+
+    /// Describes the image in the file at `path` and all those behind it, as far as the options allow
+    /// to follow the names. Each one below the first is opened as what the one above declares.
+    ///
+    /// # Errors
+    /// As [`OpenOptions::open_path`].
+    pub fn chain_of_path(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<Self>> {
+        let path = path.as_ref();
+        let mut layer = Layer::first(path, options)?;
+        let mut reports = vec![Report::of_layer(&layer, path.into())];
+        while let Some(below) = layer.below()? {
+            let name = reports.last().and_then(Report::full_backing_filename);
+            reports.push(Report::of_layer(&below, name.unwrap_or_default()));
+            layer = below;
+        }
+        Ok(reports)
+    }
+
+    /// Describes an open image that the caller calls `filename`, without the file that it lies in.
+    pub fn of_image(image: &dyn Image, filename: ImageName) -> Self {
+        Report {
+            filename,
+            format: image.format(),
+            info: image.info().clone(),
+            references: image.references().to_vec(),
+            file: None,
+            matches: Vec::new(),
+            warnings: image.info().warnings.clone(),
+        }
+    }
+
+    fn of_layer(layer: &Layer, filename: ImageName) -> Self {
+        let mut report = Report::of_image(&*layer.image, filename);
+        report.file = Some(FileReport {
+            size: layer.source.size(),
+            allocated_size: layer.source.allocated_size(),
+        });
+        report.matches = layer.detected.matches.clone();
+        let others = report.matches.iter().filter(|(id, _)| *id != report.format);
+        let mut warnings: Vec<String> = others
+            .map(|(id, evidence)| {
+                format!(
+                    "the file has the signature of {id} at byte {} and is described as {}",
+                    evidence.offset, report.format
+                )
+            })
+            .collect();
+        if layer.assumed_raw {
+            warnings.push(
+                "no signature of a known image format was found, so the file is described as raw \
+                 (-f raw, if that is what it is)"
+                    .to_owned(),
+            );
+        }
+        warnings.append(&mut report.warnings);
+        report.warnings = warnings;
+        report
+    }
+
+    /// The name of the backing file as it stands in the image.
+    pub fn backing(&self) -> Option<&Reference> {
+        let mut references = self.references.iter();
+        references.find(|reference| reference.kind == ReferenceKind::BackingFile)
+    }
+
+    /// Where the backing file lies: its name, after the directory of this image's file name if it is
+    /// relative. Text only: nothing is opened or looked up.
+    pub fn full_backing_filename(&self) -> Option<ImageName> {
+        let name = self.backing()?.name.as_bytes();
+        let is_separator = |byte: &u8| std::path::is_separator(char::from(*byte));
+        let absolute = name.first().is_some_and(is_separator);
+        let image = self.filename.as_bytes();
+        let folder = match image.iter().rposition(|byte| is_separator(byte)) {
+            Some(last) if !absolute => image.get(..=last).unwrap_or_default(),
+            _ => &[],
+        };
+        Some(ImageName::new([folder, name].concat()))
+    }
+
+    /// The description as a tree, with the keys and types of QEMU's `ImageInfo`, in QEMU's order.
+    pub fn to_value(&self) -> Value {
+        let info = &self.info;
+        let mut map = Value::map();
+        if let Some(file) = &self.file {
+            let mut child = Value::map();
+            child.insert("name", "file");
+            child.insert("info", self.file_value(file));
+            map.insert("children", vec![child]);
+        }
+        if !info.snapshots.is_empty() {
+            let snapshots = info.snapshots.iter().map(snapshot_value);
+            map.insert("snapshots", snapshots.collect::<Vec<_>>());
+        }
+        map.insert("filename", self.filename.clone());
+        map.insert("format", self.format.as_str());
+        map.insert("virtual-size", in_sectors(info.virtual_size));
+        if let Some(size) = self.file.as_ref().and_then(|file| file.allocated_size) {
+            map.insert("actual-size", size);
+        }
+        if let Some(size) = info.cluster_size {
+            map.insert("cluster-size", size);
+        }
+        map.insert("dirty-flag", info.dirty);
+        for (name, set) in [
+            ("encrypted", info.encryption.is_some()),
+            ("compressed", info.compressed),
+        ] {
+            if set {
+                map.insert(name, true);
+            }
+        }
+        if let Some(backing) = self.backing() {
+            map.insert("backing-filename", backing.name.clone());
+            if let Some(full) = self.full_backing_filename() {
+                map.insert("full-backing-filename", full);
+            }
+            if let Some(format) = &backing.format {
+                map.insert("backing-filename-format", format.clone());
+            }
+        }
+        if let Some(specific) = &info.specific {
+            map.insert(
+                "format-specific",
+                specific_value(self.format, specific.clone()),
+            );
+        }
+        let mut map = order::as_qemu(map);
+        map.insert("blockform", self.own_value());
+        map
+    }
+
+    /// The description as JSON, in the layout of `qemu-img info --output json`, without a line break
+    /// at the end.
+    pub fn to_json(&self) -> String {
+        json::to_text(&self.to_value())
+    }
+
+    fn file_value(&self, file: &FileReport) -> Value {
+        let mut map = Value::map();
+        map.insert("children", Vec::new());
+        map.insert("filename", self.filename.clone());
+        map.insert("format", PROTOCOL.as_str());
+        map.insert("virtual-size", in_sectors(file.size));
+        if let Some(size) = file.allocated_size {
+            map.insert("actual-size", size);
+        }
+        map.insert("format-specific", specific_value(PROTOCOL, Value::map()));
+        map.insert("dirty-flag", false);
+        map
+    }
+
+    /// What QEMU has no words for.
+    fn own_value(&self) -> Value {
+        let matches = self.matches.iter().map(|(id, evidence)| {
+            let mut found = Value::map();
+            found.insert("format", id.as_str());
+            found.insert("evidence", evidence.what);
+            found.insert("offset", evidence.offset);
+            found
+        });
+        let warnings = self.warnings.iter().cloned().map(Value::from);
+        let mut own = Value::map();
+        own.insert("matches", matches.collect::<Vec<_>>());
+        own.insert("warnings", warnings.collect::<Vec<_>>());
+        if in_sectors(self.info.virtual_size) != self.info.virtual_size {
+            own.insert("exact-virtual-size", self.info.virtual_size);
+        }
+        let others = self.references.iter();
+        let others = others.filter(|r| r.kind != ReferenceKind::BackingFile);
+        let others: Vec<Value> = others
+            .map(|reference| {
+                let mut map = Value::map();
+                map.insert("kind", reference.kind.to_string());
+                map.insert("filename", reference.name.clone());
+                map
+            })
+            .collect();
+        if !others.is_empty() {
+            own.insert("references", others);
+        }
+        own
+    }
+}
+
+/// Several descriptions as one JSON list, in the layout of `qemu-img info --backing-chain --output
+/// json`, without a line break at the end.
+pub fn list_to_json(reports: &[Report]) -> String {
+    json::to_text(&Value::List(reports.iter().map(Report::to_value).collect()))
+}
+
+/// What QEMU calls the way to a plain file.
+const PROTOCOL: FormatId = FormatId::new("file");
+
+/// A size as QEMU tells it, which counts in sectors of 512 bytes.
+fn in_sectors(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(512).unwrap_or(bytes)
+}
+
+fn specific_value(format: FormatId, data: Value) -> Value {
+    let mut map = Value::map();
+    map.insert("type", format.as_str());
+    map.insert("data", data);
+    map
+}
+
+fn snapshot_value(snapshot: &SnapshotInfo) -> Value {
+    const SECOND: u64 = 1_000_000_000;
+    let clock = snapshot.vm_clock_nanoseconds;
+    let mut map = Value::map();
+    map.insert("id", snapshot.id.clone());
+    map.insert("name", snapshot.name.clone());
+    map.insert("vm-state-size", snapshot.vm_state_size);
+    map.insert("date-sec", snapshot.date_seconds);
+    map.insert("date-nsec", snapshot.date_nanoseconds);
+    map.insert("vm-clock-sec", clock / SECOND);
+    map.insert("vm-clock-nsec", clock % SECOND);
+    if let Some(count) = snapshot.instruction_count {
+        map.insert("icount", count);
+    }
+    map
+}

@@ -1,0 +1,85 @@
+//! Images one at a time: each is opened alone, and what it refers to is followed by hand.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::detect::{Detected, detect};
+use crate::error::Result;
+use crate::image::{Format, Image};
+use crate::reference::{DetachReferences, Reference, ReferenceKind};
+use crate::source::BlockSource;
+use crate::storage::FileStorage;
+
+use super::chain::Chain;
+use super::{OpenOptions, named, open_as};
+
+/// One image of a chain, opened without the files that it refers to.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    /// The image.
+    pub(crate) image: Box<dyn Image>,
+    /// The file that it lies in.
+    pub(crate) source: Arc<dyn BlockSource>,
+    /// All that the file was found to be.
+    pub(crate) detected: Detected,
+    /// Whether the image is taken for raw because nobody named a format and none was found.
+    pub(crate) assumed_raw: bool,
+    chain: Chain,
+}
+
+impl Layer {
+    /// The image at `path`, in the format that the options name or detection finds. A file in which
+    /// nothing is found is taken for raw: describing it as such reads nothing that it could steer.
+    pub(crate) fn first(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let source: Arc<dyn BlockSource> = Arc::new(FileStorage::open(path)?);
+        let detected = detect(&source)?;
+        let assumed_raw = options.format.is_none() && detected.matches.is_empty();
+        let format = match &options.format {
+            Some(name) => named(name)?,
+            None if assumed_raw => named("raw")?,
+            None => detected.one()?,
+        };
+        let resolver = options.resolver_at(path)?;
+        let mut chain = Chain::start(options.limits.clone(), resolver, source.identity());
+        chain.snapshot = options.snapshot.clone();
+        let mut layer = Layer::alone(source, detected, format, chain)?;
+        layer.assumed_raw = assumed_raw;
+        Ok(layer)
+    }
+
+    /// The image's backing file, in the format that the image declares; `None` if it has none or the
+    /// resolver left it closed.
+    pub(crate) fn below(&self) -> Result<Option<Self>> {
+        let Some(reference) = self.backing() else {
+            return Ok(None);
+        };
+        let Some((source, format, chain)) = self.chain.follow(reference)? else {
+            return Ok(None);
+        };
+        let detected = detect(&source)?;
+        Layer::alone(source, detected, format, chain).map(Some)
+    }
+
+    /// The name of the image's backing file.
+    fn backing(&self) -> Option<&Reference> {
+        let mut references = self.image.references().iter();
+        references.find(|reference| reference.kind == ReferenceKind::BackingFile)
+    }
+
+    fn alone(
+        source: Arc<dyn BlockSource>,
+        detected: Detected,
+        format: &dyn Format,
+        chain: Chain,
+    ) -> Result<Self> {
+        let detached = chain.with_resolver(Arc::new(DetachReferences));
+        let image = open_as(format, Arc::clone(&source), &detached)?;
+        Ok(Layer {
+            image,
+            source,
+            detected,
+            assumed_raw: false,
+            chain,
+        })
+    }
+}

@@ -8,10 +8,10 @@
     clippy::print_stderr
 )]
 
-#[path = "../support/mod.rs"]
-mod support;
 mod device;
 mod source;
+#[path = "../support/mod.rs"]
+mod support;
 mod target;
 
 use std::io::Cursor;

@@ -2,8 +2,8 @@
 
 use blockform::{BlockSourceExt, BlockTarget, Zeroes};
 
-use crate::support::Rng;
 use crate::source;
+use crate::support::Rng;
 
 /// What a kind of target can do.
 #[derive(Clone, Copy)]

@@ -109,8 +109,7 @@ fn options(arguments: &Arguments, destination: &Path) -> Result<ConvertOptions, 
         let name = ImageName::from(path.as_path());
         let image = open_backing(&name, format, arguments, destination)
             .map_err(|e| format!("backing file {}: {}", name.quoted(), e.chain()))?;
-        let format = format.clone();
-        options = options.overlay(Backing { name, format }, image);
+        options = options.overlay(Backing::new(name, format), image);
     }
     Ok(options)
 }

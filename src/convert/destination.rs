@@ -62,8 +62,8 @@ impl ConvertOptions {
     /// leaves it half written. This is `qemu-img convert -n`.
     ///
     /// # Errors
-    /// As [`convert_to_path`](Self::convert_to_path), [`Error::Unsupported`] for a format whose files
-    /// are more than the guest's bytes, and [`Error::OutOfRange`] if the disk is too large.
+    /// As [`convert_to_path`](Self::convert_to_path), and [`Error::InvalidInput`] for a format whose
+    /// files are more than the guest's bytes and if the disk is larger than the target.
     pub fn convert_into_existing(
         &self,
         source: &dyn BlockSource,
@@ -141,12 +141,12 @@ impl ConvertOptions {
     ) -> Result<Summary> {
         let mut storage = FileStorage::open_writable(path)?;
         if shape.plain && storage.size() < shape.virtual_size {
-            let (len, size) = (shape.virtual_size, storage.size());
-            return Err(Error::OutOfRange {
-                offset: 0,
-                len,
-                size,
-            });
+            return Err(Error::invalid(format!(
+                "{} is too small: it has {} bytes and the disk has {}",
+                quoted_path(path),
+                storage.size(),
+                shape.virtual_size
+            )));
         }
         if self.target_is_zero {
             storage = storage.assume_zero();

@@ -75,7 +75,8 @@ impl ConvertOptions {
     /// Writes an overlay: an image that names `backing` as its backing file and records only what
     /// differs from `image`, which is that file, opened.
     #[must_use]
-    pub fn overlay(mut self, backing: Backing, image: Arc<dyn Image>) -> Self {
+    pub fn overlay(mut self, mut backing: Backing, image: Arc<dyn Image>) -> Self {
+        backing.ids = image.info().ids.clone();
         self.create.backing = Some(backing);
         self.overlay = Some(image);
         self

@@ -1,6 +1,7 @@
 //! What a new image is to be.
 
 use crate::error::{Error, Result};
+use crate::image::ImageIds;
 use crate::name::ImageName;
 
 /// What a new image is to be: its size, what lies below it, and the options of its format.
@@ -22,11 +23,26 @@ pub struct CreateOptions {
 
 /// The backing file that a new image names. Naming one opens nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Backing {
     /// Its name, as it will stand in the image.
     pub name: ImageName,
     /// Its format, which the image will declare.
     pub format: String,
+    /// What the new image repeats of it, in formats that do.
+    pub ids: ImageIds,
+}
+
+impl Backing {
+    /// A backing file of this name and format. What the new image repeats of it is taken from the
+    /// open image when an [overlay](crate::convert::ConvertOptions::overlay) is made.
+    pub fn new(name: ImageName, format: impl Into<String>) -> Self {
+        Backing {
+            name,
+            format: format.into(),
+            ids: ImageIds::default(),
+        }
+    }
 }
 
 impl CreateOptions {

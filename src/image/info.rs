@@ -23,11 +23,30 @@ pub struct ImageInfo {
     pub snapshots: Vec<SnapshotInfo>,
     /// The persistent dirty bitmaps.
     pub bitmaps: Vec<BitmapInfo>,
+    /// What an overlay has to repeat so that it is known to belong to this image.
+    pub ids: ImageIds,
     /// What only this format has, under QEMU's names (`ImageInfoSpecific`): a map, empty if there
     /// is nothing.
     pub specific: Option<Value>,
     /// What is odd about the image without making it unreadable, for a person to read.
     pub warnings: Vec<String>,
+}
+
+/// What an overlay repeats of the image below it, so that nobody puts it over another one.
+///
+/// Which of them a format has is its own affair: VHD the UUID and the time, VHDX the data write GUID,
+/// VDI two UUIDs, VMDK the content id.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImageIds {
+    /// The identity of the image's present content, as its bytes stand in the image.
+    pub uuid: Option<[u8; 16]>,
+    /// The identity of the last change, where the format keeps it apart (VDI).
+    pub modification_uuid: Option<[u8; 16]>,
+    /// The content id (VMDK).
+    pub content_id: Option<u32>,
+    /// When the image was changed last, in the format's own unit and epoch (VHD).
+    pub timestamp: Option<u32>,
 }
 
 /// An internal snapshot.

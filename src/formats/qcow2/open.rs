@@ -156,9 +156,12 @@ fn read_header(source: &dyn BlockSource) -> Result<Header> {
     let start = read(FIRST as u64)?;
     let cluster_bits = HeaderV2::parse(&start, 0)?.cluster_bits;
     // Clusters are 2 MiB at most; a header that says otherwise is refused when it is parsed.
-    match 1_u64.checked_shl(cluster_bits.min(21)) {
-        Some(cluster) if cluster > FIRST as u64 => Header::parse(&read(cluster)?),
-        _ => Header::parse(&start),
+    let cluster = 1_u64.checked_shl(cluster_bits.min(21)).unwrap_or(0);
+    match Header::parse(&start) {
+        // Most headers end soon, and opening an image should not cost a cluster.
+        Ok(header) if header.end() <= FIRST as u64 => Ok(header),
+        parsed if cluster <= FIRST as u64 => parsed,
+        _ => Header::parse(&read(cluster)?),
     }
 }
 

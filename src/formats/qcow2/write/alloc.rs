@@ -292,11 +292,56 @@ mod tests {
         assert_eq!(blocks, [512, 192 * 512, 193 * 512]);
     }
 
+    /// Allocates `reserved` clusters at once and `single` ones one by one, and reads the counts back.
+    fn check_counts(reserved: u64, single: u64) {
+        let mut allocator = Allocator::new(512, 64);
+        let mut tables = Vec::new();
+        allocator.reserve(reserved, &mut tables).unwrap();
+        for _ in 0..single {
+            allocator.allocate(1, &mut tables).unwrap();
+        }
+        let (offset, clusters) = allocator.finish(&mut tables).unwrap();
+        let written: std::collections::BTreeMap<u64, &Vec<u8>> = tables
+            .iter()
+            .map(|write| match &write.payload {
+                Payload::Bytes(bytes) => (write.offset, bytes),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(written.len(), tables.len());
+        let numbers = |offset: &u64| -> Vec<u64> {
+            let words = written[offset].chunks_exact(8);
+            words
+                .map(|word| u64::from_be_bytes(word.try_into().unwrap()))
+                .collect()
+        };
+        let blocks = numbers(&offset);
+        assert_eq!(blocks.len() as u64, clusters * 64);
+        let counts = blocks.iter().filter(|block| **block != 0).flat_map(numbers);
+        let counts: Vec<u64> = counts.collect();
+        let end = allocator.end() / 512;
+        assert!((end..end + 64).contains(&(counts.len() as u64)));
+        let one = counts
+            .iter()
+            .zip(0..)
+            .all(|(count, at)| *count == u64::from(at < end));
+        assert!(one, "{reserved} at once, {single} one by one");
+    }
+
+    #[test]
+    fn every_cluster_is_counted_wherever_the_ranges_end() {
+        for n in (0..200).chain(3900..4100) {
+            check_counts(1, n);
+            check_counts(n + 1, 0);
+            check_counts(n + 1, 62);
+        }
+    }
+
     #[test]
     fn more_than_the_refcount_table_can_tell_is_refused() {
         let mut allocator = Allocator::new(512, 64);
         allocator.next = MAX_RANGES * 64 - 1;
-        allocator.table = vec![0; MAX_RANGES as usize];
+        allocator.table = vec![0; usize::try_from(MAX_RANGES).unwrap()];
         assert!(allocator.allocate(1, &mut Vec::new()).is_ok());
         assert!(allocator.allocate(1, &mut Vec::new()).is_err());
     }

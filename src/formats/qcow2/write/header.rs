@@ -176,10 +176,7 @@ mod tests {
             compression_type: CompressionType::Zstd,
             lazy_refcounts: true,
             data_file: Some(ImageName::from("disk.raw")),
-            backing: Some(Backing {
-                name: ImageName::from("base.img"),
-                format: "raw".to_owned(),
-            }),
+            backing: Some(Backing::new(ImageName::from("base.img"), "raw")),
             ..Qcow2Options::default()
         };
         let tables = Tables {
@@ -215,10 +212,8 @@ mod tests {
             cluster_size: 512,
             ..Qcow2Options::default()
         };
-        let with_backing = |len: usize| Backing {
-            name: ImageName::new("n".repeat(len).into_bytes()),
-            format: "raw".to_owned(),
-        };
+        let with_backing =
+            |len: usize| Backing::new(ImageName::new("n".repeat(len).into_bytes()), "raw");
         let has_names = |options: &Qcow2Options| {
             let bytes = encode(options, 0, Tables::default()).unwrap();
             let header = Header::parse(&bytes).unwrap();

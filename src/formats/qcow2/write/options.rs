@@ -333,10 +333,7 @@ mod tests {
     fn a_backing_file_and_preallocation_need_subclusters() {
         let mut options = Qcow2Options {
             preallocation: Preallocation::Metadata,
-            backing: Some(Backing {
-                name: ImageName::from("base"),
-                format: "raw".to_owned(),
-            }),
+            backing: Some(Backing::new(ImageName::from("base"), "raw")),
             ..Qcow2Options::default()
         };
         assert!(options.clone().writer(0).is_err());

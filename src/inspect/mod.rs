@@ -127,6 +127,9 @@ impl Report {
                     .to_owned(),
             );
         }
+        report
+            .matches
+            .extend(layer.detected.content.iter().cloned());
         warnings.append(&mut report.warnings);
         report.warnings = warnings;
         report

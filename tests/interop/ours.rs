@@ -296,10 +296,7 @@ fn overlays() {
             let image = OpenOptions::new()
                 .format("raw")
                 .open_path(at.join("base.raw"));
-            let backing = Backing {
-                name: ImageName::from("base.raw"),
-                format: "raw".into(),
-            };
+            let backing = Backing::new(ImageName::from("base.raw"), "raw");
             let options = way.options().overlay(backing, image.unwrap().into());
             options
                 .convert_to_path(&disk, at.join("image.qcow2"))

@@ -281,10 +281,7 @@ pub fn over(options: ConvertOptions, base: &[u8]) -> ConvertOptions {
         .format("raw")
         .open(Arc::new(Memory::new(base)))
         .unwrap();
-    let backing = Backing {
-        name: ImageName::from("base.raw"),
-        format: "raw".to_owned(),
-    };
+    let backing = Backing::new(ImageName::from("base.raw"), "raw");
     options.overlay(backing, Arc::from(image))
 }
 

@@ -1,6 +1,13 @@
 //! The commands as scripts and people use them: exit status, messages, policy, and what is left
 //! behind.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr
+)]
 #![allow(missing_docs)]
 
 mod common;

@@ -81,5 +81,5 @@ fn images_by_other_tools_read_as_they_should() {
         ours.len(),
         wrong.join("\n")
     );
-    println!("{} images are right", ours.len());
+    eprintln!("{} images are right", ours.len());
 }

@@ -1,5 +1,12 @@
 //! What `img-info` prints is what `qemu-img info` prints, key by key and line by line.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr
+)]
 #![allow(missing_docs)]
 
 mod common;

@@ -197,6 +197,10 @@ struct Engine<'a> {
     slots: Mutex<usize>,
     slot_free: Condvar,
     /// Segments that are not in use.
+    #[allow(
+        clippy::vec_box,
+        reason = "a segment changes hands without being copied"
+    )]
     free: Mutex<Vec<Box<Segment>>>,
     stop: AtomicBool,
     failure: Mutex<Option<Error>>,

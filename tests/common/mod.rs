@@ -1,6 +1,10 @@
 //! What the tests of the commands share: where the commands and qemu-img are, and how to run them.
 
-#![allow(dead_code, reason = "each test file uses what it needs")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses what it needs"
+)]
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

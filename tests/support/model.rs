@@ -173,10 +173,9 @@ impl Default for Way {
 impl Way {
     /// This way without what excludes each other, in an order that lets each choice win sometimes.
     pub fn settled(mut self) -> Self {
-        let codec = if self.zstd {
-            cfg!(feature = "zstd")
-        } else {
-            cfg!(feature = "zlib")
+        let codec = match self.zstd {
+            true => cfg!(feature = "zstd"),
+            false => cfg!(feature = "zlib"),
         };
         self.compress &= codec;
         self.zstd &= self.compress;

@@ -2,13 +2,11 @@
 //! behind.
 
 #![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
+    missing_docs,
     clippy::indexing_slicing,
-    clippy::print_stderr
+    clippy::unwrap_used,
+    reason = "tests state what they expect"
 )]
-#![allow(missing_docs)]
 
 mod common;
 

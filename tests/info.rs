@@ -1,13 +1,11 @@
 //! What `img-info` prints is what `qemu-img info` prints, key by key and line by line.
 
 #![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
+    missing_docs,
     clippy::indexing_slicing,
-    clippy::print_stderr
+    clippy::unwrap_used,
+    reason = "tests state what they expect"
 )]
-#![allow(missing_docs)]
 
 mod common;
 

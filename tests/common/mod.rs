@@ -3,7 +3,9 @@
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "each test file uses what it needs"
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "each test file uses what it needs, and tests state what they expect"
 )]
 
 use std::ffi::OsStr;

@@ -173,10 +173,7 @@ impl Default for Way {
 impl Way {
     /// This way without what excludes each other, in an order that lets each choice win sometimes.
     pub fn settled(mut self) -> Self {
-        let codec = match self.zstd {
-            true => cfg!(feature = "zstd"),
-            false => cfg!(feature = "zlib"),
-        };
+        let codec = [cfg!(feature = "zlib"), cfg!(feature = "zstd")][usize::from(self.zstd)];
         self.compress &= codec;
         self.zstd &= self.compress;
         if self.v2 {

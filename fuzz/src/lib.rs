@@ -98,7 +98,9 @@ fn look_around(image: &dyn Image) {
                 let middle = buf.len() / 3;
                 let mut again = vec![0; buf.len() - middle];
                 let offset = extent.start + middle as u64;
-                image.read_exact_at(&mut again, offset).expect("it was read before");
+                image
+                    .read_exact_at(&mut again, offset)
+                    .expect("it was read before");
                 assert_eq!(again, buf[middle..]);
             }
             Err(error) => printable(&error),
@@ -136,7 +138,12 @@ fn disk(sectors: u16, fills: &[(u8, u32, u32, u64)]) -> Model {
     let mut disk = Model::new(size);
     for (fill, start, len, seed) in fills.iter().take(16) {
         let fill = Fill::ALL[usize::from(*fill) % Fill::ALL.len()];
-        disk.fill(*start as usize % (size + 1), *len as usize % (1 << 20), fill, *seed);
+        disk.fill(
+            *start as usize % (size + 1),
+            *len as usize % (1 << 20),
+            fill,
+            *seed,
+        );
     }
     disk
 }
@@ -144,7 +151,15 @@ fn disk(sectors: u16, fills: &[(u8, u32, u32, u64)]) -> Model {
 /// Writes the disk as qcow2, opens the result and compares every byte.
 pub fn qcow2_write(plan: &Plan) {
     let source = disk(plan.sectors, &plan.fills);
-    let [v2, extended_l2, lazy_refcounts, compress, zstd, data_file, data_file_raw] = plan.flags;
+    let [
+        v2,
+        extended_l2,
+        lazy_refcounts,
+        compress,
+        zstd,
+        data_file,
+        data_file_raw,
+    ] = plan.flags;
     let mut way = Way {
         v2,
         cluster_bits: 9 + u32::from(plan.cluster_bits % 10),
@@ -161,7 +176,10 @@ pub fn qcow2_write(plan: &Plan) {
         memory: if plan.small_memory { 1 << 20 } else { 64 << 20 },
     }
     .settled();
-    let base = plan.base.as_ref().map(|fills| disk(plan.base_sectors, fills).bytes);
+    let base = plan
+        .base
+        .as_ref()
+        .map(|fills| disk(plan.base_sectors, fills).bytes);
     let files = match &base {
         None => way.write(&source),
         Some(base) => {
@@ -173,7 +191,9 @@ pub fn qcow2_write(plan: &Plan) {
     let image = reopen(&files, base.as_deref()).expect("what was written opens");
     assert_eq!(image.size(), source.size());
     let mut read = vec![0xee; source.bytes.len()];
-    image.read_exact_at(&mut read, 0).expect("what was written reads");
+    image
+        .read_exact_at(&mut read, 0)
+        .expect("what was written reads");
     assert!(read == source.bytes, "{}: other bytes", way.text());
     look_around(image.as_ref());
 }

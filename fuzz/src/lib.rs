@@ -20,18 +20,29 @@ const MOST_READ: u64 = 1 << 20;
 /// Extents looked at in one image at most.
 const MOST_EXTENTS: usize = 300;
 
-/// All probes agree on a set, and what is detected as one format either opens or says why not.
+/// Opening follows detection: one format and nothing else, or the content of a disk, which is raw.
 pub fn detect(bytes: &[u8]) {
     let source: Arc<dyn BlockSource> = Arc::new(Memory::new(bytes));
     let detected = detect_format(&source).expect("memory can be read");
+    let (formats, contents) = (detected.matches.len(), detected.content.len());
     match OpenOptions::new().limits(small()).open(source) {
-        Ok(image) => {
-            let ids: Vec<_> = detected.matches.iter().map(|(id, _)| *id).collect();
-            assert_eq!(ids, [image.format()], "opened as what it was detected as");
+        Ok(image) if formats == 0 => {
+            assert!(contents > 0, "raw is never a fallback");
+            assert_eq!(image.format().as_str(), "raw");
         }
-        Err(Error::Unrecognized) => assert!(detected.matches.is_empty()),
-        Err(Error::Ambiguous { matches }) => assert!(matches.len() > 1),
-        Err(error) => printable(&error),
+        Ok(image) => {
+            assert_eq!((formats, contents), (1, 0));
+            assert_eq!(image.format(), detected.matches[0].0);
+        }
+        Err(Error::Unrecognized) => assert_eq!((formats, contents), (0, 0)),
+        Err(error @ Error::Ambiguous { .. }) => {
+            assert!(formats > 0 && formats + contents > 1);
+            printable(&error);
+        }
+        Err(error) => {
+            assert_eq!((formats, contents), (1, 0));
+            printable(&error);
+        }
     }
 }
 

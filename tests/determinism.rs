@@ -62,6 +62,15 @@ fn ways() -> Vec<Way> {
             preallocation: 1,
             ..plain
         },
+        // Runs of zeros longer than a segment, whose cuts must not decide what is a hole.
+        Way {
+            sparse_size: 1 << 20,
+            ..plain
+        },
+        Way {
+            sparse_size: 0,
+            ..plain
+        },
     ]
     .map(Way::settled)
     .to_vec()

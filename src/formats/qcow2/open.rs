@@ -50,13 +50,7 @@ impl Qcow2Image {
         let (below, backing) = open_backing(&header, opener, &mut references)?;
         let mut info = describe(&header, &source, limits, &snapshots)?;
         info.virtual_size = size;
-        let map = Qcow2Map::new(
-            &header,
-            Arc::clone(&source),
-            l1,
-            regions,
-            limits.cache_bytes,
-        );
+        let map = Qcow2Map::new(&header, Arc::clone(&source), l1, regions, limits);
         let mapped = Mapped::new(map, data, below, size);
         Ok(Qcow2Image {
             file: source,

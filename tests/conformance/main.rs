@@ -1,6 +1,7 @@
 //! One suite for every source and every target: storage, and every image of every format.
 
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -17,10 +18,12 @@ mod target;
 use std::io::Cursor;
 use std::sync::Arc;
 
+use blockform::convert::ConvertOptions;
 use blockform::storage::{
     Concat, FileStorage, Memory, PendingFile, SeekSource, SeekTarget, Slice, SourceReader,
 };
 use blockform::{BlockSource, BlockSourceExt, BlockTarget, ExtentKind, Zeroes};
+use support::model::{Fill, Model, Way, reopen};
 use support::{goldens, read_all, sample_disk, sha256};
 use target::Abilities;
 
@@ -252,4 +255,60 @@ fn every_snapshot() {
             source::check(&golden.file, &image, &content);
         }
     }
+}
+
+#[test]
+fn everything_that_is_written() {
+    let mut disk = Model::new((3 << 20) + 512);
+    let len = disk.bytes.len();
+    let mut rng = support::Rng(9);
+    for n in 0..20 {
+        let start = usize::try_from(rng.below(len as u64)).unwrap();
+        let fill = Fill::ALL[n % Fill::ALL.len()];
+        disk.fill(start, 150_000, fill, rng.next());
+    }
+    source::check("a disk in memory", &disk, &disk.bytes);
+    let plain = Way::default();
+    for way in [
+        plain,
+        Way {
+            v2: true,
+            cluster_bits: 9,
+            ..plain
+        },
+        Way {
+            extended_l2: true,
+            ..plain
+        },
+        Way {
+            compress: true,
+            cluster_bits: 12,
+            ..plain
+        },
+        Way {
+            compress: true,
+            zstd: true,
+            extended_l2: true,
+            ..plain
+        },
+        Way {
+            data_file: true,
+            ..plain
+        },
+        Way {
+            preallocation: 1,
+            cluster_bits: 21,
+            ..plain
+        },
+    ] {
+        let way = way.settled();
+        let image = reopen(&way.write(&disk).unwrap(), None).unwrap();
+        source::check(&way.text(), &image, &disk.bytes);
+    }
+    let raw = Arc::new(Memory::default());
+    let targets = [Arc::clone(&raw) as Arc<dyn BlockTarget>];
+    ConvertOptions::to("raw")
+        .convert_to_targets(&disk, &targets)
+        .unwrap();
+    source::check("a raw disk", &raw, &disk.bytes);
 }

@@ -280,7 +280,7 @@ impl Rng {
 /// A guest disk with noise, text and zeros in turn, in runs that respect no cluster size.
 pub fn sample_disk(seed: u64, size: usize) -> Vec<u8> {
     let mut rng = Rng(seed);
-    let mut disk = Vec::with_capacity(size);
+    let mut disk = Vec::new();
     while disk.len() < size {
         let len = 1 + usize::try_from(rng.below(40_000)).unwrap();
         match rng.below(4) {

@@ -292,7 +292,9 @@ def make_bad():
     bad("cluster-unaligned.qcow2", ext, "first L2 entry += 512 where clusters are 16 KiB", "read", M, "L2",
         lambda b: put("Q", layout(b)["l2"][0], struct.unpack_from(">Q", b, layout(b)["l2"][0])[0] + 512)(b))
     bad("cluster-is-header.qcow2", base, "first L2 entry points at the refcount table", "read", M, "L2", lambda b: put("Q", entry(b, 0), 1 << 63 | layout(b)["refs"])(b))
-    bad("cluster-is-l2.qcow2", base, "first L2 entry points at the L1 table", "read", M, "L2", lambda b: put("Q", entry(b, 0), 1 << 63 | layout(b)["l1"])(b))
+    bad("cluster-is-l1.qcow2", base, "first L2 entry points at the L1 table", "read", M, "L2", lambda b: put("Q", entry(b, 0), 1 << 63 | layout(b)["l1"])(b))
+    bad("cluster-is-own-l2.qcow2", base, "first L2 entry points at its own table", "read", M, "L2", lambda b: put("Q", entry(b, 0), 1 << 63 | layout(b)["l2"][0])(b))
+    bad("cluster-twice.qcow2", base, "second L2 entry is the first", "read", M, "L2", lambda b: put("Q", entry(b, 512), struct.unpack_from(">Q", b, entry(b, 0))[0])(b))
     bad("l2-reserved.qcow2", base, "first L2 entry has bit 2 set", "read", M, "L2", lambda b: or_u64(b, entry(b, 0), 4))
     bad("subclusters-both.qcow2", ext, "subcluster 2 is both stored and zero", "read", M, "L2", lambda b: or_u64(b, layout(b)["l2"][0] + 8, 1 << 34))
     bad("subclusters-unstored.qcow2", ext, "stored subclusters in an entry without a cluster", "read", M, "L2", lambda b: put("Q", layout(b)["l2"][0], 0)(b))
@@ -382,8 +384,8 @@ Small images with a known content, all made by `make.py` with {version}.
   variant of `Error` (`kind`) and with which words.
 
 No image has clusters of 2 MiB: it would be 10 MB long. `tests/interop` makes such images as it runs.
-The encrypted images' password is `password`; their key material is random, and snapshots are dated,
-so a second run of the script changes those files.
+The encrypted images' password is `password`; their key material is random, and snapshots and the files
+in the file system of `plain.qcow2` are dated, so a second run of the script changes those images.
 
 ## Commands
 

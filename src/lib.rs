@@ -52,6 +52,7 @@ mod reference;
 mod source;
 pub mod storage;
 mod target;
+mod zero;
 
 pub use detect::{Detected, detect};
 pub use error::{Error, Result};

@@ -134,6 +134,8 @@ pub(super) struct Footers {
     pub(super) kind: DiskType,
     /// Where the data ends: at the footer, or at the end of a file that has lost it.
     pub(super) data_end: u64,
+    /// Whether its checksum is wrong.
+    pub(super) damaged: bool,
     pub(super) warnings: Vec<String>,
 }
 
@@ -192,6 +194,7 @@ impl Footers {
         let end = Copy::read_at_end(source)?;
         let data_end = end.place().unwrap_or(source.size());
         let mut warnings = Vec::new();
+        let mut damaged = false;
         let (at, footer) = match end {
             // The start of a fixed disk is the guest's.
             Copy::Sound { at, footer } if footer.disk_type == DiskType::Fixed.number() => {
@@ -226,6 +229,14 @@ impl Footers {
                     warnings.push(format!("the footer at the end of the file is {state}; its copy at the start is used"));
                     (0, footer)
                 }
+                // Who makes a child by hand leaves stale checksums behind. Where the copies agree, and
+                // nothing can be read without the parent anyway, it is told what the image says.
+                (Copy::Damaged { footer: copy, .. }, Copy::Damaged { at, footer, .. })
+                    if copy == footer && footer.disk_type == DiskType::Differencing.number() =>
+                {
+                    damaged = true;
+                    (at, footer)
+                }
                 (_, Copy::Damaged { at, footer, sum }) | (Copy::Damaged { at, footer, sum }, _) => {
                     return Err(wrong_sum(at, &footer, sum));
                 }
@@ -252,6 +263,7 @@ impl Footers {
             footer,
             at,
             data_end,
+            damaged,
             warnings,
         })
     }

@@ -38,8 +38,8 @@ pub struct VhdImage {
     file: Arc<dyn BlockSource>,
     kind: DiskType,
     disk: Disk,
-    /// The place of a header whose checksum is wrong: it can be described, and not believed.
-    damaged: Option<u64>,
+    /// What has a wrong checksum, and where it is: it can be described, and not believed.
+    damaged: Option<(&'static str, u64)>,
     backing: Option<Arc<dyn Image>>,
     references: Vec<Reference>,
     info: ImageInfo,
@@ -92,8 +92,18 @@ impl VhdImage {
     ) -> Result<Self> {
         let limits = opener.limits();
         let tables = Tables::read(&source, footers, size, limits)?;
-        let damaged = tables.damaged.then_some(tables.at);
+        let damaged = match (footers.damaged, tables.damaged) {
+            (true, _) => Some(("footer", footers.at)),
+            (false, true) => Some(("dynamic disk header", tables.at)),
+            (false, false) => None,
+        };
         describe_tables(&tables, footers.kind, info);
+        if let Some((what, _)) = damaged {
+            info.corrupt = true;
+            info.warnings.push(format!(
+                "the checksum of the {what} is wrong: the disk cannot be read"
+            ));
+        }
         let mut references = Vec::new();
         let (mut below, mut backing, mut sectors) = (Below::Nothing, None, None);
         if footers.kind == DiskType::Differencing {
@@ -130,12 +140,8 @@ impl VhdImage {
     }
 
     fn source(&self) -> Result<&dyn BlockSource> {
-        if let Some(at) = self.damaged {
-            return Err(Header::malformed(
-                at,
-                "checksum",
-                "does not fit the header, which is damaged",
-            ));
+        if let Some((what, at)) = self.damaged {
+            return Err(Error::malformed(VHD, what, at, "has a wrong checksum"));
         }
         Ok(match &self.disk {
             Disk::Fixed(disk) => disk,
@@ -366,12 +372,6 @@ fn describe(footers: &Footers, size: u64) -> ImageInfo {
 
 fn describe_tables(tables: &Tables, kind: DiskType, info: &mut ImageInfo) {
     info.cluster_size = Some(tables.block_size);
-    if tables.damaged {
-        info.corrupt = true;
-        info.warnings.push(
-            "the checksum of the dynamic disk header is wrong: the disk cannot be read".to_owned(),
-        );
-    }
     if let (Some(details), DiskType::Differencing) = (&mut info.details, kind) {
         details.insert("parent-uuid", to_text(&tables.header.parent_unique_id));
     }

@@ -2,11 +2,14 @@
 
 use crate::image::Format;
 
+mod identity;
 pub mod qcow2;
 pub mod raw;
+pub mod vdi;
+pub mod vhd;
 
 /// Every format that this crate knows.
-pub const BUILTIN: &[&dyn Format] = &[&raw::Raw, &qcow2::Qcow2];
+pub const BUILTIN: &[&dyn Format] = &[&raw::Raw, &qcow2::Qcow2, &vhd::Vhd, &vdi::Vdi];
 
 /// The format called `name`: its id, or another name that people know it by.
 pub fn by_name(name: &str) -> Option<&'static dyn Format> {

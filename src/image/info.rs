@@ -28,6 +28,8 @@ pub struct ImageInfo {
     /// What only this format has, under QEMU's names (`ImageInfoSpecific`): a map, empty if there
     /// is nothing.
     pub specific: Option<Value>,
+    /// What only this format has and QEMU has no words for: a map.
+    pub details: Option<Value>,
     /// What is odd about the image without making it unreadable, for a person to read.
     pub warnings: Vec<String>,
 }

@@ -38,6 +38,11 @@ pub trait Format: Debug + Send + Sync {
         &[]
     }
 
+    /// What QEMU calls it.
+    fn qemu_name(&self) -> &'static str {
+        self.id().into_str()
+    }
+
     /// Whether the file that `window` shows is of this format. A pure function of the window.
     fn probe(&self, window: &Probe<'_>) -> Verdict;
 

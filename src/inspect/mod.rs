@@ -24,6 +24,7 @@ use std::path::Path;
 
 use crate::error::Result;
 use crate::format_id::FormatId;
+use crate::formats::by_name;
 use crate::image::{Evidence, Image, ImageInfo, SnapshotInfo, Value};
 use crate::name::ImageName;
 use crate::open::{Layer, OpenOptions};
@@ -135,6 +136,11 @@ impl Report {
         report
     }
 
+    /// What QEMU calls the format.
+    fn qemu_format(&self) -> &'static str {
+        by_name(self.format.as_str()).map_or(self.format.into_str(), |format| format.qemu_name())
+    }
+
     /// The name of the backing file as it stands in the image.
     pub fn backing(&self) -> Option<&Reference> {
         let mut references = self.references.iter();
@@ -170,7 +176,7 @@ impl Report {
             map.insert("snapshots", snapshots.collect::<Vec<_>>());
         }
         map.insert("filename", self.filename.clone());
-        map.insert("format", self.format.as_str());
+        map.insert("format", self.qemu_format());
         map.insert("virtual-size", in_sectors(info.virtual_size));
         if let Some(size) = self.file.as_ref().and_then(|file| file.allocated_size) {
             map.insert("actual-size", size);
@@ -199,7 +205,7 @@ impl Report {
         if let Some(specific) = &info.specific {
             map.insert(
                 "format-specific",
-                specific_value(self.format, specific.clone()),
+                specific_value(self.qemu_format(), specific.clone()),
             );
         }
         let mut map = order::as_qemu(map);
@@ -222,7 +228,10 @@ impl Report {
         if let Some(size) = file.allocated_size {
             map.insert("actual-size", size);
         }
-        map.insert("format-specific", specific_value(PROTOCOL, Value::map()));
+        map.insert(
+            "format-specific",
+            specific_value(PROTOCOL.as_str(), Value::map()),
+        );
         map.insert("dirty-flag", false);
         map
     }
@@ -240,6 +249,9 @@ impl Report {
         let mut own = Value::map();
         own.insert("matches", matches.collect::<Vec<_>>());
         own.insert("warnings", warnings.collect::<Vec<_>>());
+        if let Some(details) = &self.info.details {
+            own.insert("details", details.clone());
+        }
         if in_sectors(self.info.virtual_size) != self.info.virtual_size {
             own.insert("exact-virtual-size", self.info.virtual_size);
         }
@@ -274,9 +286,9 @@ fn in_sectors(bytes: u64) -> u64 {
     bytes.checked_next_multiple_of(512).unwrap_or(bytes)
 }
 
-fn specific_value(format: FormatId, data: Value) -> Value {
+fn specific_value(format: &str, data: Value) -> Value {
     let mut map = Value::map();
-    map.insert("type", format.as_str());
+    map.insert("type", format);
     map.insert("data", data);
     map
 }

@@ -9,7 +9,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let info = &self.info;
         writeln!(f, "image: {}", self.filename.escaped())?;
-        writeln!(f, "file format: {}", self.format)?;
+        writeln!(f, "file format: {}", self.qemu_format())?;
         write_size(f, "", "virtual size", info.virtual_size)?;
         if let Some(file) = &self.file {
             write_disk_size(f, "", file)?;
@@ -40,8 +40,11 @@ impl fmt::Display for Report {
             write_size(f, "    ", "file length", file.size)?;
             write_disk_size(f, "    ", file)?;
         }
-        if !self.warnings.is_empty() {
+        if !self.warnings.is_empty() || info.details.is_some() {
             writeln!(f, "Notes:")?;
+        }
+        if let Some(details) = &info.details {
+            write_value(f, details, 1)?;
         }
         for warning in &self.warnings {
             writeln!(f, "    {warning}")?;

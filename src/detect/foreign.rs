@@ -43,14 +43,6 @@ const FOREIGN: &[Signature] = &[
         b"QFI\xfb\0\0\0\x01",
         "QFI\\xfb, version 1",
     ),
-    signature("vmdk", Start(0), b"KDMV", "KDMV"),
-    signature("vmdk", Start(0), b"COWD", "COWD"),
-    signature(
-        "vmdk",
-        Start(0),
-        b"# Disk DescriptorFile",
-        "# Disk DescriptorFile",
-    ),
     signature("vhd", Start(0), b"conectix", "conectix"),
     signature("vhd", End(512), b"conectix", "conectix"),
     // Some old writers cut the last byte of the footer off.

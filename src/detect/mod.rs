@@ -72,8 +72,7 @@ mod tests {
         let mut fixed = vec![0; 4096];
         fixed[4096 - 512..4096 - 504].copy_from_slice(b"conectix");
         for (bytes, name) in [
-            (&b"KDMV and more"[..], "vmdk"),
-            (b"QFI\xfb\0\0\0\x01", "qcow"),
+            (&b"QFI\xfb\0\0\0\x01"[..], "qcow"),
             (b"vhdxfile", "vhdx"),
             (&fixed, "vhd"),
         ] {

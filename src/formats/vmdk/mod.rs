@@ -9,6 +9,7 @@ mod open;
 mod sesparse;
 mod sparse;
 mod stream;
+mod write;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Ver
 use crate::source::BlockSource;
 
 pub use open::VmdkImage;
+pub use write::{AdapterType, Subformat, VmdkOptions};
 
 /// `vmdk`.
 pub const VMDK: FormatId = FormatId::new("vmdk");
@@ -55,7 +57,6 @@ impl Format for Vmdk {
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        let _ = options;
-        Err(header::unsupported("writing".into()))
+        VmdkOptions::parse(options)?.writer(options.virtual_size, options.file_name.as_ref())
     }
 }

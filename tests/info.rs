@@ -1,6 +1,11 @@
 //! What `img-info` prints is what `qemu-img info` prints, key by key and line by line.
 
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "tests state what they expect"
+)]
 
 mod common;
 

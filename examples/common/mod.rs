@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use blockform::{ImageName, PathPolicy};
 use clap::Parser;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 
 /// The arguments of this command, or the exit status with which it is over: help was asked for, or
@@ -39,6 +40,14 @@ pub(crate) fn complain(command: &str, problem: &str) {
     {
         eprintln!("{command}: {}", line.escaped());
     }
+}
+
+/// Takes an argument as a path, and nothing else than a path.
+pub(crate) fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(|name| match name.is_empty() {
+        true => Err("a file name cannot be empty"),
+        false => Ok(PathBuf::from(name)),
+    })
 }
 
 /// A path in quotes, escaped.

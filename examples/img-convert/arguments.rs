@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use blockform::image::{SnapshotSelector, parse_size};
 use clap::{Parser, ValueEnum};
 
-use crate::common::Policy;
+use crate::common::{Policy, path};
 
 /// Converts disk images as `qemu-img convert` does. SRC and DST are paths and nothing else; several
 /// SRC are taken one behind the other. DST is replaced only when the whole of it is written.
@@ -50,7 +50,7 @@ pub(crate) struct Arguments {
     #[arg(short = 'l', value_name = "SNAPSHOT", value_parser = snapshot)]
     pub(crate) snapshot: Option<SnapshotSelector>,
     /// Writes an overlay that records only what differs from FILE, a path relative to DST's directory
-    #[arg(short = 'B', value_name = "FILE", requires = "backing_format")]
+    #[arg(short = 'B', value_name = "FILE", requires = "backing_format", value_parser = path())]
     pub(crate) backing: Option<PathBuf>,
     /// The format of -B FILE
     #[arg(short = 'F', value_name = "FMT", requires = "backing")]
@@ -73,7 +73,7 @@ pub(crate) struct Arguments {
     )]
     pub(crate) allow_references: Policy,
     /// The sources, and where to write to
-    #[arg(value_names = ["SRC", "DST"], required = true, num_args = 2..)]
+    #[arg(value_names = ["SRC", "DST"], required = true, num_args = 2.., value_parser = path())]
     files: Vec<PathBuf>,
 }
 
@@ -94,10 +94,6 @@ impl Arguments {
             return Err("no files were given".to_owned());
         };
         let conflicts = [
-            (
-                self.files.iter().any(|file| file.as_os_str().is_empty()),
-                "a file name cannot be empty",
-            ),
             (
                 self.target_is_zero && !self.no_create,
                 "--target-is-zero requires -n: a new file reads as zero anyway",

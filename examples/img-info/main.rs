@@ -40,7 +40,7 @@ struct Arguments {
     #[arg(short = 'U', long)]
     force_share: bool,
     /// The images
-    #[arg(value_name = "FILE", required = true)]
+    #[arg(value_name = "FILE", required = true, value_parser = common::path())]
     files: Vec<PathBuf>,
 }
 
@@ -88,9 +88,6 @@ fn main() -> ExitCode {
 }
 
 fn describe(file: &Path, arguments: &Arguments) -> Result<Vec<Report>> {
-    if file.as_os_str().is_empty() {
-        return Err(blockform::Error::invalid("a file name cannot be empty"));
-    }
     let mut options = OpenOptions::new().references(arguments.allow_references.0.clone());
     if let Some(format) = &arguments.format {
         options = options.format(format);

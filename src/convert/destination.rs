@@ -40,6 +40,7 @@ impl ConvertOptions {
         if is_block_device(path) {
             return self.write_in_place(source, writer, shape, path, false);
         }
+        refuse_one_for_two(&paths)?;
         let pending: Vec<PendingFile> = paths
             .iter()
             .map(PendingFile::create)
@@ -63,8 +64,8 @@ impl ConvertOptions {
     /// leaves it half written. This is `qemu-img convert -n`.
     ///
     /// # Errors
-    /// As [`convert_to_path`](Self::convert_to_path), [`Error::Unsupported`] for a format whose files
-    /// are more than the guest's bytes, and [`Error::OutOfRange`] if the disk is too large.
+    /// As [`convert_to_path`](Self::convert_to_path), and [`Error::InvalidInput`] for a format whose
+    /// files are more than the guest's bytes and if the disk is larger than the target.
     pub fn convert_into_existing(
         &self,
         source: &dyn BlockSource,
@@ -147,12 +148,12 @@ impl ConvertOptions {
     ) -> Result<Summary> {
         let mut storage = FileStorage::open_writable(path)?;
         if shape.plain && storage.size() < shape.virtual_size {
-            let (len, size) = (shape.virtual_size, storage.size());
-            return Err(Error::OutOfRange {
-                offset: 0,
-                len,
-                size,
-            });
+            return Err(Error::invalid(format!(
+                "{} is too small: it has {} bytes and the disk has {}",
+                quoted_path(path),
+                storage.size(),
+                shape.virtual_size
+            )));
         }
         if self.target_is_zero {
             storage = storage.assume_zero();
@@ -204,7 +205,9 @@ impl ConvertOptions {
         targets: &[Arc<dyn BlockTarget>],
     ) -> Ground {
         if let Some(image) = &self.overlay {
-            let depth = image.identity().and_then(|file| source.depth_of(file));
+            let depth = image
+                .identity()
+                .and_then(|file| source.depth_of(file, image.format()));
             return match depth.filter(|depth| *depth > 0) {
                 Some(depth) => Ground::Layer(depth),
                 None => Ground::Image(Arc::clone(image)),
@@ -218,6 +221,33 @@ impl ConvertOptions {
             Ground::Unknown
         }
     }
+}
+
+/// Fails if two files of an image would be one.
+fn refuse_one_for_two(paths: &[PathBuf]) -> Result<()> {
+    let settled = |path: &PathBuf| {
+        let whole = std::fs::canonicalize(path);
+        whole.or_else(|_| {
+            let folder = path
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty());
+            let folder = std::fs::canonicalize(folder.unwrap_or(Path::new(".")))?;
+            Ok::<_, std::io::Error>(folder.join(path.file_name().unwrap_or_default()))
+        })
+    };
+    let mut seen = std::collections::HashSet::new();
+    for path in paths {
+        // A folder that is not there is told of when the file is created.
+        if let Ok(settled) = settled(path) {
+            if !seen.insert(settled) {
+                let name = quoted_path(path);
+                return Err(Error::invalid(format!(
+                    "{name} would have to be two files of the image"
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn is_block_device(path: &Path) -> bool {

@@ -3,40 +3,12 @@
 //! They are known so that such a file is refused by its name and never described as a raw disk. A
 //! line leaves this table when its format gets a folder in `formats/`.
 
-use crate::format_id::FormatId;
-use crate::image::{Evidence, Probe};
+use crate::detect::signature::{
+    Place::{End, Start},
+    Signature, signature,
+};
 
-/// A signature: bytes at a distance from the start of a file or from its end.
-struct Signature {
-    format: FormatId,
-    magic: &'static [u8],
-    /// The magic as it is told.
-    shown: &'static str,
-    place: Place,
-}
-
-enum Place {
-    Start(usize),
-    End(usize),
-}
-use Place::{End, Start};
-
-const fn signature(
-    format: &'static str,
-    place: Place,
-    magic: &'static [u8],
-    shown: &'static str,
-) -> Signature {
-    let format = FormatId::new(format);
-    Signature {
-        format,
-        magic,
-        shown,
-        place,
-    }
-}
-
-const FOREIGN: &[Signature] = &[
+pub(super) const FOREIGN: &[Signature] = &[
     signature(
         "qcow",
         Start(0),
@@ -78,23 +50,3 @@ const FOREIGN: &[Signature] = &[
     signature("ewf", Start(0), b"EVF\x09\x0d\x0a\xff\0", "EVF"),
     signature("ewf", Start(0), b"EVF2\x0d\x0a\x81\0", "EVF2"),
 ];
-
-/// The formats in the table that the file shows, each with the first evidence for it.
-pub(super) fn matches(window: &Probe<'_>) -> Vec<(FormatId, Evidence)> {
-    let mut found: Vec<(FormatId, Evidence)> = Vec::new();
-    for signature in FOREIGN {
-        let (bytes, offset) = match signature.place {
-            Start(at) => (window.at(at, signature.magic.len()), at as u64),
-            End(distance) => (
-                window.from_end(distance, signature.magic.len()),
-                window.size.saturating_sub(distance as u64),
-            ),
-        };
-        let known = found.iter().any(|(format, _)| *format == signature.format);
-        if bytes == Some(signature.magic) && !known {
-            let what = signature.shown;
-            found.push((signature.format, Evidence { what, offset }));
-        }
-    }
-    found
-}

@@ -1,10 +1,12 @@
 //! Which format a file is of: all probes see the same window, and all that match are the answer.
 
+mod content;
 mod foreign;
+mod signature;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::formats::BUILTIN;
+use crate::formats::{BUILTIN, by_name, raw};
 use crate::image::{Evidence, Format, Verdict, Window};
 use crate::source::BlockSource;
 
@@ -14,11 +16,14 @@ pub struct Detected {
     /// The formats whose signatures were found, with the evidence for each: those that can be read
     /// first, then others.
     pub matches: Vec<(FormatId, Evidence)>,
+    /// What the disk holds, if the file is one: partition tables, filesystems and the like.
+    pub content: Vec<(FormatId, Evidence)>,
 }
 
 /// Runs every format's probe over `source`.
 ///
-/// Signatures of formats that this crate cannot read are among the matches. Raw is never among the answers: everything is a raw disk to those who say so.
+/// Signatures of formats that this crate cannot read are among the matches. Raw is never one of them:
+/// everything is a raw disk to those who say so.
 ///
 /// # Errors
 /// What reading fails with.
@@ -30,29 +35,38 @@ pub fn detect(source: &dyn BlockSource) -> Result<Detected> {
             Verdict::Reject => None,
             Verdict::Match(evidence) => Some((format.id(), evidence)),
         });
-    let matches = matches.chain(foreign::matches(&window.probe()));
+    let foreign = signature::matches(foreign::FOREIGN, &window.probe());
+    let matches = matches.chain(foreign);
     Ok(Detected {
         matches: matches.collect(),
+        content: content::matches(&window.probe()),
     })
 }
 
 impl Detected {
-    /// The one format that the file is of.
+    /// The one format that the file is of. A file that is in no format and whose content is that of a
+    /// disk is raw.
     ///
     /// # Errors
     /// [`Error::Unrecognized`] if there is none, [`Error::Ambiguous`] if there are several,
     /// [`Error::Unsupported`] if it is one that this crate cannot read.
     pub fn one(&self) -> Result<&'static dyn Format> {
         match self.matches.as_slice() {
-            [] => Err(Error::Unrecognized),
-            [(id, _)] => crate::formats::by_name(id.as_str()).ok_or_else(|| Error::Unsupported {
-                format: *id,
-                feature: "this format".to_owned(),
-                hint: "if the file is a raw disk all the same, say so (-f raw)",
-            }),
-            several => Err(Error::Ambiguous {
-                matches: several.iter().map(|(id, _)| *id).collect(),
-            }),
+            [] if self.content.is_empty() => Err(Error::Unrecognized),
+            [] => Ok(&raw::Raw),
+            [(id, _)] if self.content.is_empty() => {
+                by_name(id.as_str()).ok_or_else(|| Error::Unsupported {
+                    format: *id,
+                    feature: "this format".to_owned(),
+                    hint: "if the file is a raw disk all the same, say so (-f raw)",
+                })
+            }
+            several => {
+                let all = several.iter().chain(&self.content);
+                Err(Error::Ambiguous {
+                    matches: all.map(|(id, _)| *id).collect(),
+                })
+            }
         }
     }
 }
@@ -84,6 +98,21 @@ mod tests {
         }
         assert!(matches!(found(b""), Err(Error::Unrecognized)));
         assert!(matches!(found(&[0; 4096]), Err(Error::Unrecognized)));
+    }
+
+    #[test]
+    fn what_is_a_disk_is_raw_and_says_what_it_holds() {
+        let mut disk = vec![0; 8192];
+        disk[510..512].copy_from_slice(b"\x55\xaa");
+        assert!(
+            matches!(found(&disk), Err(Error::Unrecognized)),
+            "no partition"
+        );
+        disk[446 + 4] = 0x83;
+        disk[446 + 12] = 8;
+        assert_eq!(found(&disk).unwrap(), "raw");
+        disk[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        assert!(matches!(found(&disk), Err(Error::Ambiguous { .. })));
     }
 
     #[test]

@@ -21,7 +21,7 @@ impl<'a> Probe<'a> {
     /// image at 32 KiB and some way into them.
     pub const HEAD: usize = 36 << 10;
     /// Bytes at the end of the file that a probe sees.
-    pub const TAIL: usize = 64 << 10;
+    pub const TAIL: usize = 4 << 10;
 
     /// The `len` bytes at `offset` from the start, if the window has them.
     pub fn at(&self, offset: usize, len: usize) -> Option<&'a [u8]> {

@@ -127,6 +127,9 @@ impl Report {
                     .to_owned(),
             );
         }
+        report
+            .matches
+            .extend(layer.detected.content.iter().cloned());
         warnings.append(&mut report.warnings);
         report.warnings = warnings;
         report
@@ -150,7 +153,7 @@ impl Report {
         let is_separator = |byte: &u8| std::path::is_separator(char::from(*byte));
         let absolute = name.first().is_some_and(is_separator);
         let image = self.filename.as_bytes();
-        let folder = match image.iter().rposition(|byte| is_separator(byte)) {
+        let folder = match image.iter().rposition(is_separator) {
             Some(last) if !absolute => image.get(..=last).unwrap_or_default(),
             _ => &[],
         };

@@ -33,7 +33,8 @@ impl Layer {
     pub(crate) fn first(path: &Path, options: &OpenOptions) -> Result<Self> {
         let source: Arc<dyn BlockSource> = Arc::new(FileStorage::open(path)?);
         let detected = detect(&source)?;
-        let assumed_raw = options.format.is_none() && detected.matches.is_empty();
+        let nothing = detected.matches.is_empty() && detected.content.is_empty();
+        let assumed_raw = options.format.is_none() && nothing;
         let format = match &options.format {
             Some(name) => named(name)?,
             None if assumed_raw => named("raw")?,

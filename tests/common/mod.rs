@@ -1,6 +1,12 @@
 //! What the tests of the commands share: where the commands and qemu-img are, and how to run them.
 
-#![allow(dead_code, reason = "each test file uses what it needs")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "each test file uses what it needs, and tests state what they expect"
+)]
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

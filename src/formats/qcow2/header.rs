@@ -180,6 +180,13 @@ impl Header {
         self.incompatible.contains(Incompatible::DATA_FILE)
     }
 
+    /// Where the extensions end, in bytes from the start of the file, if an end marker follows them.
+    pub(super) fn end(&self) -> u64 {
+        let data = self.extensions.iter().map(|e| e.data.len() as u64);
+        let each = data.map(|len| 8 + len.next_multiple_of(8));
+        u64::from(self.header_length) + each.sum::<u64>() + 8
+    }
+
     /// The data of the first extension of a type.
     pub fn extension(&self, extension_type: u32) -> Option<&[u8]> {
         let found = self

@@ -4,7 +4,7 @@ mod write;
 
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
 use crate::image::{CreateOptions, Format, Image, ImageInfo, ImageWriter, Opener, Probe, Verdict};
@@ -29,7 +29,10 @@ impl Format for Raw {
         Verdict::Reject
     }
 
-    fn open(&self, source: Arc<dyn BlockSource>, _: &dyn Opener) -> Result<Box<dyn Image>> {
+    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
+        if opener.snapshot().is_some() {
+            return Err(Error::invalid("a raw disk has no snapshots"));
+        }
         let info = ImageInfo {
             virtual_size: source.size(),
             ..ImageInfo::default()
@@ -72,6 +75,10 @@ impl BlockSource for RawImage {
 
     fn uses_file(&self, file: FileIdentity) -> bool {
         self.source.uses_file(file)
+    }
+
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+        (format == RAW && self.identity() == Some(file)).then_some(0)
     }
 }
 

@@ -269,11 +269,11 @@ impl BlockSource for VmdkImage {
             || backing.is_some_and(|image| image.uses_file(file))
     }
 
-    fn depth_of(&self, file: FileIdentity) -> Option<u16> {
-        if self.identity() == Some(file) {
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+        if self.identity() == Some(file) && format == VMDK {
             return Some(0);
         }
-        self.backing.as_ref()?.depth_of(file)?.checked_add(1)
+        self.backing.as_ref()?.depth_of(file, format)?.checked_add(1)
     }
 }
 

@@ -199,11 +199,16 @@ fn no_flipped_bit_makes_a_panic() {
 /// qemu-img passes over `RDONLY`, `NOACCESS` and `ZERO` lines, and what follows moves down.
 #[test]
 fn no_extent_is_passed_over() {
-    let image = options().open_path(testdata("vmdk/good/rdonly.vmdk")).unwrap();
+    let image = options()
+        .open_path(testdata("vmdk/good/rdonly.vmdk"))
+        .unwrap();
     let flat = std::fs::read(testdata("vmdk/good/flat.bin")).unwrap();
     let bytes = read_all(&image).unwrap();
     assert_eq!(bytes.len(), 16 * 512);
-    assert!(bytes[12 * 512..] == flat[12 * 512..], "the last extent is where it belongs");
+    assert!(
+        bytes[12 * 512..] == flat[12 * 512..],
+        "the last extent is where it belongs"
+    );
 }
 
 /// A child that does not say where its parent is reads as zeros elsewhere, with a good exit status.
@@ -225,7 +230,14 @@ fn a_child_is_not_read_without_its_parent() {
 fn what_follows_a_stream_is_not_part_of_it() {
     let whole = std::fs::read(testdata("vmdk/good/stream.vmdk")).unwrap();
     let content = read_all(&open_bytes(whole.clone()).unwrap()).unwrap();
-    for (len, byte) in [(1, 0), (511, 0), (512, 0), (1536, 0), (9000, 0), (70_000, 0x5a)] {
+    for (len, byte) in [
+        (1, 0),
+        (511, 0),
+        (512, 0),
+        (1536, 0),
+        (9000, 0),
+        (70_000, 0x5a),
+    ] {
         let mut longer = whole.clone();
         longer.resize(whole.len() + len, byte);
         let read = read_all(&open_bytes(longer).unwrap()).unwrap();
@@ -268,6 +280,10 @@ fn a_chain_that_comes_back_to_itself_ends() {
     // An extent that is the descriptor itself.
     let own = text("").replace("RW 8 ZERO", "RW 1 FLAT \"c.vmdk\" 0");
     let own = own.replace("parentCID=00000001", "parentCID=ffffffff");
-    std::fs::write(folder.path().join("c.vmdk"), own.replace("parentFileNameHint=\"\"\n", "")).unwrap();
+    std::fs::write(
+        folder.path().join("c.vmdk"),
+        own.replace("parentFileNameHint=\"\"\n", ""),
+    )
+    .unwrap();
     assert!(options().open_path(folder.path().join("c.vmdk")).is_err());
 }

@@ -112,23 +112,26 @@ fn what_is_written_is_what_is_read() {
         1_usize..=4,
     );
     TestRunner::new_with_rng(config, rng)
-        .run(&(disks, ways), |((sectors, fills), (sub, zeroed, sparse, threads))| {
-            let size = sectors * 512;
-            let mut disk = Model::new(size);
-            for (fill, start, len, seed) in fills {
-                disk.fill(start as usize % (size + 1), len, Fill::ALL[fill], seed);
-            }
-            let subformat = subformats()[sub];
-            let mut options = to(subformat)
-                .sparse_size(sparse)
-                .threads(NonZeroUsize::new(threads).unwrap());
-            if zeroed && subformat.ends_with("Sparse") {
-                options = options.option("zeroed_grain", "on");
-            }
-            let files = write(&options, subformat, &disk);
-            assert!(reread(&files) == disk.bytes, "{subformat}");
-            Ok(())
-        })
+        .run(
+            &(disks, ways),
+            |((sectors, fills), (sub, zeroed, sparse, threads))| {
+                let size = sectors * 512;
+                let mut disk = Model::new(size);
+                for (fill, start, len, seed) in fills {
+                    disk.fill(start as usize % (size + 1), len, Fill::ALL[fill], seed);
+                }
+                let subformat = subformats()[sub];
+                let mut options = to(subformat)
+                    .sparse_size(sparse)
+                    .threads(NonZeroUsize::new(threads).unwrap());
+                if zeroed && subformat.ends_with("Sparse") {
+                    options = options.option("zeroed_grain", "on");
+                }
+                let files = write(&options, subformat, &disk);
+                assert!(reread(&files) == disk.bytes, "{subformat}");
+                Ok(())
+            },
+        )
         .unwrap();
 }
 
@@ -175,7 +178,10 @@ fn options_that_exclude_each_other_are_refused() {
         create.options = blockform::image::parse_options(options).unwrap();
         create.compress = compress;
         let format = blockform::formats::by_name("vmdk").unwrap();
-        format.create(&create).err().map_or(String::new(), |e| e.to_string())
+        format
+            .create(&create)
+            .err()
+            .map_or(String::new(), |e| e.to_string())
     };
     for (options, compress, words) in [
         ("subformat=sparse", false, "monolithicFlat"),
@@ -192,7 +198,12 @@ fn options_that_exclude_each_other_are_refused() {
         let message = refusal(options, compress);
         assert!(message.contains(words), "{options}: {message:?}");
     }
-    for options in ["hwversion=undefined", "compat6=on", "cid=0x1234", "zeroed_grain=on"] {
+    for options in [
+        "hwversion=undefined",
+        "compat6=on",
+        "cid=0x1234",
+        "zeroed_grain=on",
+    ] {
         assert_eq!(refusal(options, false), "", "{options}");
     }
 }
@@ -219,9 +230,15 @@ fn qemu_img_reads_what_we_write() {
             .option("uuid", "6000c29f-4866-aea5-2f18-d3030ba914ff")
             .convert_to_path(&disk, folder.path().join(&name))
             .unwrap();
-        qemu(folder.path(), &format!("qemu-img compare -f raw -F vmdk disk.raw {name}"));
+        qemu(
+            folder.path(),
+            &format!("qemu-img compare -f raw -F vmdk disk.raw {name}"),
+        );
         qemu(folder.path(), &format!("qemu-img check -f vmdk {name}"));
-        let info = qemu(folder.path(), &format!("qemu-img info --output=json -f vmdk {name}"));
+        let info = qemu(
+            folder.path(),
+            &format!("qemu-img info --output=json -f vmdk {name}"),
+        );
         let info: serde_json::Value = serde_json::from_str(&info).unwrap();
         let data = &info["format-specific"]["data"];
         let want = subformat.trim_end_matches("Thin");
@@ -246,7 +263,9 @@ fn qemu_img_reads_our_overlays() {
     std::fs::write(folder.path().join("top.raw"), &top.bytes).unwrap();
     let options = OpenOptions::new().references(PathPolicy::SameDirectory);
     let path = |name: &str| folder.path().join(name);
-    to("monolithicSparse").convert_to_path(&base, path("base.vmdk")).unwrap();
+    to("monolithicSparse")
+        .convert_to_path(&base, path("base.vmdk"))
+        .unwrap();
     let image = || Arc::from(options.open_path(path("base.vmdk")).unwrap());
     for (subformat, zeroed) in [
         ("monolithicSparse", "on"),
@@ -259,14 +278,23 @@ fn qemu_img_reads_our_overlays() {
         }
         let backing = Backing::new(ImageName::from("base.vmdk"), "vmdk");
         let convert = to(subformat).option("zeroed_grain", zeroed);
-        convert.overlay(backing, image()).convert_to_path(&top, path("top.vmdk")).unwrap();
-        qemu(folder.path(), "qemu-img compare -f raw -F vmdk top.raw top.vmdk");
+        convert
+            .overlay(backing, image())
+            .convert_to_path(&top, path("top.vmdk"))
+            .unwrap();
+        qemu(
+            folder.path(),
+            "qemu-img compare -f raw -F vmdk top.raw top.vmdk",
+        );
         let ours = options.open_path(path("top.vmdk")).unwrap();
         assert!(read_all(&ours).unwrap() == top.bytes, "{subformat}");
     }
     // A child repeats its parent's content id, so the parent has to be a VMDK that is known.
     let backing = Backing::new(ImageName::from("top.raw"), "raw");
-    let raw = OpenOptions::new().format("raw").open_path(path("top.raw")).unwrap();
+    let raw = OpenOptions::new()
+        .format("raw")
+        .open_path(path("top.raw"))
+        .unwrap();
     let refused = to("monolithicSparse").overlay(backing, Arc::from(raw));
     assert!(refused.convert_to_path(&top, path("x.vmdk")).is_err());
     assert!(!path("x.vmdk").exists());

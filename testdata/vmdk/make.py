@@ -233,7 +233,7 @@ def make_bad(whole_stream, se):
     bad("descriptor-max.vmdk", patch("Q", (28, (1 << 64) - 1)), "open", M, "descriptor", "descriptorOffset = 2^64 - 1")
     bad("algorithm-2.vmdk", patch("H", (77, 2)), "open", U, "compression algorithm 2", "compressAlgorithm = 2")
     bad("gd-past-end.vmdk", patch("Q", (56, 1 << 40), image=no_second), "open", M, "grain directory", "gdOffset = 2^40, no redundant directory")
-    bad("gd-is-header.vmdk", patch("Q", (56, 0), image=no_second), "open", M, "overlaps", "gdOffset = 0, likewise")
+    bad("gd-is-header.vmdk", patch("Q", (56, 0), image=no_second), "open", M, "grain directory", "gdOffset = 0, likewise")
     bad("gt-past-end.vmdk", patch("I", (gd * S, 1 << 30), image=no_second), "open", M, "grain table at byte", "the first grain table at 512 GiB, likewise")
     bad("gt-is-1.vmdk", patch("I", (gd * S, 1), image=no_second), "open", M, "overlaps", "the first entry of the grain directory = 1, likewise")
     bad("grain-past-end.vmdk", patch("I", (gt * S, 1 << 30), image=no_second), "read", M, "the file ends at", "the first grain at 512 GiB, likewise")

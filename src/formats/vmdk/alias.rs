@@ -29,7 +29,9 @@ impl Regions {
 
     /// Whether a byte from `start` to `end` is metadata.
     pub(super) fn overlap(&self, start: u64, end: u64) -> bool {
-        let next = self.0.partition_point(|(_, region_end)| *region_end <= start);
+        let next = self
+            .0
+            .partition_point(|(_, region_end)| *region_end <= start);
         self.0
             .get(next)
             .is_some_and(|(region_start, _)| *region_start < end)
@@ -120,8 +122,12 @@ mod tests {
     fn regions_are_apart() {
         let regions = Regions::new(vec![(10, 20), (0, 5), (20, 30), (7, 7)]).unwrap();
         assert_eq!(regions.0, [(0, 5), (10, 30)]);
-        for (start, end, overlaps) in [(5, 10, false), (4, 5, true), (29, 40, true), (30, 40, false)]
-        {
+        for (start, end, overlaps) in [
+            (5, 10, false),
+            (4, 5, true),
+            (29, 40, true),
+            (30, 40, false),
+        ] {
             assert_eq!(regions.overlap(start, end), overlaps, "{start}");
         }
         assert_eq!(Regions::new(vec![(0, 5), (4, 6)]).unwrap_err(), 4);

@@ -168,7 +168,11 @@ impl Descriptor {
         if name.as_str().is_some() || !latin.contains(&lower.as_slice()) {
             return name;
         }
-        let text: String = name.as_bytes().iter().map(|byte| windows_1252(*byte)).collect();
+        let text: String = name
+            .as_bytes()
+            .iter()
+            .map(|byte| windows_1252(*byte))
+            .collect();
         ImageName::from(text.as_str())
     }
 

@@ -108,7 +108,10 @@ impl Builder<'_> {
             return Ok(info.part(Arc::new(NoAccess { size })));
         }
         let Some(name) = line.name.clone().filter(|name| !name.is_empty()) else {
-            return Err(malformed(format!("names no file for a {} extent", line.kind)));
+            return Err(malformed(format!(
+                "names no file for a {} extent",
+                line.kind
+            )));
         };
         if is_device(name.as_bytes()) {
             return Err(unsupported(format!("a device extent ({})", name.quoted())));
@@ -268,7 +271,9 @@ fn check_capacity(info: &ExtentInfo, capacity: u64, grain: u64) -> Result<()> {
 }
 
 fn is_device(name: &[u8]) -> bool {
-    name.starts_with(b"/dev/") || name.starts_with(b"\\\\.\\") || name.starts_with(b"/vmfs/devices/")
+    name.starts_with(b"/dev/")
+        || name.starts_with(b"\\\\.\\")
+        || name.starts_with(b"/vmfs/devices/")
 }
 
 /// An extent of zeros.

@@ -153,7 +153,9 @@ impl<T: Tables> GrainMap<T> {
     fn grain_in(&self, table: &[u8], guest: u64) -> Result<Grain> {
         let number = guest % self.table_span() / self.grain;
         let len = self.tables.entry_len();
-        let at = usize::try_from(number).unwrap_or(usize::MAX).saturating_mul(len);
+        let at = usize::try_from(number)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(len);
         let raw = table.get(at..).and_then(|rest| rest.get(..len));
         raw.map_or(Ok(Grain::Unallocated), |raw| self.tables.entry(raw))
     }
@@ -327,7 +329,8 @@ impl<T: Tables> BlockMap for GrainMap<T> {
     }
 
     fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {
-        let problem = format!("needs byte {host} for guest offset {guest} of a file of {file_size}");
+        let problem =
+            format!("needs byte {host} for guest offset {guest} of a file of {file_size}");
         malformed("grain", host, problem)
     }
 }

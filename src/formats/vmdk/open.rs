@@ -100,7 +100,9 @@ impl VmdkImage {
     fn open_bare_cowd(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
         let header = sparse::read_cowd_header(&source)?;
         if header.names_parent() {
-            return Err(extent_alone("a COWD extent of a child without its descriptor"));
+            return Err(extent_alone(
+                "a COWD extent of a child without its descriptor",
+            ));
         }
         let size = u64::from(header.num_sectors) * SECTOR;
         let descriptor = Descriptor::parse(b"", opener.limits())?;
@@ -273,7 +275,10 @@ impl BlockSource for VmdkImage {
         if self.identity() == Some(file) && format == VMDK {
             return Some(0);
         }
-        self.backing.as_ref()?.depth_of(file, format)?.checked_add(1)
+        self.backing
+            .as_ref()?
+            .depth_of(file, format)?
+            .checked_add(1)
     }
 }
 
@@ -368,12 +373,15 @@ fn embedded_text(source: &dyn BlockSource, header: &SparseExtentHeader) -> Resul
         .descriptor_offset
         .checked_mul(SECTOR)
         .zip(header.descriptor_size.checked_mul(SECTOR));
-    let inside = |(at, len): &(u64, u64)| {
-        at.checked_add(*len).is_some_and(|end| end <= source.size())
-    };
+    let inside =
+        |(at, len): &(u64, u64)| at.checked_add(*len).is_some_and(|end| end <= source.size());
     let Some((at, len)) = range.filter(inside) else {
         let problem = "and its size lie past the end of the file";
-        return Err(SparseExtentHeader::malformed(0, "descriptor_offset", problem));
+        return Err(SparseExtentHeader::malformed(
+            0,
+            "descriptor_offset",
+            problem,
+        ));
     };
     check_text_len(len)?;
     let mut text = vec![0; usize::try_from(len).unwrap_or(0)];

@@ -177,7 +177,11 @@ fn refuse_shared_tables(tables: &SeSparseTables) -> Result<()> {
         starts.extend(tables.table_of(read_entry(raw, 0).unwrap_or(0))?);
     }
     starts.sort_unstable();
-    match starts.iter().zip(starts.iter().skip(1)).find(|(a, b)| a == b) {
+    match starts
+        .iter()
+        .zip(starts.iter().skip(1))
+        .find(|(a, b)| a == b)
+    {
         None => Ok(()),
         Some((at, _)) => {
             let problem = format!("has two entries for the grain table at byte {at}");

@@ -135,7 +135,11 @@ pub(super) fn open_hosted(
         },
     };
     // Packed grains begin at any sector.
-    let unit = if header.is_compressed() { SECTOR } else { layout.grain };
+    let unit = if header.is_compressed() {
+        SECTOR
+    } else {
+        layout.grain
+    };
     let seen = Seen::new(unit, file.size());
     let tables = SectorTables {
         file: Arc::clone(&file),
@@ -271,11 +275,18 @@ impl Layout {
 /// The bytes of so many sectors.
 fn range(sector: u64, sectors: u64) -> Result<(u64, u64)> {
     let end = sector.checked_add(sectors);
-    match (sector.checked_mul(SECTOR), end.and_then(|end| end.checked_mul(SECTOR))) {
+    match (
+        sector.checked_mul(SECTOR),
+        end.and_then(|end| end.checked_mul(SECTOR)),
+    ) {
         (Some(start), Some(end)) => Ok((start, end)),
         _ => {
             let problem = format!("is sector {sector}, which no file has");
-            Err(SparseExtentHeader::malformed(0, "descriptor_offset", problem))
+            Err(SparseExtentHeader::malformed(
+                0,
+                "descriptor_offset",
+                problem,
+            ))
         }
     }
 }

@@ -97,13 +97,18 @@ impl Names {
         }
         let dot = self.image.iter().rposition(|byte| *byte == b'.');
         let (stem, extension) = self.image.split_at(dot.unwrap_or(self.image.len()));
-        Ok(ImageName::new([stem, suffix.as_bytes(), extension].concat()))
+        Ok(ImageName::new(
+            [stem, suffix.as_bytes(), extension].concat(),
+        ))
     }
 }
 
 /// Whether a name can stand between quotes in a descriptor.
 fn is_quotable(name: &[u8]) -> bool {
-    !name.is_empty() && !name.iter().any(|byte| *byte == b'"' || byte.is_ascii_control())
+    !name.is_empty()
+        && !name
+            .iter()
+            .any(|byte| *byte == b'"' || byte.is_ascii_control())
 }
 
 /// The files of an image that is a descriptor and these extents.
@@ -127,7 +132,9 @@ fn zeroed(len: u64) -> Vec<u8> {
 /// Sets the entry number `index` of a table of sectors.
 fn set_entry(table: &mut [u8], index: u64, sector: u64) -> Result<()> {
     let value = u32::try_from(sector).map_err(|_| too_large())?;
-    let at = usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(4);
+    let at = usize::try_from(index)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(4);
     if let Some(raw) = table.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
         *raw = value.to_le_bytes();
     }

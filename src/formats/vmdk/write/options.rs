@@ -231,5 +231,7 @@ fn parse_uuid(text: &str) -> Option<[u8; 16]> {
     if digits.len() != 32 || others.clone().any(|c| !matches!(c, '-' | ' ' | '{' | '}')) {
         return None;
     }
-    u128::from_str_radix(&digits, 16).ok().map(u128::to_be_bytes)
+    u128::from_str_radix(&digits, 16)
+        .ok()
+        .map(u128::to_be_bytes)
 }

@@ -128,7 +128,11 @@ impl ImageWriter for SparseWriter {
             seal.push(bytes_at(extent.file, 0, header.encode().into()));
             sizes.push(extent.next * SECTOR);
         }
-        let at = if self.embedded { DESCRIPTOR_OFFSET * SECTOR } else { 0 };
+        let at = if self.embedded {
+            DESCRIPTOR_OFFSET * SECTOR
+        } else {
+            0
+        };
         seal.push(bytes_at(0, at, self.descriptor));
         Ok(Finish::new(tables, seal, sizes))
     }

@@ -26,7 +26,9 @@ pub(super) fn descriptor(
     names: &Names,
     extents: &[Line],
 ) -> Vec<u8> {
-    let cid = options.cid.unwrap_or_else(|| derived_cid(options, size, names));
+    let cid = options
+        .cid
+        .unwrap_or_else(|| derived_cid(options, size, names));
     let backing = options.backing.as_ref();
     let parent = backing.and_then(|b| b.ids.content_id).unwrap_or(NO_CID);
     let mut text = Vec::new();
@@ -44,7 +46,10 @@ pub(super) fn descriptor(
     }
     line(format!("CID={cid:08x}"));
     line(format!("parentCID={parent:08x}"));
-    line(format!("createType=\"{}\"", options.subformat.create_type()));
+    line(format!(
+        "createType=\"{}\"",
+        options.subformat.create_type()
+    ));
     if let Some(backing) = backing {
         push(&[b"parentFileNameHint=\"", backing.name.as_bytes(), b"\""].concat());
     }
@@ -69,7 +74,11 @@ pub(super) fn descriptor(
 /// The entries of the disk database.
 fn database(options: &VmdkOptions, size: u64) -> Vec<(&'static str, String)> {
     let esxi = matches!(options.subformat, Subformat::Vmfs | Subformat::VmfsThin);
-    let usual = if esxi { AdapterType::LsiLogic } else { AdapterType::Ide };
+    let usual = if esxi {
+        AdapterType::LsiLogic
+    } else {
+        AdapterType::Ide
+    };
     let adapter = options.adapter_type.unwrap_or(usual);
     let heads = match adapter {
         AdapterType::Ide => 16,

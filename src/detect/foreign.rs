@@ -27,7 +27,6 @@ pub(super) const FOREIGN: &[Signature] = &[
     signature("vhd", End(512), b"conectix", "conectix"),
     // Some old writers cut the last byte of the footer off.
     signature("vhd", End(511), b"conectix", "conectix"),
-    signature("vhdx", Start(0), b"vhdxfile", "vhdxfile"),
     signature("vdi", Start(64), b"\x7f\x10\xda\xbe", "7f 10 da be"),
     signature("qed", Start(0), b"QED\0", "QED"),
     signature(

@@ -28,6 +28,8 @@ pub struct ImageInfo {
     /// What only this format has, under QEMU's names (`ImageInfoSpecific`): a map, empty if there
     /// is nothing.
     pub specific: Option<Value>,
+    /// What only this format has and QEMU has no words for: a map, if there is anything.
+    pub details: Option<Value>,
     /// What is odd about the image without making it unreadable, for a person to read.
     pub warnings: Vec<String>,
 }
@@ -47,6 +49,8 @@ pub struct ImageIds {
     pub content_id: Option<u32>,
     /// When the image was changed last, in the format's own unit and epoch (VHD).
     pub timestamp: Option<u32>,
+    /// Size of the sectors that a guest sees, in bytes, where an overlay has to have the same.
+    pub logical_sector_size: Option<u32>,
 }
 
 /// An internal snapshot.

@@ -240,6 +240,9 @@ impl Report {
         let mut own = Value::map();
         own.insert("matches", matches.collect::<Vec<_>>());
         own.insert("warnings", warnings.collect::<Vec<_>>());
+        if let Some(details) = &self.info.details {
+            own.insert("image", details.clone());
+        }
         if in_sectors(self.info.virtual_size) != self.info.virtual_size {
             own.insert("exact-virtual-size", self.info.virtual_size);
         }

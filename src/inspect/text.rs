@@ -40,8 +40,11 @@ impl fmt::Display for Report {
             write_size(f, "    ", "file length", file.size)?;
             write_disk_size(f, "    ", file)?;
         }
-        if !self.warnings.is_empty() {
+        if !self.warnings.is_empty() || info.details.is_some() {
             writeln!(f, "Notes:")?;
+        }
+        if let Some(details) = &info.details {
+            write_value(f, details, 1)?;
         }
         for warning in &self.warnings {
             writeln!(f, "    {warning}")?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
+use crate::format_id::FormatId;
 
 /// Bytes addressable at any offset by any number of threads at once.
 ///
@@ -58,9 +59,11 @@ pub trait BlockSource: Debug + Send + Sync {
         self.identity() == Some(file)
     }
 
-    /// At which depth of the backing chain that file is, 0 being this source itself.
-    fn depth_of(&self, file: FileIdentity) -> Option<u16> {
-        (self.identity() == Some(file)).then_some(0)
+    /// At which depth of the backing chain the image of that format in that file is, 0 being this
+    /// source itself; `None` if it is not in the chain, or this is no image.
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+        let _ = (file, format);
+        None
     }
 }
 
@@ -87,7 +90,9 @@ macro_rules! forward_source {
             fn allocated_size(&self) -> Option<u64> { (**self).allocated_size() }
             fn identity(&self) -> Option<FileIdentity> { (**self).identity() }
             fn uses_file(&self, file: FileIdentity) -> bool { (**self).uses_file(file) }
-            fn depth_of(&self, file: FileIdentity) -> Option<u16> { (**self).depth_of(file) }
+            fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+                (**self).depth_of(file, format)
+            }
         }
     )*};
 }

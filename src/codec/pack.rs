@@ -149,6 +149,11 @@ mod tests {
         std::iter::repeat_with(step).take(len).collect()
     }
 
+    #[allow(
+        clippy::unwrap_used,
+        clippy::disallowed_methods,
+        reason = "a helper of tests"
+    )]
     fn unpack(method: Method, packed: &[u8], len: usize) -> Vec<u8> {
         match method {
             #[cfg(feature = "zlib")]

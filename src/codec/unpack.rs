@@ -32,6 +32,8 @@ pub(crate) enum Unpacker {
     Zstd(zstandard::Contexts),
 }
 
+// Without a codec its contexts are a unit.
+#[allow(clippy::default_constructed_unit_structs)]
 impl Unpacker {
     pub(crate) fn deflate() -> Self {
         Unpacker::Deflate(deflate::Contexts::default())

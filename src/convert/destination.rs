@@ -39,6 +39,7 @@ impl ConvertOptions {
         if is_block_device(path) {
             return self.write_in_place(source, writer, shape, path, false);
         }
+        refuse_one_for_two(&paths)?;
         let pending: Vec<PendingFile> = paths
             .iter()
             .map(PendingFile::create)
@@ -198,7 +199,9 @@ impl ConvertOptions {
         targets: &[Arc<dyn BlockTarget>],
     ) -> Ground {
         if let Some(image) = &self.overlay {
-            let depth = image.identity().and_then(|file| source.depth_of(file));
+            let depth = image
+                .identity()
+                .and_then(|file| source.depth_of(file, image.format()));
             return match depth.filter(|depth| *depth > 0) {
                 Some(depth) => Ground::Layer(depth),
                 None => Ground::Image(Arc::clone(image)),
@@ -212,6 +215,33 @@ impl ConvertOptions {
             Ground::Unknown
         }
     }
+}
+
+/// Fails if two files of an image would be one.
+fn refuse_one_for_two(paths: &[PathBuf]) -> Result<()> {
+    let settled = |path: &PathBuf| {
+        let whole = std::fs::canonicalize(path);
+        whole.or_else(|_| {
+            let folder = path
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty());
+            let folder = std::fs::canonicalize(folder.unwrap_or(Path::new(".")))?;
+            Ok::<_, std::io::Error>(folder.join(path.file_name().unwrap_or_default()))
+        })
+    };
+    let mut seen = std::collections::HashSet::new();
+    for path in paths {
+        // A folder that is not there is told of when the file is created.
+        if let Ok(settled) = settled(path) {
+            if !seen.insert(settled) {
+                let name = quoted_path(path);
+                return Err(Error::invalid(format!(
+                    "{name} would have to be two files of the image"
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn is_block_device(path: &Path) -> bool {

@@ -21,12 +21,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::convert::claim::{Cursor, Ground};
 use crate::convert::options::{Cancel, Progress, Summary};
-use crate::convert::segment::{Piece, SEGMENT, Segment, Step, Store};
-use crate::convert::zero::is_zero;
+use crate::convert::place::place_steps;
+use crate::convert::prepare::Preparer;
+use crate::convert::segment::{SEGMENT, Segment, Store};
 use crate::error::{Error, Result};
-use crate::image::{
-    Encoder, Form, ImageWriter, Part, Payload, Placed, Write, WriteRun, WriteShape,
-};
+use crate::image::{ImageWriter, Payload, Write, WriteShape};
 use crate::source::BlockSource;
 use crate::target::{BlockTarget, Zeroes};
 
@@ -69,15 +68,25 @@ pub(super) fn run(job: Job<'_>) -> Result<Summary> {
         .unwrap_or(usize::MAX)
         .max(1);
     let threads = job.threads.min(affordable).min(useful).max(1);
+    // What is packed, or compared with what is below, is so by the unit.
+    let by_unit = encoder.is_some() || matches!(job.ground, Ground::Image(_));
+    let granule = if by_unit {
+        shape.unit
+    } else {
+        job.sparse_size.max(1).next_multiple_of(shape.zero_unit)
+    };
     let engine = Engine {
-        source,
         targets,
-        encoder,
-        zero_unit: job.sparse_size.max(1).next_multiple_of(shape.zero_unit),
-        unit: shape.unit,
+        preparer: Preparer {
+            source,
+            ground: &job.ground,
+            unit: usize::try_from(shape.unit).unwrap_or(usize::MAX),
+            granule: usize::try_from(granule.min(capacity)).unwrap_or(usize::MAX),
+            encoder,
+            find_zeros: job.sparse_size > 0,
+        },
         capacity: usize::try_from(capacity).unwrap_or(usize::MAX),
         sparse_size: job.sparse_size,
-        ground: &job.ground,
         cursor: Mutex::new(Cursor::new(
             source,
             &job.ground,
@@ -180,14 +189,10 @@ fn target_of(targets: &[Arc<dyn BlockTarget>], file: usize) -> Result<&Arc<dyn B
 }
 
 struct Engine<'a> {
-    source: &'a dyn BlockSource,
     targets: &'a [Arc<dyn BlockTarget>],
-    encoder: Option<Arc<dyn Encoder>>,
-    zero_unit: u64,
-    unit: u64,
+    preparer: Preparer<'a>,
     capacity: usize,
     sparse_size: u64,
-    ground: &'a Ground,
     cursor: Mutex<Cursor<'a>>,
     order: Mutex<Order>,
     store: Mutex<StoreQueue>,
@@ -197,7 +202,7 @@ struct Engine<'a> {
     slots: Mutex<usize>,
     slot_free: Condvar,
     /// Segments that are not in use.
-    free: Mutex<Vec<Box<Segment>>>,
+    free: Mutex<Vec<Segment>>,
     stop: AtomicBool,
     failure: Mutex<Option<Error>>,
     cancel: Cancel,
@@ -213,12 +218,12 @@ struct Order {
     /// The number of the segment to be placed next.
     next: u64,
     /// Segments that are prepared before their turn.
-    waiting: BTreeMap<u64, Box<Segment>>,
+    waiting: BTreeMap<u64, Segment>,
 }
 
 #[derive(Default)]
 struct StoreQueue {
-    queue: VecDeque<Box<Segment>>,
+    queue: VecDeque<Segment>,
     storing: usize,
 }
 
@@ -290,7 +295,8 @@ impl Engine<'_> {
                 self.release(segment);
                 break;
             }
-            self.prepare(&mut segment)?;
+            let read = self.preparer.prepare(&mut segment)?;
+            self.bytes_read.fetch_add(read, Ordering::Relaxed);
             self.place(segment)?;
             self.store()?;
         }
@@ -318,123 +324,19 @@ impl Engine<'_> {
         true
     }
 
-    fn free_segment(&self) -> Box<Segment> {
+    fn free_segment(&self) -> Segment {
         let free = lock(&self.free).pop();
-        free.unwrap_or_else(|| Box::new(Segment::new(self.capacity)))
+        free.unwrap_or_else(|| Segment::new(self.capacity))
     }
 
-    fn release(&self, segment: Box<Segment>) {
+    fn release(&self, segment: Segment) {
         lock(&self.free).push(segment);
         *lock(&self.slots) += 1;
         self.slot_free.notify_one();
     }
 
-    /// Reads the pieces, drops the zeros and encodes the rest.
-    fn prepare(&self, segment: &mut Segment) -> Result<()> {
-        let pieces = std::mem::take(&mut segment.pieces);
-        for piece in &pieces {
-            match *piece {
-                Piece::Zero { guest, len } => segment.push_step(Step::Zero { guest, len }),
-                Piece::Data { guest, len, at } => {
-                    let len_in_memory = usize::try_from(len).unwrap_or(usize::MAX);
-                    let buf = segment.data.get_mut(at, len_in_memory);
-                    let n = self.source.read_at(buf, guest)?;
-                    buf.get_mut(n..).unwrap_or_default().fill(0);
-                    self.bytes_read.fetch_add(n as u64, Ordering::Relaxed);
-                    self.read_below(segment, guest, len_in_memory)?;
-                    self.cut(segment, guest, at, len_in_memory)?;
-                }
-            }
-        }
-        segment.pieces = pieces;
-        Ok(())
-    }
-
-    /// Reads what an overlay would show at `guest` without being written there.
-    fn read_below(&self, segment: &mut Segment, guest: u64, len: usize) -> Result<()> {
-        if let Ground::Image(image) = self.ground {
-            segment.below.clear();
-            segment.below.resize(len, 0);
-            image.read_at(&mut segment.below, guest)?;
-        }
-        Ok(())
-    }
-
-    /// Cuts the `len` bytes at `at` into what is stored and what need not be.
-    fn cut(&self, segment: &mut Segment, guest: u64, at: usize, len: usize) -> Result<()> {
-        let granule = match &self.encoder {
-            Some(_) => self.unit,
-            None if matches!(self.ground, Ground::Image(_)) => self.unit,
-            None => self.zero_unit.min(self.capacity as u64),
-        };
-        let granule = usize::try_from(granule).unwrap_or(usize::MAX);
-        let find_zeros = self.sparse_size > 0;
-        let mut done = 0;
-        while done < len {
-            // Granules lie at multiples of their size in the disk.
-            let guest = guest + done as u64;
-            let into = usize::try_from(guest % granule as u64).unwrap_or(0);
-            let n = (granule - into).min(len - done);
-            let (from, end) = (at + done, done + n);
-            let bytes = segment.data.get(from, n);
-            let same = matches!(self.ground, Ground::Image(_))
-                && segment
-                    .below
-                    .get(done..end)
-                    .is_some_and(|below| below == bytes);
-            let step_len = n as u64;
-            if same {
-                // It shows through.
-            } else if find_zeros && is_zero(bytes) {
-                if !matches!(self.ground, Ground::Zero) {
-                    segment.push_step(Step::Zero {
-                        guest,
-                        len: step_len,
-                    });
-                }
-            } else {
-                self.encode(segment, guest, from, n)?;
-            }
-            done = end;
-        }
-        Ok(())
-    }
-
-    /// Encodes one granule, or leaves it as it is.
-    fn encode(&self, segment: &mut Segment, guest: u64, at: usize, len: usize) -> Result<()> {
-        let step = Step::Verbatim {
-            guest,
-            len: len as u64,
-            at,
-        };
-        let Some(encoder) = &self.encoder else {
-            segment.push_step(step);
-            return Ok(());
-        };
-        let unit = usize::try_from(self.unit).unwrap_or(usize::MAX);
-        // The buffer is a multiple of the unit, so that the disk's last one can be padded in place.
-        segment.data.get_mut(at + len, unit - len).fill(0);
-        let start = segment.packed.len();
-        let form = encoder.encode(guest, segment.data.get(at, unit), &mut segment.packed)?;
-        match form {
-            Form::Verbatim => segment.push_step(step),
-            Form::Packed => {
-                let len = u32::try_from(segment.packed.len() - start)
-                    .map_err(|_| Error::invalid("a packed unit is longer than 4 GiB"))?;
-                let first = segment.parts.len();
-                segment.parts.push(Part { guest, len });
-                segment.push_step(Step::Packed {
-                    first,
-                    count: 1,
-                    at: start,
-                });
-            }
-        }
-        Ok(())
-    }
-
     /// Hands a prepared segment in, and places those whose turn has come.
-    fn place(&self, segment: Box<Segment>) -> Result<()> {
+    fn place(&self, segment: Segment) -> Result<()> {
         let mut order = lock(&self.order);
         order.waiting.insert(segment.number, segment);
         loop {
@@ -512,83 +414,5 @@ impl Engine<'_> {
                 .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         }
         Ok(())
-    }
-}
-
-/// Asks the writer where each step of a segment goes, and notes what has to be written.
-fn place_steps(writer: &mut dyn ImageWriter, segment: &mut Segment) -> Result<()> {
-    let mut tables = Vec::new();
-    let steps = std::mem::take(&mut segment.steps);
-    let parts = std::mem::take(&mut segment.parts);
-    for step in &steps {
-        match *step {
-            Step::Verbatim { guest, len, at } => {
-                let mut done = 0;
-                while done < len {
-                    let run = WriteRun::Verbatim {
-                        guest: guest + done,
-                        len: len - done,
-                    };
-                    let placed = took_some(writer.place(run, &mut tables)?)?;
-                    drain_tables(segment, &mut tables);
-                    let taken = placed.taken.min(len - done);
-                    segment.push_store(Store::Data {
-                        file: placed.file,
-                        host: placed.host,
-                        at: at + usize::try_from(done).unwrap_or(usize::MAX),
-                        len: usize::try_from(taken).unwrap_or(usize::MAX),
-                    });
-                    done += taken;
-                }
-            }
-            Step::Zero { guest, len } => {
-                let mut done = 0;
-                while done < len {
-                    let run = WriteRun::Zero {
-                        guest: guest + done,
-                        len: len - done,
-                    };
-                    done += took_some(writer.place(run, &mut tables)?)?.taken;
-                    drain_tables(segment, &mut tables);
-                }
-            }
-            Step::Packed { first, count, at } => {
-                let mut parts = parts.get(first..first + count).unwrap_or_default();
-                let mut at = at;
-                while !parts.is_empty() {
-                    let run = WriteRun::Packed { parts };
-                    let placed = took_some(writer.place(run, &mut tables)?)?;
-                    drain_tables(segment, &mut tables);
-                    let taken = usize::try_from(placed.taken).unwrap_or(usize::MAX);
-                    let (taken, rest) = parts.split_at(taken.min(parts.len()));
-                    let len = taken.iter().map(|part| part.len as usize).sum();
-                    let Placed { file, host, .. } = placed;
-                    segment.push_store(Store::Packed {
-                        file,
-                        host,
-                        at,
-                        len,
-                    });
-                    at += len;
-                    parts = rest;
-                }
-            }
-        }
-    }
-    segment.steps = steps;
-    segment.parts = parts;
-    Ok(())
-}
-
-fn took_some(placed: Placed) -> Result<Placed> {
-    if placed.taken == 0 {
-        return Err(Error::invalid("the image writer placed nothing"));
-    }
-    Ok(placed)
-}
-
-fn drain_tables(segment: &mut Segment, tables: &mut Vec<Write>) {
-    for table in tables.drain(..) {
-        segment.push_store(Store::Table(table));
     }
 }

@@ -4,6 +4,8 @@ mod claim;
 mod destination;
 mod engine;
 mod options;
+mod place;
+mod prepare;
 mod segment;
 mod zero;
 

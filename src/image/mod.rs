@@ -73,7 +73,7 @@ pub trait Opener: Debug {
     /// # Errors
     /// What the caller's [`Resolver`](crate::Resolver) refuses with,
     /// [`Error::LimitExceeded`](crate::Error::LimitExceeded) where the chain is too long,
-    /// [`Error::Malformed`](crate::Error::Malformed) where it comes back to itself.
+    /// [`Error::InvalidInput`](crate::Error::InvalidInput) where it comes back to itself.
     fn open_image(&self, reference: &Reference) -> Result<Option<Arc<dyn Image>>>;
 
     /// Opens the file that `reference` means as plain bytes.

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
+use crate::format_id::FormatId;
 use crate::map::{BlockMap, Run, Span};
 use crate::reference::Reference;
 use crate::source::{BlockSource, FileIdentity, check_extent, readable};
@@ -265,9 +266,9 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
     }
 
     /// A depth below this source: who it is itself, the format knows.
-    fn depth_of(&self, file: FileIdentity) -> Option<u16> {
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
         match &self.below {
-            Below::Image(image) => image.depth_of(file)?.checked_add(1),
+            Below::Image(image) => image.depth_of(file, format)?.checked_add(1),
             Below::Nothing | Below::Detached(_) => None,
         }
     }

@@ -8,6 +8,8 @@ pub(super) const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
 pub(super) const L2_RESERVED: u64 = 0x3f00_0000_0000_01ff;
 /// Bits of a standard L2 entry that are the offset of a cluster.
 pub(super) const L2_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// Bits of a refcount table entry that are the offset of a refcount block.
+pub(super) const REFCOUNT_OFFSET: u64 = 0xffff_ffff_ffff_fe00;
 /// The reference count of what the entry points to is exactly one (L1 and L2).
 pub(super) const COPIED: u64 = 1 << 63;
 /// The cluster is compressed (L2).

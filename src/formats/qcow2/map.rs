@@ -2,15 +2,17 @@
 //!
 //! Section "Cluster mapping" and "Extended L2 Entries" of the specification.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::codec::{UnpackError, Unpacker};
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
+use crate::limits::Limits;
 use crate::map::{BlockMap, Run, Span, TableCache};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::QCOW2;
+use super::audit::{Audit, Table};
 use super::entry::{
     COMPRESSED, COPIED, CompressedLayout, L1_OFFSET, L1_RESERVED, L2_OFFSET, L2_RESERVED,
     SUBCLUSTERS, ZERO,
@@ -34,6 +36,10 @@ pub(super) struct Qcow2Map {
     unpacker: Unpacker,
     /// Metadata that no entry may point into.
     regions: Regions,
+    header: Header,
+    limits: Limits,
+    /// Made when the first table is read: who only asks what an image is does not pay for it.
+    audit: OnceLock<Audit>,
 }
 
 /// One L2 entry: the entry proper, and the bitmap of its subclusters where there is one.
@@ -49,12 +55,12 @@ impl Qcow2Map {
         file: Arc<dyn BlockSource>,
         l1: Vec<u8>,
         regions: Regions,
-        cache_bytes: u64,
+        limits: &Limits,
     ) -> Self {
         Qcow2Map {
             file,
             l1,
-            l2_cache: TableCache::new(cache_bytes),
+            l2_cache: TableCache::new(limits.cache_bytes),
             cluster_bits: header.cluster_bits,
             version: header.version,
             extended_l2: header.has_extended_l2(),
@@ -65,7 +71,21 @@ impl Qcow2Map {
                 CompressionType::Zstd => Unpacker::zstd(),
             },
             regions,
+            header: header.clone(),
+            limits: limits.clone(),
+            audit: OnceLock::new(),
         }
+    }
+
+    fn audit(&self) -> &Audit {
+        self.audit
+            .get_or_init(|| Audit::new(&self.header, &self.l1, &self.file, &self.limits))
+    }
+
+    /// The name of the metadata that the cluster at `host` holds, if it does.
+    fn metadata_at(&self, host: u64, but: Table) -> Option<&'static str> {
+        let region = self.regions.overlapping(host, self.cluster_size());
+        region.or_else(|| self.audit().table_at(host, but))
     }
 
     fn cluster_size(&self) -> u64 {
@@ -106,7 +126,7 @@ impl Qcow2Map {
             let problem = format!("entry {index} is {entry:#x}, not at the start of a cluster");
             return Err(self.malformed("L1 table", guest, problem));
         }
-        if let Some(other) = self.regions.overlapping(offset, self.cluster_size()) {
+        if let Some(other) = self.metadata_at(offset, Table::L2) {
             let problem = format!("entry {index} points into the {other}");
             return Err(self.malformed("L1 table", guest, problem));
         }
@@ -128,6 +148,14 @@ impl Qcow2Map {
                     }
                     error => error,
                 })?;
+            let stride = if self.extended_l2 { 2 } else { 1 };
+            let twice = if self.data_file { None } else { self.audit().count(offset, &table, stride) };
+            if let Some(host) = twice {
+                let problem = format!(
+                    "an entry says that the cluster at byte {host} is its own, and another one has it"
+                );
+                return Err(self.malformed("L2 table", guest, problem));
+            }
             Ok(table.into())
         })?;
         Ok(Some(table))
@@ -176,12 +204,12 @@ impl Qcow2Map {
             if offset % self.cluster_size() != 0 {
                 return bad("is not at the start of a cluster");
             }
-            let regions = if self.data_file {
+            let metadata = if self.data_file {
                 None
             } else {
-                Some(&self.regions)
+                self.metadata_at(offset, Table::None)
             };
-            if let Some(other) = regions.and_then(|r| r.overlapping(offset, self.cluster_size())) {
+            if let Some(other) = metadata {
                 return bad(&format!("points into the {other}"));
             }
         }
@@ -204,8 +232,8 @@ impl Qcow2Map {
             let problem = format!("entry {entry:#x} is no valid compressed cluster");
             return Err(self.malformed("L2 table", guest, problem));
         }
-        if host < self.cluster_size() {
-            let problem = format!("entry {entry:#x} points into the header");
+        if let Some(other) = self.metadata_at(host & !(self.cluster_size() - 1), Table::None) {
+            let problem = format!("entry {entry:#x} points into the {other}");
             return Err(self.malformed("L2 table", guest, problem));
         }
         Ok(Run::Packed { host, max_len })
@@ -345,7 +373,7 @@ impl BlockMap for Qcow2Map {
 }
 
 /// The `index`th big-endian number of a table.
-fn be_u64(table: &[u8], index: usize) -> Option<u64> {
+pub(super) fn be_u64(table: &[u8], index: usize) -> Option<u64> {
     let raw = table.get(index.checked_mul(8)?..)?.first_chunk()?;
     Some(u64::from_be_bytes(*raw))
 }

@@ -1,5 +1,6 @@
 //! qcow2, versions 2 and 3 (QEMU, `docs/interop/qcow2.rst`).
 
+mod audit;
 mod bitmap;
 mod encrypt;
 mod entry;

@@ -43,20 +43,14 @@ impl Qcow2Image {
             .map(|s| snapshot::find(&snapshots, s))
             .transpose()?;
         let size = selected.map_or(header.size, |snapshot| snapshot.info.virtual_size);
-        let l1 = read_l1(&header, selected, size, &source, limits)?;
+        let l1 = read_l1(&header, selected, size, &source, &regions, limits)?;
 
         let mut references = Vec::new();
         let data = open_data_file(&header, &source, opener, &mut references)?;
         let (below, backing) = open_backing(&header, opener, &mut references)?;
         let mut info = describe(&header, &source, limits, &snapshots)?;
         info.virtual_size = size;
-        let map = Qcow2Map::new(
-            &header,
-            Arc::clone(&source),
-            l1,
-            regions,
-            limits.cache_bytes,
-        );
+        let map = Qcow2Map::new(&header, Arc::clone(&source), l1, regions, limits);
         let mapped = Mapped::new(map, data, below, size);
         Ok(Qcow2Image {
             file: source,
@@ -117,11 +111,11 @@ impl BlockSource for Qcow2Image {
         self.file.uses_file(file) || self.mapped.uses_file(file)
     }
 
-    fn depth_of(&self, file: FileIdentity) -> Option<u16> {
-        if self.identity() == Some(file) {
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+        if format == QCOW2 && self.identity() == Some(file) {
             Some(0)
         } else {
-            self.mapped.depth_of(file)
+            self.mapped.depth_of(file, format)
         }
     }
 }
@@ -171,6 +165,7 @@ fn read_l1(
     selected: Option<&Snapshot>,
     size: u64,
     source: &dyn BlockSource,
+    regions: &Regions,
     limits: &Limits,
 ) -> Result<Vec<u8>> {
     let (offset, entries) = match selected {
@@ -186,6 +181,12 @@ fn read_l1(
     }
     let len = u64::from(entries) * 8;
     limits.check_metadata("the L1 table", len)?;
+    if selected.is_some() {
+        if let Some(other) = regions.overlapping(offset, len) {
+            let problem = format!("of the snapshot is in the {other}");
+            return Err(Error::malformed(QCOW2, "L1 table", offset, problem));
+        }
+    }
     let fits = offset
         .checked_add(len)
         .is_some_and(|end| end <= source.size());

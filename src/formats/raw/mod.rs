@@ -76,6 +76,10 @@ impl BlockSource for RawImage {
     fn uses_file(&self, file: FileIdentity) -> bool {
         self.source.uses_file(file)
     }
+
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+        (format == RAW && self.identity() == Some(file)).then_some(0)
+    }
 }
 
 impl Image for RawImage {

@@ -1,0 +1,210 @@
+//! What every target does with its input. A panic is a finding; an error is an answer.
+
+use std::sync::Arc;
+
+use arbitrary::Arbitrary;
+use blockform::image::Image;
+use blockform::storage::Memory;
+use blockform::{
+    BlockSource, BlockSourceExt, DenyReferences, DetachReferences, Error, Limits, OpenOptions,
+    Resolver, detect as detect_format,
+};
+
+#[path = "../../tests/support/model.rs"]
+mod model;
+
+use model::{Fill, Model, Way, over, reopen};
+
+/// Bytes read of one image at most, so that a small file with a large disk takes no time.
+const MOST_READ: u64 = 1 << 20;
+/// Extents looked at in one image at most.
+const MOST_EXTENTS: usize = 300;
+
+/// Opening follows detection: one format and nothing else, or the content of a disk, which is raw.
+pub fn detect(bytes: &[u8]) {
+    let source: Arc<dyn BlockSource> = Arc::new(Memory::new(bytes));
+    let detected = detect_format(&source).expect("memory can be read");
+    let (formats, contents) = (detected.matches.len(), detected.content.len());
+    match OpenOptions::new().limits(small()).open(source) {
+        Ok(image) if formats == 0 => {
+            assert!(contents > 0, "raw is never a fallback");
+            assert_eq!(image.format().as_str(), "raw");
+        }
+        Ok(image) => {
+            assert_eq!((formats, contents), (1, 0));
+            assert_eq!(image.format(), detected.matches[0].0);
+        }
+        Err(Error::Unrecognized) => assert_eq!((formats, contents), (0, 0)),
+        Err(error @ Error::Ambiguous { .. }) => {
+            assert!(formats > 0 && formats + contents > 1);
+            printable(&error);
+        }
+        Err(error) => {
+            assert_eq!((formats, contents), (1, 0));
+            printable(&error);
+        }
+    }
+}
+
+/// Opens the bytes as qcow2, alone, and reads what it is asked to read.
+pub fn qcow2(bytes: &[u8]) {
+    let source: Arc<dyn BlockSource> = Arc::new(Memory::new(bytes));
+    let policies: [Arc<dyn Resolver>; 2] = [Arc::new(DenyReferences), Arc::new(DetachReferences)];
+    for resolver in policies {
+        let options = OpenOptions::new().format("qcow2").limits(small());
+        match options.resolver(resolver).open(Arc::clone(&source)) {
+            Err(error) => printable(&error),
+            Ok(image) => {
+                assert!(image.info().snapshots.len() <= 100);
+                look_around(image.as_ref());
+            }
+        }
+    }
+}
+
+fn small() -> Limits {
+    let mut limits = Limits::default();
+    limits.metadata_bytes = 1 << 20;
+    limits.cache_bytes = 64 << 10;
+    limits.snapshots = 100;
+    limits.chain_depth = 4;
+    limits
+}
+
+/// What an error says came from a stranger and has to be fit for a terminal.
+fn printable(error: &Error) {
+    let text = error.chain();
+    assert!(!text.is_empty());
+    assert!(!text.chars().any(char::is_control), "{text:?}");
+}
+
+fn look_around(image: &dyn Image) {
+    let size = image.size();
+    assert!(image.block_size() >= 1);
+    let mut at = 0;
+    let mut read = 0;
+    for extent in image.extents().take(MOST_EXTENTS) {
+        let extent = match extent {
+            Ok(extent) => extent,
+            Err(error) => {
+                printable(&error);
+                break;
+            }
+        };
+        assert_eq!(extent.start, at);
+        assert!(extent.len > 0 && extent.len <= size - at);
+        at = extent.end();
+        let len = extent.len.min(1 << 16);
+        if read + len > MOST_READ {
+            continue;
+        }
+        read += len;
+        let mut buf = vec![0xee; len as usize];
+        match image.read_exact_at(&mut buf, extent.start) {
+            Ok(()) if extent.kind.reads_as_zero() => {
+                assert!(buf.iter().all(|b| *b == 0), "claims zeros: {extent:?}");
+            }
+            Ok(()) => {
+                // The same bytes by another way: two reads that meet in the middle of nothing.
+                let middle = buf.len() / 3;
+                let mut again = vec![0; buf.len() - middle];
+                let offset = extent.start + middle as u64;
+                image
+                    .read_exact_at(&mut again, offset)
+                    .expect("it was read before");
+                assert_eq!(again, buf[middle..]);
+            }
+            Err(error) => printable(&error),
+        }
+    }
+    let mut buf = [0; 700];
+    for offset in [0, 511, size / 2, size.saturating_sub(300), size, u64::MAX] {
+        if let Ok(n) = image.read_at(&mut buf, offset) {
+            assert_eq!(n as u64, size.saturating_sub(offset).min(700));
+        }
+        if let Ok(extent) = image.extent_at(offset, 1000) {
+            assert!(extent.start == offset && (1..=1000).contains(&extent.len));
+        }
+    }
+}
+
+/// A disk and a way to write it.
+#[derive(Debug, Arbitrary)]
+pub struct Plan {
+    sectors: u16,
+    fills: Vec<(u8, u32, u32, u64)>,
+    base: Option<Vec<(u8, u32, u32, u64)>>,
+    base_sectors: u16,
+    flags: [bool; 7],
+    cluster_bits: u8,
+    refcount_order: u8,
+    preallocation: u8,
+    sparse_bits: u8,
+    threads: u8,
+    small_memory: bool,
+}
+
+fn disk(sectors: u16, fills: &[(u8, u32, u32, u64)]) -> Model {
+    let size = usize::from(sectors % 4096) * 512;
+    let mut disk = Model::new(size);
+    for (fill, start, len, seed) in fills.iter().take(16) {
+        let fill = Fill::ALL[usize::from(*fill) % Fill::ALL.len()];
+        disk.fill(
+            *start as usize % (size + 1),
+            *len as usize % (1 << 20),
+            fill,
+            *seed,
+        );
+    }
+    disk
+}
+
+/// Writes the disk as qcow2, opens the result and compares every byte.
+pub fn qcow2_write(plan: &Plan) {
+    let source = disk(plan.sectors, &plan.fills);
+    let [
+        v2,
+        extended_l2,
+        lazy_refcounts,
+        compress,
+        zstd,
+        data_file,
+        data_file_raw,
+    ] = plan.flags;
+    let mut way = Way {
+        v2,
+        cluster_bits: 9 + u32::from(plan.cluster_bits % 10),
+        refcount_order: u32::from(plan.refcount_order % 7),
+        extended_l2,
+        lazy_refcounts,
+        compress,
+        zstd,
+        preallocation: u32::from(plan.preallocation % 4),
+        data_file,
+        data_file_raw,
+        sparse_size: [0, 512, 4096, 65_536][usize::from(plan.sparse_bits % 4)],
+        threads: 1 + usize::from(plan.threads % 3),
+        memory: if plan.small_memory { 1 << 20 } else { 64 << 20 },
+    }
+    .settled();
+    let base = plan
+        .base
+        .as_ref()
+        .map(|fills| disk(plan.base_sectors, fills).bytes);
+    let files = match &base {
+        None => way.write(&source),
+        Some(base) => {
+            (way.preallocation, way.data_file_raw) = (0, false);
+            way.write_with(over(way.options(), base), &source)
+        }
+    };
+    let files = files.unwrap_or_else(|e| panic!("{}: {}", way.text(), e.chain()));
+    let image = reopen(&files, base.as_deref()).expect("what was written opens");
+    assert_eq!(image.size(), source.size());
+    let mut read = vec![0xee; source.bytes.len()];
+    image
+        .read_exact_at(&mut read, 0)
+        .expect("what was written reads");
+    assert!(read == source.bytes, "{}: other bytes", way.text());
+    look_around(image.as_ref());
+}

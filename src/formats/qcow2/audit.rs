@@ -1,0 +1,131 @@
+//! What an image may not do with its clusters: use metadata as data, or one cluster for two things.
+//!
+//! Without these rules a small file could hold a disk of any size, each range of it the same cluster,
+//! and a guest could read the tables that its own disk is made of.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+
+use crate::limits::Limits;
+use crate::source::{BlockSource, BlockSourceExt};
+
+use super::entry::{COMPRESSED, COPIED, L1_OFFSET, L2_OFFSET, REFCOUNT_OFFSET};
+use super::header::Header;
+use super::map::be_u64;
+
+/// The clusters of an image that hold tables, and those that were found to hold data.
+#[derive(Debug)]
+pub(super) struct Audit {
+    cluster_bits: u32,
+    /// Host offsets of the L2 tables, in order.
+    l2_tables: Vec<u64>,
+    /// Host offsets of the refcount blocks, in order.
+    refcount_blocks: Vec<u64>,
+    claimed: Mutex<Claimed>,
+}
+
+/// Clusters that an entry says it has for itself.
+#[derive(Debug, Default)]
+struct Claimed {
+    /// L2 tables whose entries are counted.
+    tables: HashSet<u64>,
+    /// A bit for each cluster, in pieces that are made when they are needed.
+    pieces: HashMap<u64, Box<[u64; PIECE_WORDS]>>,
+}
+
+const PIECE_WORDS: usize = 512;
+const PIECE_BITS: u64 = PIECE_WORDS as u64 * 64;
+
+impl Audit {
+    /// Learns where the tables of the state with this L1 table are. A refcount table that cannot be
+    /// read, or makes no sense, is left out: the data can be read without it.
+    pub(super) fn new(header: &Header, l1: &[u8], file: &dyn BlockSource, limits: &Limits) -> Self {
+        let offsets = |table: &[u8], mask: u64| {
+            let entries = table.chunks_exact(8).filter_map(|entry| be_u64(entry, 0));
+            let mut offsets: Vec<u64> = entries.map(|e| e & mask).filter(|at| *at != 0).collect();
+            offsets.sort_unstable();
+            offsets.dedup();
+            offsets
+        };
+        let table = read_refcount_table(header, file, limits).unwrap_or_default();
+        Audit {
+            cluster_bits: header.cluster_bits,
+            l2_tables: offsets(l1, L1_OFFSET),
+            refcount_blocks: offsets(&table, REFCOUNT_OFFSET),
+            claimed: Mutex::default(),
+        }
+    }
+
+    /// What kind of table, if any, the cluster at `host` is, other than `but`.
+    pub(super) fn table_at(&self, host: u64, but: Table) -> Option<&'static str> {
+        let cluster = host >> self.cluster_bits << self.cluster_bits;
+        if but != Table::L2 && self.l2_tables.binary_search(&cluster).is_ok() {
+            return Some("L2 table");
+        }
+        self.refcount_blocks
+            .binary_search(&cluster)
+            .is_ok()
+            .then_some("refcount block")
+    }
+
+    /// Counts the clusters that an L2 table's entries have for themselves; the host offset of the
+    /// first that another entry has, too. `stride` is how many numbers an entry is long.
+    pub(super) fn count(&self, table_offset: u64, table: &[u8], stride: usize) -> Option<u64> {
+        let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        if !claimed.tables.insert(table_offset) {
+            return None;
+        }
+        let entries = table
+            .chunks_exact(8 * stride)
+            .filter_map(|entry| be_u64(entry, 0));
+        let own = entries.filter(|e| e & COMPRESSED == 0 && e & COPIED != 0);
+        let twice = own
+            .map(|entry| entry & L2_OFFSET)
+            .find(|host| *host != 0 && !claimed.claim(host >> self.cluster_bits));
+        if twice.is_some() {
+            // Asked again, it has to say so again.
+            claimed.tables.remove(&table_offset);
+        }
+        twice
+    }
+}
+
+/// What an entry points to on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Table {
+    /// An L2 table.
+    L2,
+    /// No table.
+    None,
+}
+
+impl Claimed {
+    /// Marks a cluster; `false` if it was marked already.
+    fn claim(&mut self, cluster: u64) -> bool {
+        let piece = self.pieces.entry(cluster / PIECE_BITS);
+        let piece = piece.or_insert_with(|| Box::new([0; PIECE_WORDS]));
+        let bit = cluster % PIECE_BITS;
+        let word = usize::try_from(bit / 64)
+            .ok()
+            .and_then(|word| piece.get_mut(word));
+        let Some(word) = word else { return true };
+        let mask = 1 << (bit % 64);
+        let free = *word & mask == 0;
+        *word |= mask;
+        free
+    }
+}
+
+fn read_refcount_table(
+    header: &Header,
+    file: &dyn BlockSource,
+    limits: &Limits,
+) -> Option<Vec<u8>> {
+    let len = u64::from(header.refcount_table_clusters).checked_mul(header.cluster_size())?;
+    limits.check_metadata("the refcount table", len).ok()?;
+    let start = header.refcount_table_offset;
+    start.checked_add(len).filter(|end| *end <= file.size())?;
+    let mut table = vec![0; usize::try_from(len).ok()?];
+    file.read_exact_at(&mut table, start).ok()?;
+    Some(table)
+}

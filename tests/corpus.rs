@@ -1,0 +1,85 @@
+//! Raw and qcow2 images that other people's tools wrote, where the collection is at hand.
+
+#![cfg(all(feature = "zlib", feature = "zstd"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr
+)]
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+
+use blockform::{BlockSource, OpenOptions, PathPolicy};
+use serde_json::Value;
+use support::{has_tool, run, sha256_of, shared};
+
+/// What is wrong with what we make of an entry.
+fn wrong(folder: &Path, entry: &Value) -> Option<String> {
+    let mut options = OpenOptions::new();
+    if entry["format"] == "raw" {
+        options = options.format("raw");
+    }
+    if !entry["needs"].as_array().unwrap().is_empty() {
+        options = options.references(PathPolicy::SameDirectory);
+    }
+    let opened = options.open_path(folder.join(entry["file"].as_str().unwrap()));
+    let read = entry["expect"] == "read";
+    let image = match opened {
+        Ok(image) => image,
+        Err(error) => return read.then(|| error.chain()),
+    };
+    if entry["expect"] == "refuse" {
+        let all = sha256_of(&image);
+        return all.is_ok().then(|| "was not refused".to_owned());
+    }
+    let size = entry["virtual_size"].as_u64();
+    if size.is_some_and(|size| size != image.size()) {
+        return Some(format!("{} bytes, not {size:?}", image.size()));
+    }
+    let digest = entry["guest_sha256"].as_str()?;
+    match sha256_of(&image) {
+        Ok(ours) if ours == digest => None,
+        Ok(ours) => Some(format!("{ours}, not {digest}")),
+        Err(error) => Some(error.chain()),
+    }
+}
+
+#[test]
+fn images_by_other_tools_read_as_they_should() {
+    let Some(corpus) = shared("corpus") else {
+        return;
+    };
+    if !has_tool("tar") || !has_tool("xz") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut tar = Command::new("tar");
+    run(tar
+        .arg("-xJSf")
+        .arg(corpus.join("images.tar.xz"))
+        .arg("-C")
+        .arg(folder.path()));
+    let manifest = std::fs::read_to_string(corpus.join("manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
+    let entries = manifest.as_array().unwrap().iter();
+    let ours = entries.filter(|e| e["format"] == "raw" || e["format"] == "qcow2");
+    let ours: Vec<&Value> = ours.collect();
+    assert!(ours.len() > 20);
+    let wrong: Vec<String> = ours
+        .iter()
+        .filter_map(|e| Some(format!("{}: {}", e["file"], wrong(folder.path(), e)?)))
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "{} of {}:\n{}",
+        wrong.len(),
+        ours.len(),
+        wrong.join("\n")
+    );
+    eprintln!("{} images are right", ours.len());
+}

@@ -1,0 +1,146 @@
+//! Tables that contradict themselves: refused, wherever they are read.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use std::sync::Arc;
+
+use blockform::convert::ConvertOptions;
+use blockform::storage::Memory;
+use blockform::{BlockSource, BlockSourceExt, Error, OpenOptions};
+
+const CLUSTER: u64 = 65_536;
+const COPIED: u64 = 1 << 63;
+
+/// A qcow2 image of four clusters of data, and where its tables are.
+struct Sample {
+    bytes: Vec<u8>,
+    l1: u64,
+    l2: u64,
+    refcount_block: u64,
+}
+
+impl Sample {
+    fn new() -> Self {
+        let disk = Memory::new(vec![7; 4 * 65_536]);
+        let target = Arc::new(Memory::default());
+        let options = ConvertOptions::to("qcow2");
+        options
+            .convert_to_targets(&disk, &[Arc::clone(&target) as Arc<_>])
+            .unwrap();
+        let mut sample = Sample {
+            bytes: target.to_bytes(),
+            l1: 0,
+            l2: 0,
+            refcount_block: 0,
+        };
+        sample.l1 = sample.number(40);
+        sample.l2 = sample.number(sample.l1) & !COPIED;
+        sample.refcount_block = sample.number(sample.number(48));
+        sample
+    }
+
+    fn number(&self, at: u64) -> u64 {
+        let at = usize::try_from(at).unwrap();
+        u64::from_be_bytes(*self.bytes[at..].first_chunk().unwrap())
+    }
+
+    fn set(&mut self, at: u64, value: u64) {
+        let at = usize::try_from(at).unwrap();
+        self.bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    }
+
+    fn read(self) -> Result<(), Error> {
+        let image = OpenOptions::new().open(Arc::new(Memory::new(self.bytes)))?;
+        image.read_exact_at(&mut vec![0; usize::try_from(image.size()).unwrap()], 0)
+    }
+}
+
+fn refused(sample: Sample, why: &str) {
+    let error = sample.read().unwrap_err();
+    assert!(matches!(error, Error::Malformed { .. }), "{error}");
+    assert!(error.to_string().contains(why), "{error}");
+}
+
+#[test]
+fn the_sample_is_sound() {
+    Sample::new().read().unwrap();
+}
+
+#[test]
+fn a_cluster_is_not_two_entries_own() {
+    let mut sample = Sample::new();
+    sample.set(sample.l2 + 8, sample.number(sample.l2));
+    refused(sample, "is its own, and another one has it");
+}
+
+#[test]
+fn clusters_that_are_shared_knowingly_may_be() {
+    let mut sample = Sample::new();
+    let shared = sample.number(sample.l2) & !COPIED;
+    sample.set(sample.l2, shared);
+    sample.set(sample.l2 + 8, shared);
+    sample.read().unwrap();
+}
+
+#[test]
+fn no_table_is_data() {
+    let sample = Sample::new();
+    for (table, name) in [
+        (sample.l1, "L1 table"),
+        (sample.l2, "L2 table"),
+        (sample.refcount_block, "refcount block"),
+        (sample.number(48), "refcount table"),
+    ] {
+        let mut sample = Sample::new();
+        sample.set(sample.l2, table | COPIED);
+        refused(sample, name);
+        let mut packed = Sample::new();
+        packed.set(packed.l2, table | 1 << 62);
+        refused(packed, name);
+    }
+}
+
+#[test]
+fn an_l2_table_is_no_other_table() {
+    for name in ["header", "refcount table", "refcount block"] {
+        let mut sample = Sample::new();
+        let at = match name {
+            "header" => 512,
+            "refcount table" => sample.number(48),
+            _ => sample.refcount_block,
+        };
+        sample.set(sample.l1, at | COPIED);
+        let why = if name == "header" {
+            "not at the start of a cluster"
+        } else {
+            name
+        };
+        refused(sample, why);
+    }
+}
+
+#[test]
+fn reserved_bits_are_not_overlooked() {
+    for bit in [1, 8, 56, 61] {
+        let mut sample = Sample::new();
+        sample.set(sample.l2, sample.number(sample.l2) | 1 << bit);
+        refused(sample, "reserved bits");
+    }
+    for bit in [0, 8, 56, 62] {
+        let mut sample = Sample::new();
+        sample.set(sample.l1, sample.number(sample.l1) | 1 << bit);
+        refused(sample, "reserved bits");
+    }
+}
+
+#[test]
+fn a_file_that_was_cut_short_has_no_zeros_in_it() {
+    let mut sample = Sample::new();
+    let last = sample.number(sample.l2 + 24) & !COPIED;
+    sample.bytes.truncate(usize::try_from(last).unwrap());
+    refused(sample, "past the end of the file");
+    let mut sample = Sample::new();
+    let size = sample.bytes.len() as u64;
+    sample.set(sample.l2, (size + CLUSTER) | COPIED);
+    refused(sample, "past the end of the file");
+}

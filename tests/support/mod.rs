@@ -1,0 +1,353 @@
+//! What several test crates share: where things are, what is true of them, and how to patch them.
+
+#![allow(dead_code, unreachable_pub)]
+
+pub mod model;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use blockform::{
+    BlockSource, BlockSourceExt, Error, Extent, ExtentKind, Image, OpenOptions, PathPolicy,
+};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+pub fn testdata(file: &str) -> PathBuf {
+    root().join("testdata").join(file)
+}
+
+/// A file or folder that lies beside the repository on some machines.
+pub fn shared(path: &str) -> Option<PathBuf> {
+    let found = root().join("../shared").join(path);
+    if !found.exists() {
+        eprintln!("skipped: there is no ../shared/{path} here");
+        return None;
+    }
+    Some(found)
+}
+
+/// Whether a program is there. Where it is missing the test is skipped, and fails in CI, which
+/// installs what it needs.
+pub fn has_tool(name: &str) -> bool {
+    let found = Command::new(name).arg("--version").output().is_ok();
+    if !found {
+        assert!(std::env::var_os("CI").is_none(), "{name} is not installed");
+        eprintln!("skipped: {name} is not installed");
+    }
+    found
+}
+
+/// Runs a program that has to succeed, and returns what it printed.
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().expect("the program starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect()
+}
+
+/// Every byte of a source, read as one.
+pub fn read_all(source: &dyn BlockSource) -> Result<Vec<u8>, Error> {
+    let mut bytes = vec![0; usize::try_from(source.size()).unwrap()];
+    source.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// The digest of a source that may be too large for memory.
+pub fn sha256_of(source: &dyn BlockSource) -> Result<String, Error> {
+    let mut digest = Sha256::new();
+    let mut buf = vec![0; 1 << 20];
+    let mut offset = 0;
+    loop {
+        let n = source.read_at(&mut buf, offset)?;
+        if n == 0 {
+            break;
+        }
+        digest.update(&buf[..n]);
+        offset += n as u64;
+    }
+    assert_eq!(offset, source.size(), "reading ends where the source does");
+    Ok(digest
+        .finalize()
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect())
+}
+
+pub fn manifest() -> Value {
+    let text = std::fs::read_to_string(testdata("manifest.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// One image of testdata that can be read, with what is true of it.
+pub struct Golden {
+    pub file: String,
+    pub path: PathBuf,
+    pub format: String,
+    pub entry: Value,
+}
+
+impl Golden {
+    pub fn size(&self) -> u64 {
+        self.entry["virtual_size"].as_u64().unwrap()
+    }
+
+    pub fn sha256(&self) -> &str {
+        self.entry["sha256"].as_str().unwrap()
+    }
+
+    /// Whether it refers to other files.
+    pub fn has_needs(&self) -> bool {
+        self.entry["needs"]
+            .as_array()
+            .is_some_and(|n| !n.is_empty())
+    }
+
+    pub fn options(&self) -> OpenOptions {
+        let options = OpenOptions::new().references(PathPolicy::SameDirectory);
+        if self.format == "raw" {
+            options.format("raw")
+        } else {
+            options
+        }
+    }
+}
+
+/// Every image of testdata that can be read.
+pub fn goldens() -> Vec<Golden> {
+    let list = manifest()["images"].as_array().unwrap().clone();
+    let all: Vec<Golden> = list
+        .into_iter()
+        .filter(|entry| entry["encrypted"].is_null())
+        .map(|entry| Golden {
+            file: entry["file"].as_str().unwrap().to_owned(),
+            path: testdata(entry["file"].as_str().unwrap()),
+            format: entry["format"].as_str().unwrap().to_owned(),
+            entry,
+        })
+        .filter(|golden| can_unpack(&golden.file))
+        .collect();
+    assert!(all.len() > 10, "the manifest lists the images");
+    all
+}
+
+/// Whether this build can unpack what the image of this name is packed with.
+pub fn can_unpack(file: &str) -> bool {
+    (cfg!(feature = "zlib") || !packed_with_zlib(file))
+        && (cfg!(feature = "zstd") || !file.contains("zstd"))
+}
+
+fn packed_with_zlib(file: &str) -> bool {
+    ["zlib", "snapshots", "overlay-extended"]
+        .iter()
+        .any(|n| file.contains(n))
+}
+
+/// A run as `qemu-img map` sees it: neighbours of one status are one run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapped {
+    pub start: u64,
+    pub len: u64,
+    pub kind: ExtentKind,
+    pub depth: Option<u64>,
+    pub host: Option<u64>,
+}
+
+fn push(runs: &mut Vec<Mapped>, next: Mapped) {
+    if let Some(last) = runs.last_mut() {
+        let adjoins = match (last.host, next.host) {
+            (None, None) => true,
+            (Some(a), Some(b)) => a + last.len == b,
+            _ => false,
+        };
+        if last.kind == next.kind && last.depth == next.depth && adjoins {
+            last.len += next.len;
+            return;
+        }
+    }
+    runs.push(next);
+}
+
+/// What `qemu-img map --output=json` printed.
+pub fn map_of_qemu(map: &Value) -> Vec<Mapped> {
+    let mut runs = Vec::new();
+    for run in map.as_array().unwrap() {
+        let flag = |name: &str| run[name].as_bool().unwrap();
+        let kind = match (flag("present"), flag("zero"), flag("compressed")) {
+            (false, ..) => ExtentKind::Hole,
+            (true, true, _) => ExtentKind::Zero,
+            (true, false, true) => ExtentKind::Compressed,
+            (true, false, false) => ExtentKind::Data,
+        };
+        let len = run["length"].as_u64().unwrap();
+        if len == 0 {
+            continue;
+        }
+        let host = run["offset"].as_u64().filter(|_| kind == ExtentKind::Data);
+        let depth = run["depth"].as_u64().filter(|_| kind != ExtentKind::Hole);
+        let start = run["start"].as_u64().unwrap();
+        push(
+            &mut runs,
+            Mapped {
+                start,
+                len,
+                kind,
+                depth,
+                host,
+            },
+        );
+    }
+    runs
+}
+
+/// The extents of an image in the same shape.
+pub fn map_of(image: &dyn Image) -> Vec<Mapped> {
+    let mut sizes = vec![image.size()];
+    let mut below = image.backing();
+    while let Some(image) = below {
+        sizes.push(image.size());
+        below = image.backing();
+    }
+    let mut runs = Vec::new();
+    for extent in image.extents() {
+        let Extent {
+            start,
+            len,
+            mut kind,
+            depth,
+            host_offset,
+        } = extent.unwrap();
+        // The end of a shorter backing file masks what lies deeper, so that it is a `Zero` of that
+        // backing file to us; to qemu-img nothing is present there.
+        if kind == ExtentKind::Zero && start >= sizes[usize::from(depth)] {
+            kind = ExtentKind::Hole;
+        }
+        let depth = (kind != ExtentKind::Hole).then_some(u64::from(depth));
+        let host = host_offset.filter(|_| kind == ExtentKind::Data);
+        push(
+            &mut runs,
+            Mapped {
+                start,
+                len,
+                kind,
+                depth,
+                host,
+            },
+        );
+    }
+    runs
+}
+
+/// Numbers that look random and are the same in every run.
+#[derive(Clone)]
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `end`, which is not 0.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next().to_le_bytes()[0]).collect()
+    }
+}
+
+/// A guest disk with noise, text and zeros in turn, in runs that respect no cluster size.
+pub fn sample_disk(seed: u64, size: usize) -> Vec<u8> {
+    let mut rng = Rng(seed);
+    let mut disk = Vec::new();
+    while disk.len() < size {
+        let len = 1 + usize::try_from(rng.below(40_000)).unwrap();
+        match rng.below(4) {
+            0 => disk.extend(rng.bytes(len)),
+            1 => disk.extend(
+                b"What is written here packs well. "
+                    .iter()
+                    .cycle()
+                    .take(len),
+            ),
+            _ => disk.extend(std::iter::repeat_n(0, len)),
+        }
+    }
+    disk.truncate(size);
+    disk
+}
+
+/// Header extensions and file names of a qcow2 image, laid over one without a backing file whose
+/// clusters are 4 KiB: what was in the extension area before is gone.
+pub struct Qcow2Names<'a> {
+    pub backing: Option<&'a [u8]>,
+    pub backing_format: Option<&'a str>,
+    pub data_file: Option<&'a [u8]>,
+}
+
+impl Qcow2Names<'_> {
+    pub fn lay_over(&self, image: &mut [u8]) {
+        assert_eq!(image[20..24], 12_u32.to_be_bytes(), "clusters of 4 KiB");
+        let mut area = Vec::new();
+        let mut add = |kind: u32, data: &[u8]| {
+            area.extend(kind.to_be_bytes());
+            area.extend(u32::try_from(data.len()).unwrap().to_be_bytes());
+            area.extend(data);
+            area.resize(area.len().next_multiple_of(8), 0);
+        };
+        if let Some(format) = self.backing_format {
+            add(0xe279_2aca, format.as_bytes());
+        }
+        if let Some(name) = self.data_file {
+            add(0x4441_5441, name);
+            image[79] |= 4;
+        }
+        add(0, &[]);
+        let start = 112;
+        image[start..4096].fill(0);
+        image[start..start + area.len()].copy_from_slice(&area);
+        if let Some(name) = self.backing {
+            let at = start + area.len();
+            image[at..at + name.len()].copy_from_slice(name);
+            image[8..16].copy_from_slice(&(at as u64).to_be_bytes());
+            image[16..20].copy_from_slice(&u32::try_from(name.len()).unwrap().to_be_bytes());
+        }
+    }
+}
+
+/// An image of a 1 MiB disk that records nothing and has a raw backing file of this name.
+pub fn overlay_on(name: &[u8]) -> Vec<u8> {
+    overlay_with_format(name, Some("raw"))
+}
+
+pub fn overlay_with_format(name: &[u8], format: Option<&str>) -> Vec<u8> {
+    let mut image = std::fs::read(testdata("qcow2/good/empty.qcow2")).unwrap();
+    let names = Qcow2Names {
+        backing: Some(name),
+        backing_format: format,
+        data_file: None,
+    };
+    names.lay_over(&mut image);
+    image
+}

@@ -78,8 +78,10 @@ mod tests {
     #[test]
     fn blocks_all_over_a_giant_file_are_over_the_limit() {
         let mut claims = Claims::default();
-        let mut limits = Limits::default();
-        limits.metadata_bytes = 10 * PAGE_COST;
+        let limits = Limits {
+            metadata_bytes: 10 * PAGE_COST,
+            ..Limits::default()
+        };
         let results: Vec<_> = (0..11)
             .map(|i| claims.claim(i * PAGE, 1, &limits))
             .collect();

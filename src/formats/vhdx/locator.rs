@@ -113,7 +113,8 @@ impl ParentLocator {
             }
         }
         let names = [RELATIVE, VOLUME, ABSOLUTE];
-        let names: Vec<String> = names.into_iter().filter_map(value).cloned().collect();
+        let mut names: Vec<String> = names.into_iter().filter_map(value).cloned().collect();
+        names.dedup();
         if names.is_empty() {
             let problem = "names no parent";
             return Err(Error::malformed(VHDX, "parent locator", at, problem));

@@ -116,11 +116,11 @@ impl BlockSource for VhdxImage {
         self.file.uses_file(file) || self.mapped.uses_file(file)
     }
 
-    fn depth_of(&self, file: FileIdentity) -> Option<u16> {
-        if self.identity() == Some(file) {
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+        if self.identity() == Some(file) && format == VHDX {
             Some(0)
         } else {
-            self.mapped.depth_of(file)
+            self.mapped.depth_of(file, format)
         }
     }
 }

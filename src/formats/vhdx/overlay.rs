@@ -176,13 +176,10 @@ impl BlockSource for Overlay {
     fn uses_file(&self, file: FileIdentity) -> bool {
         self.file.uses_file(file)
     }
-
-    fn depth_of(&self, file: FileIdentity) -> Option<u16> {
-        self.file.depth_of(file)
-    }
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "the numbers are small")]
 mod tests {
     use super::*;
     use crate::storage::Memory;

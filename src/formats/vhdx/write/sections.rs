@@ -6,7 +6,7 @@ use crate::formats::vhdx::guid::Guid;
 use crate::formats::vhdx::header::{
     FILE_SIGNATURE, FileIdentifier, HEADER_LEN, HEADER_SIGNATURE, HEADERS, Header, checksum,
 };
-use crate::formats::vhdx::locator::{self, LINKAGE, ParentLocator};
+use crate::formats::vhdx::locator::{self, ABSOLUTE, LINKAGE, ParentLocator, RELATIVE};
 use crate::formats::vhdx::metadata::{
     FILE_PARAMETERS, FileFlags, FileParameters, ItemFlags, LOGICAL_SECTOR_SIZE, METADATA_SIGNATURE,
     METADATA_TABLE_LEN, MetadataTableEntry, MetadataTableHeader, PARENT_LOCATOR,
@@ -138,7 +138,11 @@ pub(super) fn metadata(
     if let Some(backing) = &options.backing {
         let linkage = Guid(backing.ids.uuid.unwrap_or_default());
         let (key, value) = locator::as_value(&backing.name)?;
-        let pairs = [(LINKAGE, format!("{{{linkage}}}")), (key, value)];
+        let mut pairs = vec![(LINKAGE, format!("{{{linkage}}}")), (key, value.clone())];
+        if key == RELATIVE {
+            // libvhdi looks under this key only, for the last part of the name.
+            pairs.push((ABSOLUTE, value));
+        }
         items.push((PARENT_LOCATOR, of_file, ParentLocator::encode(&pairs)?));
     }
     let mut table = MetadataTableHeader {

@@ -15,7 +15,6 @@ pub(super) const FOREIGN: &[Signature] = &[
         b"QFI\xfb\0\0\0\x01",
         "QFI\\xfb, version 1",
     ),
-    signature("vhdx", Start(0), b"vhdxfile", "vhdxfile"),
     signature("qed", Start(0), b"QED\0", "QED"),
     signature(
         "parallels",

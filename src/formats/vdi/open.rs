@@ -92,11 +92,11 @@ impl BlockSource for VdiImage {
         self.file.uses_file(file) || self.mapped.uses_file(file)
     }
 
-    fn depth_of(&self, file: FileIdentity) -> Option<u16> {
-        if self.identity() == Some(file) {
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+        if format == VDI && self.identity() == Some(file) {
             Some(0)
         } else {
-            self.mapped.depth_of(file)
+            self.mapped.depth_of(file, format)
         }
     }
 }

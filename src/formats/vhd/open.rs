@@ -185,13 +185,13 @@ impl BlockSource for VhdImage {
         below || self.file.uses_file(file)
     }
 
-    fn depth_of(&self, file: FileIdentity) -> Option<u16> {
-        if self.identity() == Some(file) {
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+        if format == VHD && self.identity() == Some(file) {
             return Some(0);
         }
         match &self.disk {
             Disk::Fixed(_) => None,
-            Disk::Sparse(disk) => disk.depth_of(file),
+            Disk::Sparse(disk) => disk.depth_of(file, format),
         }
     }
 }

@@ -314,14 +314,12 @@ pub fn written(
         }
     };
     let target: Arc<dyn BlockTarget> = Arc::clone(&file) as Arc<dyn BlockTarget>;
-    options
-        .convert_to_targets(disk, &[target])
-        .unwrap_or_else(|e| panic!("{}", e.chain()));
+    options.convert_to_targets(disk, &[target]).unwrap();
     let open = OpenOptions::new()
         .format(format)
         .resolver(Arc::new(resolver));
     let image = open.open(Arc::clone(&file) as Arc<dyn BlockSource>);
-    let image = image.unwrap_or_else(|e| panic!("{}", e.chain()));
+    let image = image.unwrap();
     Written {
         file,
         image: Arc::from(image),

@@ -116,7 +116,7 @@ fn from_url(url: &[u8]) -> Option<String> {
         .strip_prefix(b"localhost")
         .filter(|path| path.first() == Some(&b'/'))
         .unwrap_or(path);
-    let mut bytes = Vec::with_capacity(path.len());
+    let mut bytes = Vec::new();
     let mut rest = path;
     while let Some((first, tail)) = rest.split_first() {
         let escaped = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
+use blockform::convert::ConvertOptions;
 use blockform::image::Image;
 use blockform::storage::Memory;
 use blockform::{
-    BlockSource, BlockSourceExt, DenyReferences, DetachReferences, Error, Limits, OpenOptions,
-    Resolver, detect as detect_format,
+    BlockSource, BlockSourceExt, BlockTarget, DenyReferences, DetachReferences, Error, Limits,
+    OpenOptions, Reference, Resolved, Resolver, detect as detect_format,
 };
 
 #[path = "../../tests/support/model.rs"]
@@ -84,6 +85,40 @@ pub fn vhd(bytes: &[u8]) {
 /// The same as VDI.
 pub fn vdi(bytes: &[u8]) {
     open_as("vdi", bytes);
+}
+
+/// The same for VMDK.
+pub fn vmdk(bytes: &[u8]) {
+    open_as("vmdk", bytes);
+}
+
+/// The bytes as what follows the title of a descriptor, whose files are all the same few sectors.
+pub fn vmdk_descriptor(bytes: &[u8]) {
+    let text = [b"# Disk DescriptorFile\n", bytes].concat();
+    open_as("vmdk", &text);
+    let files = One(Arc::new(Memory::new(vec![0x5a; 64 << 10])));
+    let options = OpenOptions::new().format("vmdk").limits(small());
+    match options
+        .resolver(Arc::new(files))
+        .open(Arc::new(Memory::new(text)))
+    {
+        Err(error) => printable(&error),
+        Ok(image) => look_around(image.as_ref()),
+    }
+}
+
+/// One file for every name.
+#[derive(Debug, Clone)]
+struct One(Arc<Memory>);
+
+impl Resolver for One {
+    fn resolve(&self, _: &Reference) -> blockform::Result<Resolved> {
+        Ok(Resolved::Open {
+            source: Arc::clone(&self.0) as Arc<dyn BlockSource>,
+            format: None,
+            within: Arc::new(self.clone()),
+        })
+    }
 }
 
 fn open_as(format: &str, bytes: &[u8]) {
@@ -306,5 +341,67 @@ fn block_write(format: &'static str, extra: &[(&str, &str)], plan: &BlockPlan) {
         .read_exact_at(&mut read, 0)
         .expect("what was written reads");
     assert!(read == source.bytes, "{plan:?}: other bytes");
+    look_around(image.as_ref());
+}
+
+/// A disk and a way to write it as VMDK.
+#[derive(Debug, Arbitrary)]
+pub struct VmdkPlan {
+    sectors: u16,
+    fills: Vec<(u8, u32, u32, u64)>,
+    subformat: u8,
+    zeroed_grain: bool,
+    level: u8,
+    sparse_bits: u8,
+    threads: u8,
+}
+
+/// Writes the disk as VMDK, opens the result and compares every byte.
+pub fn vmdk_write(plan: &VmdkPlan) {
+    const SUBFORMATS: [&str; 7] = [
+        "monolithicSparse",
+        "streamOptimized",
+        "monolithicFlat",
+        "twoGbMaxExtentSparse",
+        "twoGbMaxExtentFlat",
+        "vmfs",
+        "vmfsThin",
+    ];
+    let source = disk(plan.sectors.max(1), &plan.fills);
+    if source.size() == 0 {
+        return;
+    }
+    let which = usize::from(plan.subformat) % SUBFORMATS.len();
+    let threads = std::num::NonZeroUsize::new(1 + usize::from(plan.threads % 3)).expect("not 0");
+    let mut options = ConvertOptions::to("vmdk")
+        .option("subformat", SUBFORMATS[which])
+        .sparse_size([0, 512, 4096, 65_536][usize::from(plan.sparse_bits % 4)])
+        .threads(threads);
+    if which == 1 {
+        options = options.option("compression_level", (1 + plan.level % 9).to_string());
+    } else if plan.zeroed_grain {
+        options = options.option("zeroed_grain", "on");
+    }
+    let files: Vec<Arc<Memory>> = (0..if which < 2 { 1 } else { 2 })
+        .map(|_| Arc::default())
+        .collect();
+    let targets: Vec<Arc<dyn BlockTarget>> = files
+        .iter()
+        .map(|file| Arc::clone(file) as Arc<dyn BlockTarget>)
+        .collect();
+    options
+        .convert_to_targets(&source, &targets)
+        .unwrap_or_else(|e| panic!("{}: {}", SUBFORMATS[which], e.chain()));
+    let extent = files.last().map(Arc::clone).expect("there is a file");
+    let image = OpenOptions::new()
+        .resolver(Arc::new(One(extent)))
+        .open(Arc::clone(&files[0]) as Arc<dyn BlockSource>)
+        .expect("what was written opens");
+    assert_eq!(image.size(), source.size());
+    let mut read = vec![0xee; source.bytes.len()];
+    image
+        .read_exact_at(&mut read, 0)
+        .expect("what was written reads");
+    assert!(read == source.bytes, "{}: other bytes", SUBFORMATS[which]);
     look_around(image.as_ref());
 }

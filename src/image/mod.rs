@@ -19,7 +19,7 @@ mod value;
 mod writer;
 
 pub use create::{Backing, CreateOptions, OptionSet, parse_options, parse_size};
-pub use info::{BitmapInfo, ImageIds, ImageInfo, SnapshotInfo};
+pub use info::{BitmapInfo, FileInfo, ImageIds, ImageInfo, SnapshotInfo};
 pub(crate) use probe::Window;
 pub use probe::{Evidence, Probe, Verdict};
 pub use value::Value;

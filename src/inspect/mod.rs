@@ -25,7 +25,7 @@ use std::path::Path;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::formats::by_name;
-use crate::image::{Evidence, Image, ImageInfo, SnapshotInfo, Value};
+use crate::image::{Evidence, FileInfo, Image, ImageInfo, SnapshotInfo, Value};
 use crate::name::ImageName;
 use crate::open::{Layer, OpenOptions};
 use crate::reference::{Reference, ReferenceKind};
@@ -188,11 +188,15 @@ impl Report {
     pub fn to_value(&self) -> Value {
         let info = &self.info;
         let mut map = Value::map();
-        if let Some(file) = &self.file {
-            let mut child = Value::map();
-            child.insert("name", "file");
-            child.insert("info", self.file_value(file));
-            map.insert("children", vec![child]);
+        let children = self.children();
+        if !children.is_empty() {
+            let children = children.into_iter().map(|child| {
+                let mut value = Value::map();
+                value.insert("name", child.node.clone());
+                value.insert("info", file_value(child));
+                value
+            });
+            map.insert("children", children.collect::<Vec<_>>());
         }
         if !info.snapshots.is_empty() {
             let snapshots = info.snapshots.iter().map(snapshot_value);
@@ -201,7 +205,7 @@ impl Report {
         map.insert("filename", self.filename.clone());
         map.insert("format", self.qemu_format());
         map.insert("virtual-size", in_sectors(info.virtual_size));
-        if let Some(size) = self.file.as_ref().and_then(|file| file.allocated_size) {
+        if let Some(size) = self.allocated_size() {
             map.insert("actual-size", size);
         }
         if let Some(size) = info.cluster_size {
@@ -242,21 +246,30 @@ impl Report {
         json::to_text(&self.to_value())
     }
 
-    fn file_value(&self, file: &FileReport) -> Value {
-        let mut map = Value::map();
-        map.insert("children", Vec::new());
-        map.insert("filename", self.filename.clone());
-        map.insert("format", PROTOCOL.as_str());
-        map.insert("virtual-size", in_sectors(file.size));
-        if let Some(size) = file.allocated_size {
-            map.insert("actual-size", size);
-        }
-        map.insert(
-            "format-specific",
-            specific_value(PROTOCOL.as_str(), Value::map()),
-        );
-        map.insert("dirty-flag", false);
-        map
+    /// The files that the image consists of, under the names that the caller would use, in QEMU's
+    /// order: what was opened last comes first.
+    fn children(&self) -> Vec<FileInfo> {
+        let Some(file) = &self.file else {
+            return Vec::new();
+        };
+        let others = self.info.files.iter().rev().map(|other| FileInfo {
+            name: self.full_name(&other.name),
+            ..other.clone()
+        });
+        let own = FileInfo {
+            node: "file".to_owned(),
+            name: self.filename.clone(),
+            size: file.size,
+            allocated_size: file.allocated_size,
+        };
+        others.chain([own]).collect()
+    }
+
+    /// How many bytes the files take up together, where that is known of all of them.
+    fn allocated_size(&self) -> Option<u64> {
+        let own = self.file.as_ref()?.allocated_size?;
+        let mut others = self.info.files.iter().map(|file| file.allocated_size);
+        others.try_fold(own, |sum, size| sum.checked_add(size?))
     }
 
     /// What QEMU has no words for.
@@ -309,7 +322,24 @@ fn in_sectors(bytes: u64) -> u64 {
     bytes.checked_next_multiple_of(512).unwrap_or(bytes)
 }
 
-fn specific_value(format: &str, data: Value) -> Value {
+fn file_value(file: FileInfo) -> Value {
+    let mut map = Value::map();
+    map.insert("children", Vec::new());
+    map.insert("filename", file.name);
+    map.insert("format", PROTOCOL.as_str());
+    map.insert("virtual-size", in_sectors(file.size));
+    if let Some(size) = file.allocated_size {
+        map.insert("actual-size", size);
+    }
+    map.insert(
+        "format-specific",
+        specific_value(PROTOCOL.as_str(), Value::map()),
+    );
+    map.insert("dirty-flag", false);
+    map
+}
+
+fn specific_value(format: &'static str, data: Value) -> Value {
     let mut map = Value::map();
     map.insert("type", format);
     map.insert("data", data);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
-use crate::image::{Opener, Value};
+use crate::image::{FileInfo, Opener, Value};
 use crate::limits::Limits;
 use crate::map::{Below, BlockMap, Mapped};
 use crate::name::ImageName;
@@ -55,6 +55,8 @@ pub(super) struct Part {
     pub(super) source: Arc<dyn BlockSource>,
     pub(super) info: ExtentInfo,
     pub(super) warnings: Vec<String>,
+    /// The file that it lies in, if it is another than the image's own and open.
+    pub(super) file: Option<FileInfo>,
 }
 
 /// Opens the extents that a descriptor lists, in order.
@@ -125,14 +127,20 @@ impl Builder<'_> {
             let reference = Box::new(reference);
             return Ok(info.part(Arc::new(DetachedExtent { reference, size })));
         };
-        if flat {
-            return self.open_flat(line, info, file);
-        }
-        if line.offset != 0 {
-            return Err(malformed("gives a sparse extent an offset in its file"));
-        }
-        self.take(&file, 0, u64::MAX)?;
-        self.open_sparse(info, file)
+        let file_info = FileInfo::new(String::new(), reference.name, &file);
+        let part = if flat {
+            self.open_flat(line, info, file)?
+        } else {
+            if line.offset != 0 {
+                return Err(malformed("gives a sparse extent an offset in its file"));
+            }
+            self.take(&file, 0, u64::MAX)?;
+            self.open_sparse(info, file)?
+        };
+        Ok(Part {
+            file: Some(file_info),
+            ..part
+        })
     }
 
     fn open_flat(
@@ -239,6 +247,7 @@ impl ExtentInfo {
             source,
             info: self,
             warnings: Vec::new(),
+            file: None,
         }
     }
 }

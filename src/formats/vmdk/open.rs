@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{Image, ImageInfo, Opener, Value};
+use crate::image::{FileInfo, Image, ImageInfo, Opener, Value};
 use crate::map::Below;
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
@@ -211,8 +211,13 @@ impl Opening {
     ) -> Result<VmdkImage> {
         let mut extents = Vec::new();
         let mut sources = Vec::new();
-        for part in parts {
+        let mut files = Vec::new();
+        for (number, part) in parts.into_iter().enumerate() {
             self.warnings.extend(part.warnings);
+            files.extend(part.file.map(|file| FileInfo {
+                node: format!("extents.{number}"),
+                ..file
+            }));
             extents.push(part.info);
             sources.push(part.source);
         }
@@ -229,6 +234,7 @@ impl Opening {
             virtual_size: disk.size(),
             cluster_size: common_grain(&extents),
             warnings: self.warnings,
+            files,
             specific: Some(data),
             ..ImageInfo::default()
         };

@@ -9,12 +9,6 @@ use crate::detect::signature::{
 };
 
 pub(super) const FOREIGN: &[Signature] = &[
-    signature(
-        "qcow",
-        Start(0),
-        b"QFI\xfb\0\0\0\x01",
-        "QFI\\xfb, version 1",
-    ),
     signature("vmdk", Start(0), b"KDMV", "KDMV"),
     signature("vmdk", Start(0), b"COWD", "COWD"),
     signature(
@@ -29,7 +23,6 @@ pub(super) const FOREIGN: &[Signature] = &[
     signature("vhd", End(511), b"conectix", "conectix"),
     signature("vhdx", Start(0), b"vhdxfile", "vhdxfile"),
     signature("vdi", Start(64), b"\x7f\x10\xda\xbe", "7f 10 da be"),
-    signature("qed", Start(0), b"QED\0", "QED"),
     signature(
         "parallels",
         Start(0),

@@ -87,7 +87,7 @@ mod tests {
         fixed[4096 - 512..4096 - 504].copy_from_slice(b"conectix");
         for (bytes, name) in [
             (&b"KDMV and more"[..], "vmdk"),
-            (b"QFI\xfb\0\0\0\x01", "qcow"),
+            (b"Bochs Virtual HD Image", "bochs"),
             (b"vhdxfile", "vhdx"),
             (&fixed, "vhd"),
         ] {

@@ -2,11 +2,20 @@
 
 use crate::image::Format;
 
+pub mod qcow;
 pub mod qcow2;
+pub mod qed;
 pub mod raw;
 
 /// Every format that this crate knows.
-pub const BUILTIN: &[&dyn Format] = &[&raw::Raw, &qcow2::Qcow2];
+pub const BUILTIN: &[&dyn Format] = &[&raw::Raw, &qcow2::Qcow2, &qcow::Qcow, &qed::Qed];
+
+/// The format that files are of whose names end in `.extension`, in either case, where there is one.
+pub fn by_extension(extension: &str) -> Option<&'static dyn Format> {
+    let extension = extension.to_ascii_lowercase();
+    let names = |format: &dyn Format| format.extensions().contains(&extension.as_str());
+    by_name(&extension).or_else(|| BUILTIN.iter().copied().find(|format| names(*format)))
+}
 
 /// The format called `name`: its id, or another name that people know it by.
 pub fn by_name(name: &str) -> Option<&'static dyn Format> {

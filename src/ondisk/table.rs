@@ -9,10 +9,6 @@ pub(crate) enum Order {
     /// Most significant byte first.
     Big,
     /// Least significant byte first.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "for the formats that are little-endian")
-    )]
     Little,
 }
 

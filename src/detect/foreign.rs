@@ -23,18 +23,6 @@ pub(super) const FOREIGN: &[Signature] = &[
     signature("vhd", End(511), b"conectix", "conectix"),
     signature("vhdx", Start(0), b"vhdxfile", "vhdxfile"),
     signature("vdi", Start(64), b"\x7f\x10\xda\xbe", "7f 10 da be"),
-    signature(
-        "parallels",
-        Start(0),
-        b"WithoutFreeSpace",
-        "WithoutFreeSpace",
-    ),
-    signature(
-        "parallels",
-        Start(0),
-        b"WithouFreSpacExt",
-        "WithouFreSpacExt",
-    ),
     signature("dmg", End(512), b"koly", "koly"),
     signature(
         "bochs",

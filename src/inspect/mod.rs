@@ -175,10 +175,9 @@ impl Report {
         if let Some(size) = self.file.as_ref().and_then(|file| file.allocated_size) {
             map.insert("actual-size", size);
         }
-        if let Some(size) = info.cluster_size {
-            map.insert("cluster-size", size);
+        if !info.unknown_to_qemu {
+            insert_state(&mut map, info);
         }
-        map.insert("dirty-flag", info.dirty);
         for (name, set) in [
             ("encrypted", info.encryption.is_some()),
             ("compressed", info.compressed),
@@ -240,6 +239,9 @@ impl Report {
         let mut own = Value::map();
         own.insert("matches", matches.collect::<Vec<_>>());
         own.insert("warnings", warnings.collect::<Vec<_>>());
+        if self.info.unknown_to_qemu {
+            insert_state(&mut own, &self.info);
+        }
         if in_sectors(self.info.virtual_size) != self.info.virtual_size {
             own.insert("exact-virtual-size", self.info.virtual_size);
         }
@@ -264,6 +266,14 @@ impl Report {
 /// json`, without a line break at the end.
 pub fn list_to_json(reports: &[Report]) -> String {
     json::to_text(&Value::List(reports.iter().map(Report::to_value).collect()))
+}
+
+/// The unit of allocation, and whether the image was closed.
+fn insert_state(map: &mut Value, info: &ImageInfo) {
+    if let Some(size) = info.cluster_size {
+        map.insert("cluster-size", size);
+    }
+    map.insert("dirty-flag", info.dirty);
 }
 
 /// What QEMU calls the way to a plain file.

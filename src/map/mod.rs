@@ -18,7 +18,7 @@ pub(crate) use cache::TableCache;
 pub(crate) use claims::Claims;
 pub(crate) use image::MappedImage;
 pub(crate) use mapped::{Below, Mapped};
-pub(crate) use two_level::{Cluster, Entries, Shape, TwoLevel};
+pub(crate) use two_level::{Cluster, Entries, Shape, TwoLevel, data_past_end};
 
 /// Where guest ranges live: the part of a table-mapped format that only it knows.
 pub(crate) trait BlockMap: Debug + Send + Sync {

@@ -388,7 +388,7 @@ impl<E: Entries> BlockMap for TwoLevel<E> {
 }
 
 /// The error about data that the file no longer has.
-fn data_past_end(format: FormatId, guest: u64, host: u64, file_size: u64) -> Error {
+pub(crate) fn data_past_end(format: FormatId, guest: u64, host: u64, file_size: u64) -> Error {
     let problem = format!(
         "the data of guest offset {guest}, from byte {host} on, reaches past the end of the file at \
          {file_size}: it was cut short"

@@ -14,7 +14,7 @@
 //!         |         |
 //!       detect ── open (limits, reference policy, chain)         the one door into an image
 //!         |
-//!       formats/  raw  qcow2                                     one folder per format
+//!       formats/  raw  qcow2  qcow  qed  parallels               one folder per format
 //!         |          \
 //!         |           map/   codec/                              tables to reads; packing, by pools
 //!         |             |

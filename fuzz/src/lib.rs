@@ -48,10 +48,29 @@ pub fn detect(bytes: &[u8]) {
 
 /// Opens the bytes as qcow2, alone, and reads what it is asked to read.
 pub fn qcow2(bytes: &[u8]) {
+    image("qcow2", bytes);
+}
+
+/// The same for qcow.
+pub fn qcow(bytes: &[u8]) {
+    image("qcow", bytes);
+}
+
+/// The same for QED.
+pub fn qed(bytes: &[u8]) {
+    image("qed", bytes);
+}
+
+/// The same for Parallels.
+pub fn parallels(bytes: &[u8]) {
+    image("parallels", bytes);
+}
+
+fn image(format: &str, bytes: &[u8]) {
     let source: Arc<dyn BlockSource> = Arc::new(Memory::new(bytes));
     let policies: [Arc<dyn Resolver>; 2] = [Arc::new(DenyReferences), Arc::new(DetachReferences)];
     for resolver in policies {
-        let options = OpenOptions::new().format("qcow2").limits(small());
+        let options = OpenOptions::new().format(format).limits(small());
         match options.resolver(resolver).open(Arc::clone(&source)) {
             Err(error) => printable(&error),
             Ok(image) => {

@@ -35,7 +35,9 @@ fn every_damaged_image_is_refused_by_name() {
         .map(|bad| testdata(bad["file"].as_str().unwrap()))
         .map(|path| path.parent().unwrap().to_owned())
         .collect();
-    let counts = folders.iter().map(|f| std::fs::read_dir(f).unwrap().count());
+    let counts = folders
+        .iter()
+        .map(|f| std::fs::read_dir(f).unwrap().count());
     let on_disk: usize = counts.sum();
     assert_eq!(list.len(), on_disk, "the table lists every file");
     let mut wrong = Vec::new();

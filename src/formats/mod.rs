@@ -9,7 +9,13 @@ pub mod qed;
 pub mod raw;
 
 /// Every format that this crate knows.
-pub const BUILTIN: &[&dyn Format] = &[&raw::Raw, &qcow2::Qcow2, &qcow::Qcow, &qed::Qed, &parallels::Parallels];
+pub const BUILTIN: &[&dyn Format] = &[
+    &raw::Raw,
+    &qcow2::Qcow2,
+    &qcow::Qcow,
+    &qed::Qed,
+    &parallels::Parallels,
+];
 
 /// The format that files are of whose names end in `.extension`, in either case, where there is one.
 pub fn by_extension(extension: &str) -> Option<&'static dyn Format> {

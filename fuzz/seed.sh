@@ -1,4 +1,11 @@
-
+#!/usr/bin/env bash
+# Gives the fuzzer the images of testdata to start from.
+set -euo pipefail
+cd "$(dirname "$0")"
+for target in detect qcow2; do
+    mkdir -p "corpus/$target"
+    find ../testdata/qcow2 -name '*.qcow2' -size -200k -exec cp -t "corpus/$target" {} +
+done
 for target in qcow qed parallels; do
     for corpus in "$target" detect; do
         mkdir -p "corpus/$corpus"

@@ -145,6 +145,15 @@ impl Error {
         Error::InvalidInput(problem.into())
     }
 
+    /// The [`Error::Unsupported`] of a format that is read and not written.
+    pub(crate) fn not_written(format: FormatId) -> Self {
+        Error::Unsupported {
+            format,
+            feature: "writing this format".to_owned(),
+            hint: "write another one, such as qcow2",
+        }
+    }
+
     /// An [`Error::Malformed`] for a whole structure.
     pub fn malformed(
         format: FormatId,

@@ -17,6 +17,7 @@
 //!       formats/  raw  qcow2  vhdx                               one folder per format
 //!       formats/  raw  qcow2  vhd  vdi                           one folder per format
 //!       formats/  raw  qcow2  vmdk                               one folder per format
+//!       formats/  raw  qcow2  qcow  qed  parallels               one folder per format
 //!         |          \
 //!         |           map/   codec/                              tables to reads; packing, by pools
 //!         |             |

@@ -18,6 +18,9 @@ pub struct Reference {
     pub name: ImageName,
     /// The other file's format as the image declares it.
     pub format: Option<ImageName>,
+    /// Whether the image's format has no room to declare it, so that it is for the ending of the name
+    /// to say it, where it does.
+    pub format_in_name: bool,
 }
 
 impl Reference {
@@ -27,6 +30,7 @@ impl Reference {
             kind,
             name,
             format: None,
+            format_in_name: false,
         }
     }
 
@@ -34,6 +38,14 @@ impl Reference {
     #[must_use]
     pub fn with_format(mut self, format: Option<ImageName>) -> Self {
         self.format = format;
+        self
+    }
+
+    /// This reference with the format left to the ending of the name: for formats that have no room to
+    /// declare it.
+    #[must_use]
+    pub fn with_format_in_name(mut self) -> Self {
+        self.format_in_name = true;
         self
     }
 }

@@ -10,6 +10,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use blockform::storage::Memory;
@@ -29,10 +30,15 @@ fn variant(error: &Error) -> &'static str {
 fn every_damaged_image_is_refused_by_name() {
     let manifest = manifest();
     let list = manifest["bad"].as_array().unwrap();
-    let folders = ["qcow2/bad", "vhd/bad", "vdi/bad"].iter();
-    let on_disk: usize = folders
-        .map(|folder| std::fs::read_dir(testdata(folder)).unwrap().count())
-        .sum();
+    let folders: BTreeSet<_> = list
+        .iter()
+        .map(|bad| testdata(bad["file"].as_str().unwrap()))
+        .map(|path| path.parent().unwrap().to_owned())
+        .collect();
+    let counts = folders
+        .iter()
+        .map(|f| std::fs::read_dir(f).unwrap().count());
+    let on_disk: usize = counts.sum();
     assert_eq!(list.len(), on_disk, "the table lists every file");
     let mut wrong = Vec::new();
     for bad in list {
@@ -102,7 +108,7 @@ fn a_file_cut_short_is_refused_or_still_right() {
     let mut still_right = 0;
     let mut refused = 0;
     for golden in goldens() {
-        if golden.format != "qcow2" || golden.has_needs() {
+        if golden.format == "raw" || golden.has_needs() {
             continue;
         }
         let whole = std::fs::read(&golden.path).unwrap();
@@ -131,7 +137,7 @@ fn a_file_cut_short_is_refused_or_still_right() {
 fn no_flipped_bit_of_the_metadata_makes_a_panic() {
     let mut rng = Rng(7);
     for golden in goldens() {
-        if golden.format != "qcow2" || golden.has_needs() {
+        if golden.format == "raw" || golden.has_needs() {
             continue;
         }
         let whole = std::fs::read(&golden.path).unwrap();

@@ -89,7 +89,7 @@ fn encrypted_images_are_described_and_not_read() {
     let manifest = manifest();
     let encrypted = manifest["images"].as_array().unwrap().iter();
     let encrypted: Vec<_> = encrypted.filter(|e| !e["encrypted"].is_null()).collect();
-    assert_eq!(encrypted.len(), 2);
+    assert_eq!(encrypted.len(), 3);
     for entry in encrypted {
         let file = entry["file"].as_str().unwrap();
         let image = OpenOptions::new().open_path(testdata(file)).expect(file);

@@ -43,6 +43,14 @@ const RECIPES: &[&str] = &[
     "create -q -f qcow2 -o encrypt.format=aes,encrypt.key-secret=s --object secret,id=s,data=x aes.qcow2 1M",
     "create -q -f qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 --object secret,id=s,data=x luks.qcow2 1M",
     "create -q -f raw even.raw 1M",
+    "create -q -f qcow first.qcow 10M",
+    "create -q -f qcow -b even.raw -F raw over.qcow 1M",
+    "create -q -f qcow -o encrypt.format=aes,encrypt.key-secret=s --object secret,id=s,data=x aes.qcow 1M",
+    "create -q -f qed -o cluster_size=8k,table_size=4 second.qed 12345k",
+    "create -q -f qed -b even.raw -F raw over.qed",
+    "create -q -f qed -b plain.qcow2 -F qcow2 over-qcow2.qed",
+    "create -q -f parallels third.parallels 10M",
+    "create -q -f parallels -o cluster_size=256k wide.parallels 1000M",
 ];
 
 fn images() -> Option<(tempfile::TempDir, Vec<String>)> {
@@ -112,11 +120,7 @@ fn json_has_the_keys_and_values_of_qemu_img() {
     let at = folder.path();
     let mut found = Vec::new();
     for file in &files {
-        let format = if file.ends_with("raw") {
-            "raw"
-        } else {
-            "qcow2"
-        };
+        let format = file.rsplit_once('.').unwrap().1;
         let theirs = must(
             at,
             &format!("qemu-img info --output json -f {format} {file}"),
@@ -144,11 +148,7 @@ fn text_has_the_lines_of_qemu_img() {
     };
     let at = folder.path();
     for file in &files {
-        let format = if file.ends_with("raw") {
-            "raw"
-        } else {
-            "qcow2"
-        };
+        let format = file.rsplit_once('.').unwrap().1;
         let theirs = must(at, &format!("qemu-img info -f {format} {file}"));
         let ours = run(at, example("img-info"), ["-f", format, file]);
         assert_eq!(String::from_utf8_lossy(&ours.stdout), theirs, "{file}");

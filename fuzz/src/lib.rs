@@ -121,6 +121,21 @@ impl Resolver for One {
     }
 }
 
+/// The same for qcow.
+pub fn qcow(bytes: &[u8]) {
+    open_as("qcow", bytes);
+}
+
+/// The same for QED.
+pub fn qed(bytes: &[u8]) {
+    open_as("qed", bytes);
+}
+
+/// The same for Parallels.
+pub fn parallels(bytes: &[u8]) {
+    open_as("parallels", bytes);
+}
+
 fn open_as(format: &str, bytes: &[u8]) {
     let source: Arc<dyn BlockSource> = Arc::new(Memory::new(bytes));
     let policies: [Arc<dyn Resolver>; 2] = [Arc::new(DenyReferences), Arc::new(DetachReferences)];

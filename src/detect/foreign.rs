@@ -9,25 +9,6 @@ use crate::detect::signature::{
 };
 
 pub(super) const FOREIGN: &[Signature] = &[
-    signature(
-        "qcow",
-        Start(0),
-        b"QFI\xfb\0\0\0\x01",
-        "QFI\\xfb, version 1",
-    ),
-    signature("qed", Start(0), b"QED\0", "QED"),
-    signature(
-        "parallels",
-        Start(0),
-        b"WithoutFreeSpace",
-        "WithoutFreeSpace",
-    ),
-    signature(
-        "parallels",
-        Start(0),
-        b"WithouFreSpacExt",
-        "WithouFreSpacExt",
-    ),
     signature("dmg", End(512), b"koly", "koly"),
     signature(
         "bochs",

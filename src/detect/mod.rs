@@ -89,7 +89,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_named_and_never_raw() {
-        for (bytes, name) in [(&b"QFI\xfb\0\0\0\x01"[..], "qcow"), (b"QED\0", "qed")] {
+        for (bytes, name) in [
+            (&b"Bochs Virtual HD Image"[..], "bochs"),
+            (b"EVF\x09\x0d\x0a\xff\0", "ewf"),
+        ] {
             let error = found(bytes).unwrap_err();
             assert!(
                 matches!(&error, Error::Unsupported { format, .. } if format.as_str() == name),

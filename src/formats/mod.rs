@@ -3,7 +3,10 @@
 use crate::image::Format;
 
 mod identity;
+pub mod parallels;
+pub mod qcow;
 pub mod qcow2;
+pub mod qed;
 pub mod raw;
 pub mod vdi;
 pub mod vhd;
@@ -18,7 +21,17 @@ pub const BUILTIN: &[&dyn Format] = &[
     &vhd::Vhd,
     &vhdx::Vhdx,
     &vdi::Vdi,
+    &qcow::Qcow,
+    &qed::Qed,
+    &parallels::Parallels,
 ];
+
+/// The format that files are of whose names end in `.extension`, in either case, where there is one.
+pub fn by_extension(extension: &str) -> Option<&'static dyn Format> {
+    let extension = extension.to_ascii_lowercase();
+    let names = |format: &dyn Format| format.extensions().contains(&extension.as_str());
+    by_name(&extension).or_else(|| BUILTIN.iter().copied().find(|format| names(*format)))
+}
 
 /// The format called `name`: its id, or another name that people know it by.
 pub fn by_name(name: &str) -> Option<&'static dyn Format> {

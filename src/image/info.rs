@@ -11,6 +11,9 @@ pub struct ImageInfo {
     pub virtual_size: u64,
     /// The unit of allocation in bytes (cluster, grain, block), where the format has one.
     pub cluster_size: Option<u64>,
+    /// Whether QEMU tells neither the unit nor whether the image was closed, of any image of this
+    /// format: a description in its words then has both under a key of our own.
+    pub unknown_to_qemu: bool,
     /// Whether the image was not closed properly: its tables may be behind its data.
     pub dirty: bool,
     /// Whether the image is marked as corrupt.

@@ -43,6 +43,12 @@ pub trait Format: Debug + Send + Sync {
         self.id().into_str()
     }
 
+    /// The endings by which people name files of this format, besides its [id](Self::id) and
+    /// [aliases](Self::aliases): only those that no other format is named by.
+    fn extensions(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Whether the file that `window` shows is of this format. A pure function of the window.
     fn probe(&self, window: &Probe<'_>) -> Verdict;
 

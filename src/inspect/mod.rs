@@ -208,10 +208,9 @@ impl Report {
         if let Some(size) = self.allocated_size() {
             map.insert("actual-size", size);
         }
-        if let Some(size) = info.cluster_size {
-            map.insert("cluster-size", size);
+        if !info.unknown_to_qemu {
+            insert_state(&mut map, info);
         }
-        map.insert("dirty-flag", info.dirty);
         for (name, set) in [
             ("encrypted", info.encryption.is_some()),
             ("compressed", info.compressed),
@@ -288,6 +287,9 @@ impl Report {
         if let Some(details) = &self.info.details {
             own.insert("details", details.clone());
         }
+        if self.info.unknown_to_qemu {
+            insert_state(&mut own, &self.info);
+        }
         if in_sectors(self.info.virtual_size) != self.info.virtual_size {
             own.insert("exact-virtual-size", self.info.virtual_size);
         }
@@ -312,6 +314,14 @@ impl Report {
 /// json`, without a line break at the end.
 pub fn list_to_json(reports: &[Report]) -> String {
     json::to_text(&Value::List(reports.iter().map(Report::to_value).collect()))
+}
+
+/// The unit of allocation, and whether the image was closed.
+fn insert_state(map: &mut Value, info: &ImageInfo) {
+    if let Some(size) = info.cluster_size {
+        map.insert("cluster-size", size);
+    }
+    map.insert("dirty-flag", info.dirty);
 }
 
 /// What QEMU calls the way to a plain file.

@@ -17,10 +17,11 @@ impl fmt::Display for Report {
         if info.encryption.is_some() {
             writeln!(f, "encrypted: yes")?;
         }
-        if let Some(size) = info.cluster_size {
+        let known = !info.unknown_to_qemu;
+        if let Some(size) = info.cluster_size.filter(|_| known) {
             writeln!(f, "cluster_size: {size}")?;
         }
-        if info.dirty {
+        if info.dirty && known {
             writeln!(f, "cleanly shut down: no")?;
         }
         self.write_backing(f)?;

@@ -4,7 +4,10 @@
 //! rest.
 
 mod cache;
+mod claims;
+mod image;
 mod mapped;
+mod two_level;
 
 use std::fmt::Debug;
 
@@ -12,11 +15,14 @@ use crate::error::Result;
 use crate::extent::ExtentKind;
 
 pub(crate) use cache::TableCache;
+pub(crate) use claims::Claims;
+pub(crate) use image::MappedImage;
 pub(crate) use mapped::{Below, Mapped};
+pub(crate) use two_level::{Cluster, Entries, Shape, TwoLevel, data_past_end};
 
 /// Where guest ranges live: the part of a table-mapped format that only it knows.
 pub(crate) trait BlockMap: Debug + Send + Sync {
-    /// The unit in which guest ranges are mapped, and packed, in bytes. A power of two.
+    /// The unit in which guest ranges are mapped, and packed, in bytes.
     fn unit(&self) -> u64;
 
     /// Where the guest bytes at `guest` live, and for how many bytes, up to `limit`, that answer

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::detect::detect;
 use crate::error::{Error, Result};
+use crate::formats::by_extension;
+use crate::formats::raw::RAW;
 use crate::image::{Format, Image, Opener, SnapshotSelector};
 use crate::limits::Limits;
 use crate::name::ImageName;
@@ -88,6 +91,7 @@ impl Chain {
         let format = match (override_format, declared) {
             (Some(format), _) => named(format.as_str())?,
             (None, Some(Some(format))) => named(format)?,
+            (None, None) if reference.format_in_name => by_its_name(reference, &source)?,
             _ => {
                 return Err(Error::invalid(format!(
                     "the image refers to {reference} without saying what format it has, and its \
@@ -98,6 +102,33 @@ impl Chain {
         };
         let chain = self.below(source.identity(), within, reference)?;
         Ok(Some((source, format, chain)))
+    }
+}
+
+/// The format that the ending of the file's name says, for images that cannot declare it. Its content
+/// decides nothing, but has to agree: a guest may have written it.
+fn by_its_name(reference: &Reference, source: &dyn BlockSource) -> Result<&'static dyn Format> {
+    let refused = |why: &str| {
+        Error::invalid(format!(
+            "the image refers to {reference}, and has no room to say what format that has; {why}; \
+             name the format in code, with a Resolver, if the image is trusted"
+        ))
+    };
+    let name = reference.name.as_str().unwrap_or_default();
+    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
+    let format = by_extension(extension)
+        .ok_or_else(|| refused("the ending of the name does not say it either"))?;
+    let detected = detect(source)?;
+    let agrees = match detected.matches.as_slice() {
+        [] => format.id() == RAW,
+        [(id, _)] => *id == format.id(),
+        _ => false,
+    };
+    match agrees {
+        true => Ok(format),
+        false => Err(refused(
+            "the ending of the name says another than the content shows",
+        )),
     }
 }
 

@@ -1,0 +1,147 @@
+//! Where a guest range lives: the walk through the BAT (section "BAT").
+
+use std::sync::{Arc, OnceLock};
+
+use crate::error::{Error, Result};
+use crate::extent::ExtentKind;
+use crate::map::{BlockMap, Run, Span, data_past_end};
+use crate::ondisk::{FieldType, Order};
+use crate::source::BlockSource;
+
+use super::PARALLELS;
+use super::header::{Header, SECTOR};
+
+/// The table of an image.
+#[derive(Debug)]
+pub(super) struct ParallelsMap {
+    header: Header,
+    file: Arc<dyn BlockSource>,
+    /// The BAT, as far as the disk needs it, as it stands in the file.
+    bat: Vec<u8>,
+    /// Where clusters are that hold no data, in the unit of the BAT.
+    others: Vec<u32>,
+    /// An entry whose cluster shares bytes with another one. Looked for when the first entry is read:
+    /// who only asks what an image is does not pay for it.
+    shared: OnceLock<Option<u32>>,
+}
+
+impl ParallelsMap {
+    pub(super) fn new(
+        header: Header,
+        file: Arc<dyn BlockSource>,
+        bat: Vec<u8>,
+        others: Vec<u32>,
+    ) -> Self {
+        ParallelsMap {
+            header,
+            file,
+            bat,
+            others,
+            shared: OnceLock::new(),
+        }
+    }
+
+    fn malformed(&self, guest: u64, problem: &str) -> Error {
+        let problem = format!("{problem} (guest offset {guest})");
+        Error::malformed(PARALLELS, "BAT", None, problem)
+    }
+
+    fn entry(&self, index: u64) -> u32 {
+        let offset = usize::try_from(index).ok().and_then(|i| i.checked_mul(4));
+        let entry = offset.and_then(|offset| u32::get(&self.bat, offset, Order::Little));
+        entry.unwrap_or(0)
+    }
+
+    /// An entry whose cluster shares bytes with that of another entry, or with metadata.
+    fn shared(&self) -> Option<u32> {
+        *self.shared.get_or_init(|| {
+            let entries = self.bat.chunks_exact(4);
+            let entries = entries.filter_map(|entry| u32::get(entry, 0, Order::Little));
+            let mut used: Vec<u32> = entries.filter(|entry| *entry != 0).collect();
+            used.extend(&self.others);
+            used.sort_unstable();
+            let apart = self.header.tracks / self.header.multiplier;
+            let mut pairs = used.iter().zip(used.iter().skip(1));
+            let close = pairs.find(|(first, second)| second.saturating_sub(**first) < apart);
+            close.map(|(_, second)| *second)
+        })
+    }
+
+    /// What the entry of `guest` says of it, checked.
+    fn decode(&self, guest: u64) -> Result<Run> {
+        let cluster_size = self.header.cluster_size();
+        let index = guest / cluster_size;
+        let entry = self.entry(index);
+        if entry == 0 {
+            return Ok(Run::Unallocated);
+        }
+        if let Some(shared) = self.shared() {
+            let problem = format!("entry {shared:#x} has a cluster that is another's, too");
+            return Err(self.malformed(guest, &problem));
+        }
+        let into = guest % cluster_size;
+        let start = guest - into;
+        let host = u64::from(entry) * u64::from(self.header.multiplier) * SECTOR;
+        if host < self.header.data_start {
+            let problem = format!("entry {index} is {entry:#x}, before the data area");
+            return Err(self.malformed(guest, &problem));
+        }
+        // Of the disk's last cluster only the disk's part has to be there.
+        let needed = cluster_size.min(self.header.size.saturating_sub(start));
+        let end = host.saturating_add(needed);
+        if end > self.file.size() {
+            return Err(self.past_end(start, host, self.file.size()));
+        }
+        Ok(Run::Stored { host: host + into })
+    }
+
+    /// The run at `guest`, up to `limit` bytes.
+    fn run(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
+        let cluster_size = self.header.cluster_size();
+        let first = self.decode(guest)?;
+        let mut len = cluster_size - guest % cluster_size;
+        while len < limit {
+            // What is wrong with a later entry is told when it is its turn.
+            let Ok(next) = self.decode(guest + len) else {
+                break;
+            };
+            let goes_on = match (first, next) {
+                (Run::Stored { host }, Run::Stored { host: next }) => next == host + len,
+                (first, next) => first == next,
+            };
+            if !goes_on {
+                break;
+            }
+            len += cluster_size;
+        }
+        Ok((first, len.min(limit)))
+    }
+}
+
+impl BlockMap for ParallelsMap {
+    fn unit(&self) -> u64 {
+        self.header.cluster_size()
+    }
+
+    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
+        self.run(guest, limit)
+    }
+
+    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
+        let (run, len) = self.run(guest, limit)?;
+        let span = match run {
+            Run::Stored { host } => Span::Recorded(ExtentKind::Data, Some(host)),
+            _ => Span::Unallocated,
+        };
+        Ok((span, len))
+    }
+
+    fn unpack(&self, _: &[u8], host: u64, _: &mut [u8]) -> Result<()> {
+        let problem = "Parallels has no compressed clusters";
+        Err(Error::malformed(PARALLELS, "BAT", host, problem))
+    }
+
+    fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {
+        data_past_end(PARALLELS, guest, host, file_size)
+    }
+}

@@ -1,0 +1,46 @@
+//! qcow, the format before qcow2 (version 1 of the same magic). It is read and not written.
+//!
+//! There is no specification: QEMU's `block/qcow.c` is what the format is.
+
+mod header;
+mod open;
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::format_id::FormatId;
+use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::source::BlockSource;
+
+/// `qcow`.
+pub const QCOW: FormatId = FormatId::new("qcow");
+
+/// The format qcow.
+#[derive(Debug, Clone, Copy)]
+pub struct Qcow;
+
+impl Format for Qcow {
+    fn id(&self) -> FormatId {
+        QCOW
+    }
+
+    fn aliases(&self) -> &'static [&'static str] {
+        &["qcow1"]
+    }
+
+    fn probe(&self, window: &Probe<'_>) -> Verdict {
+        if window.has(0, b"QFI\xfb\0\0\0\x01") {
+            Verdict::found("QFI\\xfb, version 1", 0)
+        } else {
+            Verdict::Reject
+        }
+    }
+
+    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
+        Ok(Box::new(open::open(source, opener)?))
+    }
+
+    fn create(&self, _: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
+        Err(Error::not_written(QCOW))
+    }
+}

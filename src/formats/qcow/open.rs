@@ -1,0 +1,119 @@
+//! Opening an image: what its entries mean, and what it says of itself.
+
+use std::sync::Arc;
+
+use crate::codec::{UnpackError, Unpacker};
+use crate::error::{Error, Result};
+use crate::image::{ImageInfo, Opener};
+use crate::map::{Cluster, Entries, MappedImage, Shape, TwoLevel};
+use crate::ondisk::Order;
+use crate::reference::{Reference, ReferenceKind};
+use crate::source::BlockSource;
+
+use super::QCOW;
+use super::header::{Header, RawHeader};
+
+/// `QCOW_OFLAG_COMPRESSED`.
+const COMPRESSED: u64 = 1 << 63;
+
+/// L2 entries: an offset, or where the packed bytes are and how many.
+#[derive(Debug)]
+pub(super) struct QcowEntries {
+    cluster_bits: u32,
+    unpacker: Unpacker,
+}
+
+impl Entries for QcowEntries {
+    fn decode(&self, entry: u64) -> Cluster {
+        if entry & COMPRESSED == 0 {
+            return match entry {
+                0 => Cluster::Unallocated,
+                host => Cluster::Stored { host },
+            };
+        }
+        let offset_bits = 63 - self.cluster_bits;
+        Cluster::Packed {
+            host: entry & ((1 << offset_bits) - 1),
+            len: (entry & !COMPRESSED) >> offset_bits,
+        }
+    }
+
+    fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {
+        let done = self.unpacker.unpack(packed, unit);
+        done.map_err(|error| match error {
+            UnpackError::Damaged(problem) => {
+                Error::malformed(QCOW, "compressed cluster", host, problem)
+            }
+            UnpackError::NotBuilt(feature) => Error::Unsupported {
+                format: QCOW,
+                feature: format!("reading clusters packed with {feature}"),
+                hint: "build blockform with the feature of that name",
+            },
+        })
+    }
+}
+
+/// Opens the image in `file`.
+pub(super) fn open(
+    file: Arc<dyn BlockSource>,
+    opener: &dyn Opener,
+) -> Result<MappedImage<TwoLevel<QcowEntries>>> {
+    if opener.snapshot().is_some() {
+        return Err(Error::invalid("a qcow image has no snapshots"));
+    }
+    let header = Header::read(&file)?;
+    let mut regions = vec![(0..RawHeader::LEN as u64, "header")];
+    let mut backing = None;
+    if let Some((offset, name)) = header.backing_file {
+        let end = offset.saturating_add(name.as_bytes().len() as u64);
+        regions.push((offset..end, "backing file's name"));
+        backing = Some(Reference::new(ReferenceKind::BackingFile, name).with_format_in_name());
+    }
+    let cluster_size = 1 << header.cluster_bits;
+    let shape = Shape {
+        format: QCOW,
+        order: Order::Big,
+        cluster_size,
+        table_size: 8 << header.l2_bits,
+        // Tables may be shorter than clusters, and no reader asks for more than whole sectors.
+        table_alignment: 512,
+        virtual_size: header.size,
+        l1_offset: header.l1_table_offset,
+        l1_size: 0,
+        regions,
+    };
+    let entries = QcowEntries {
+        cluster_bits: header.cluster_bits,
+        unpacker: Unpacker::deflate(),
+    };
+    let map = TwoLevel::open(shape, entries, &file, opener.limits())?;
+    let info = ImageInfo {
+        virtual_size: header.size,
+        cluster_size: Some(cluster_size),
+        encryption: header.encrypted.then_some("aes"),
+        ..ImageInfo::default()
+    };
+    let sealed = header.encrypted.then_some("AES encryption");
+    Ok(MappedImage::open(QCOW, file, map, info, backing, opener)?.sealed(sealed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_cluster_is_as_many_bytes_as_its_entry_says() {
+        let entries = QcowEntries {
+            cluster_bits: 12,
+            unpacker: Unpacker::deflate(),
+        };
+        let entry = COMPRESSED | (300 << 51) | 0x5123;
+        let packed = Cluster::Packed {
+            host: 0x5123,
+            len: 300,
+        };
+        assert_eq!(entries.decode(entry), packed);
+        assert_eq!(entries.decode(0x6000), Cluster::Stored { host: 0x6000 });
+        assert_eq!(entries.decode(0), Cluster::Unallocated);
+    }
+}

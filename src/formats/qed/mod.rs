@@ -1,0 +1,40 @@
+//! QED, the QEMU Enhanced Disk format (QEMU, `docs/interop/qed_spec.rst`). It is read and not written.
+
+mod header;
+mod open;
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::format_id::FormatId;
+use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::source::BlockSource;
+
+/// `qed`.
+pub const QED: FormatId = FormatId::new("qed");
+
+/// The format QED.
+#[derive(Debug, Clone, Copy)]
+pub struct Qed;
+
+impl Format for Qed {
+    fn id(&self) -> FormatId {
+        QED
+    }
+
+    fn probe(&self, window: &Probe<'_>) -> Verdict {
+        if window.has(0, b"QED\0") {
+            Verdict::found("QED", 0)
+        } else {
+            Verdict::Reject
+        }
+    }
+
+    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
+        Ok(Box::new(open::open(source, opener)?))
+    }
+
+    fn create(&self, _: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
+        Err(Error::not_written(QED))
+    }
+}

@@ -1,0 +1,76 @@
+//! Opening an image: what its entries mean, and what it says of itself.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::image::{ImageInfo, Opener};
+use crate::map::{Cluster, Entries, MappedImage, Shape, TwoLevel};
+use crate::name::ImageName;
+use crate::ondisk::Order;
+use crate::reference::{Reference, ReferenceKind};
+use crate::source::BlockSource;
+
+use super::QED;
+use super::header::{Features, Header};
+
+/// L2 entries (section "Tables"): 0, 1 or an offset.
+#[derive(Debug)]
+pub(super) struct QedEntries;
+
+impl Entries for QedEntries {
+    fn decode(&self, entry: u64) -> Cluster {
+        match entry {
+            0 => Cluster::Unallocated,
+            1 => Cluster::Zero,
+            host => Cluster::Stored { host },
+        }
+    }
+
+    fn unpack(&self, _: &[u8], host: u64, _: &mut [u8]) -> Result<()> {
+        let problem = "QED has no compressed clusters";
+        Err(Error::malformed(QED, "L2 table", host, problem))
+    }
+}
+
+/// Opens the image in `file`.
+pub(super) fn open(
+    file: Arc<dyn BlockSource>,
+    opener: &dyn Opener,
+) -> Result<MappedImage<TwoLevel<QedEntries>>> {
+    if opener.snapshot().is_some() {
+        return Err(Error::invalid("a QED image has no snapshots"));
+    }
+    let header = Header::read(&file)?;
+    let shape = Shape {
+        format: QED,
+        order: Order::Little,
+        cluster_size: header.cluster_size,
+        table_size: header.table_size,
+        table_alignment: header.cluster_size,
+        virtual_size: header.image_size,
+        l1_offset: header.l1_table_offset,
+        l1_size: header.table_size,
+        regions: vec![(0..header.header_size, "header")],
+    };
+    let map = TwoLevel::open(shape, QedEntries, &file, opener.limits())?;
+    let mut info = ImageInfo {
+        virtual_size: header.image_size,
+        cluster_size: Some(header.cluster_size),
+        dirty: header.features.contains(Features::NEED_CHECK),
+        ..ImageInfo::default()
+    };
+    if info.dirty {
+        let text = "the image was not closed: it needs a check (qemu-img check)";
+        info.warnings.push(text.to_owned());
+    }
+    let is_raw = header.features.contains(Features::BACKING_FORMAT_NO_PROBE);
+    let backing = header.backing_file.map(|name| {
+        let reference = Reference::new(ReferenceKind::BackingFile, name);
+        // Raw is the one format that the header has a word for.
+        match is_raw {
+            true => reference.with_format(Some(ImageName::from("raw"))),
+            false => reference.with_format_in_name(),
+        }
+    });
+    MappedImage::open(QED, file, map, info, backing, opener)
+}

@@ -1,0 +1,404 @@
+//! Two levels of tables with entries of 64 bits, as qcow and QED have them.
+//!
+//! Neither format counts references: a cluster, and a table, belongs to one entry and to no other.
+//! What an entry points to has to lie in the file, and apart from all metadata.
+
+use std::collections::HashSet;
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::extent::ExtentKind;
+use crate::format_id::FormatId;
+use crate::limits::Limits;
+use crate::map::{BlockMap, Claims, Run, Span, TableCache};
+use crate::ondisk::{FieldType, Order};
+use crate::source::{BlockSource, BlockSourceExt};
+
+/// What an entry of an L2 table says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cluster {
+    Stored { host: u64 },
+    Packed { host: u64, len: u64 },
+    Zero,
+    Unallocated,
+}
+
+/// How a format writes its entries.
+pub(crate) trait Entries: Debug + Send + Sync {
+    fn decode(&self, entry: u64) -> Cluster;
+
+    /// Unpacks one cluster, as [`BlockMap::unpack`].
+    fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()>;
+}
+
+/// What the header says of the tables. Sizes and offsets are in bytes.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    pub(crate) format: FormatId,
+    pub(crate) order: Order,
+    /// A power of two.
+    pub(crate) cluster_size: u64,
+    /// Length of an L2 table, a power of two.
+    pub(crate) table_size: u64,
+    /// To a multiple of what L2 tables are aligned.
+    pub(crate) table_alignment: u64,
+    pub(crate) virtual_size: u64,
+    /// Where the L1 table is.
+    pub(crate) l1_offset: u64,
+    /// How long the L1 table is at least, whatever the disk needs of it.
+    pub(crate) l1_size: u64,
+    /// Where else the header says that metadata is, and what it is.
+    pub(crate) regions: Vec<(Range<u64>, &'static str)>,
+}
+
+/// The tables of an image.
+#[derive(Debug)]
+pub(crate) struct TwoLevel<E> {
+    shape: Shape,
+    entries: E,
+    file: Arc<dyn BlockSource>,
+    file_size: u64,
+    /// The L1 table, as far as the disk needs it, as it stands in the file.
+    l1: Vec<u8>,
+    cache: TableCache,
+    limits: Limits,
+    /// Host offsets of all L2 tables, in order. Made when the first one is read: who only asks what an
+    /// image is does not pay for it.
+    tables: OnceLock<Vec<u64>>,
+    audit: Mutex<Audit>,
+}
+
+/// What the tables that were read lay claim to.
+#[derive(Debug, Default)]
+struct Audit {
+    /// Pieces of tables whose entries are counted.
+    counted: HashSet<u64>,
+    stored: Claims,
+    packed: Claims,
+}
+
+/// Tables are read in pieces: one of QED's can be a gibibyte long.
+const PIECE: u64 = 64 << 10;
+
+impl<E: Entries> TwoLevel<E> {
+    /// Reads the L1 table.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`], and [`Error::Malformed`] if it is not all in the file, or where other
+    /// metadata is.
+    pub(crate) fn open(
+        mut shape: Shape,
+        entries: E,
+        file: &Arc<dyn BlockSource>,
+        limits: &Limits,
+    ) -> Result<Self> {
+        let span = u128::from(shape.table_size / 8) * u128::from(shape.cluster_size);
+        let count = u128::from(shape.virtual_size).div_ceil(span);
+        let len = u64::try_from(count * 8).unwrap_or(u64::MAX);
+        let start = shape.l1_offset;
+        let bad = |problem| Err(Error::malformed(shape.format, "L1 table", start, problem));
+        let whole = len.max(shape.l1_size);
+        let end = start.checked_add(whole).filter(|end| *end <= file.size());
+        let Some(end) = end else {
+            let (size, need) = (file.size(), shape.virtual_size);
+            return bad(format!(
+                "{whole} bytes long, as a disk of {need} bytes needs it, it reaches past the end of the \
+                 file at {size}"
+            ));
+        };
+        limits.check_metadata("the L1 table", len)?;
+        if let Some(other) = overlapping(&shape.regions, &(start..end)) {
+            return bad(format!("is in the {other}"));
+        }
+        shape.regions.push((start..end, "L1 table"));
+        let mut l1 = vec![0; usize::try_from(len).unwrap_or(0)];
+        file.read_exact_at(&mut l1, start)?;
+        Ok(TwoLevel {
+            shape,
+            entries,
+            file: Arc::clone(file),
+            file_size: file.size(),
+            l1,
+            cache: TableCache::new(limits.cache_bytes),
+            limits: limits.clone(),
+            tables: OnceLock::new(),
+            audit: Mutex::default(),
+        })
+    }
+
+    fn malformed(&self, structure: &'static str, guest: u64, problem: &str) -> Error {
+        let problem = format!("{problem} (guest offset {guest})");
+        Error::malformed(self.shape.format, structure, None, problem)
+    }
+
+    /// Guest bytes for which one L2 table answers.
+    fn span_of_table(&self) -> u64 {
+        (self.shape.table_size / 8).saturating_mul(self.shape.cluster_size)
+    }
+
+    fn number(&self, table: &[u8], index: u64) -> Option<u64> {
+        let offset = usize::try_from(index.checked_mul(8)?).ok()?;
+        u64::get(table, offset, self.shape.order)
+    }
+
+    fn tables(&self) -> &[u64] {
+        self.tables.get_or_init(|| {
+            let entries = (0..self.l1.len() as u64 / 8).filter_map(|i| self.number(&self.l1, i));
+            let mut tables: Vec<u64> = entries.filter(|entry| *entry != 0).collect();
+            tables.sort_unstable();
+            tables
+        })
+    }
+
+    /// Whether the table at `offset` shares bytes with another one, or is another entry's, too.
+    fn table_is_shared(&self, offset: u64) -> bool {
+        let tables = self.tables();
+        let first =
+            tables.partition_point(|table| table.saturating_add(self.shape.table_size) <= offset);
+        let end = offset.saturating_add(self.shape.table_size);
+        let near = tables.iter().skip(first).take(2);
+        near.filter(|table| **table < end).count() > 1
+    }
+
+    /// The name of the metadata that a range of the file runs into.
+    fn metadata_at(&self, range: &Range<u64>) -> Option<&'static str> {
+        overlapping(&self.shape.regions, range).or_else(|| {
+            let tables = self.tables();
+            let after = tables.partition_point(|table| *table < range.end);
+            let last = tables.get(after.checked_sub(1)?)?;
+            (last.saturating_add(self.shape.table_size) > range.start).then_some("L2 table")
+        })
+    }
+
+    /// Host offset of the L2 table that answers for `guest`, if there is one.
+    fn table_offset(&self, guest: u64) -> Result<Option<u64>> {
+        let index = guest / self.span_of_table();
+        let offset = self.number(&self.l1, index).unwrap_or(0);
+        if offset == 0 {
+            return Ok(None);
+        }
+        let bad = |problem: String| {
+            let text = format!("entry {index} is {offset:#x}, {problem}");
+            Err(self.malformed("L1 table", guest, &text))
+        };
+        if offset % self.shape.table_alignment != 0 {
+            return bad(format!("no multiple of {}", self.shape.table_alignment));
+        }
+        let end = offset.checked_add(self.shape.table_size);
+        let Some(end) = end.filter(|end| *end <= self.file_size) else {
+            return bad("and the table there reaches past the end of the file".to_owned());
+        };
+        if let Some(other) = overlapping(&self.shape.regions, &(offset..end)) {
+            return bad(format!("which is in the {other}"));
+        }
+        if self.table_is_shared(offset) {
+            return bad("where another entry has its table, too".to_owned());
+        }
+        Ok(Some(offset))
+    }
+
+    /// The piece of an L2 table that answers for `guest`, and for how many guest bytes from there on.
+    fn piece(&self, guest: u64) -> Result<Option<(Arc<Vec<u8>>, u64)>> {
+        let Some(table) = self.table_offset(guest)? else {
+            return Ok(None);
+        };
+        let len = self.shape.table_size.min(PIECE);
+        let covered = (len / 8).saturating_mul(self.shape.cluster_size);
+        let start = guest - guest % covered;
+        let offset = table + start % self.span_of_table() / covered * len;
+        let piece = self.cache.table(offset, || {
+            let mut piece = vec![0; usize::try_from(len).unwrap_or(0)];
+            self.file.read_exact_at(&mut piece, offset)?;
+            self.count(offset, &piece, start)?;
+            Ok(Arc::new(piece))
+        })?;
+        Ok(Some((piece, covered - guest % covered)))
+    }
+
+    /// Counts what the entries of a piece, whose first one answers for `guest`, have for themselves.
+    fn count(&self, offset: u64, piece: &[u8], guest: u64) -> Result<()> {
+        let mut audit = self.audit.lock().unwrap_or_else(PoisonError::into_inner);
+        if audit.counted.contains(&offset) {
+            return Ok(());
+        }
+        let cluster_size = self.shape.cluster_size;
+        // What lies past the end of the disk is nobody's.
+        let left = self.shape.virtual_size.saturating_sub(guest);
+        let entries = (piece.len() as u64 / 8).min(left.div_ceil(cluster_size));
+        let twice = |host: u64| {
+            let problem = format!("two entries have the cluster at byte {host}");
+            Err(self.malformed("L2 table", guest, &problem))
+        };
+        let mut packed = Vec::new();
+        for index in 0..entries {
+            let Some(entry) = self.number(piece, index) else {
+                break;
+            };
+            match self.entries.decode(entry) {
+                Cluster::Stored { host } if host % cluster_size == 0 && host < self.file_size => {
+                    let number = host / cluster_size;
+                    if !audit.stored.claim(number, &self.limits)? || audit.packed.has(number) {
+                        return twice(host);
+                    }
+                }
+                Cluster::Packed { host, len } if host < self.file_size => {
+                    packed.push((host, host.saturating_add(len)));
+                    // Packed clusters lie side by side, in clusters that are shared by them alone.
+                    let last = host
+                        .saturating_add(len.saturating_sub(1))
+                        .min(self.file_size);
+                    for number in host / cluster_size..=last / cluster_size {
+                        audit.packed.claim(number, &self.limits)?;
+                        if audit.stored.has(number) {
+                            return twice(host);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        packed.sort_unstable();
+        let pairs = packed.iter().zip(packed.iter().skip(1));
+        if let Some((_, (host, _))) = pairs.into_iter().find(|((_, end), (next, _))| end > next) {
+            return twice(*host);
+        }
+        audit.counted.insert(offset);
+        Ok(())
+    }
+
+    /// What an entry says of `guest`, checked.
+    fn decode(&self, entry: u64, guest: u64) -> Result<Run> {
+        let bad = |problem: &str| {
+            let text = format!("entry {entry:#x} {problem}");
+            Err(self.malformed("L2 table", guest, &text))
+        };
+        let cluster_size = self.shape.cluster_size;
+        let into = guest % cluster_size;
+        let start = guest - into;
+        match self.entries.decode(entry) {
+            Cluster::Zero => Ok(Run::Zero),
+            Cluster::Unallocated => Ok(Run::Unallocated),
+            Cluster::Stored { host } => {
+                if host % cluster_size != 0 {
+                    return bad("is not at the start of a cluster");
+                }
+                // Of the disk's last cluster only the disk's part has to be there.
+                let needed = cluster_size.min(self.shape.virtual_size.saturating_sub(start));
+                let end = host
+                    .checked_add(needed)
+                    .filter(|end| *end <= self.file_size);
+                let Some(end) = end else {
+                    return Err(self.past_end(start, host, self.file_size));
+                };
+                match self.metadata_at(&(host..end)) {
+                    Some(other) => bad(&format!("points into the {other}")),
+                    None => Ok(Run::Stored { host: host + into }),
+                }
+            }
+            Cluster::Packed { host, len } => {
+                let end = host.saturating_add(len);
+                if host >= self.file_size {
+                    return Err(self.past_end(start, host, self.file_size));
+                }
+                match self.metadata_at(&(host..end)) {
+                    Some(other) => bad(&format!("points into the {other}")),
+                    None => Ok(Run::Packed { host, max_len: len }),
+                }
+            }
+        }
+    }
+
+    /// The run at `guest`, as far as its status goes on in the same piece, up to `limit` bytes. Packed
+    /// runs go on over their clusters if `over_packed`.
+    fn run(&self, piece: &[u8], guest: u64, limit: u64, over_packed: bool) -> Result<(Run, u64)> {
+        let cluster_size = self.shape.cluster_size;
+        let entries = piece.len() as u64 / 8;
+        let at = |guest: u64| {
+            let index = guest / cluster_size % entries.max(1);
+            self.decode(self.number(piece, index).unwrap_or(0), guest)
+        };
+        let first = at(guest)?;
+        let mut len = cluster_size - guest % cluster_size;
+        while len < limit {
+            // What is wrong with a later entry is told when it is its turn.
+            let Ok(next) = at(guest + len) else { break };
+            let goes_on = match (first, next) {
+                (Run::Stored { host }, Run::Stored { host: next }) => next == host + len,
+                (Run::Packed { .. }, Run::Packed { .. }) => over_packed,
+                (first, next) => first == next,
+            };
+            if !goes_on {
+                break;
+            }
+            len += cluster_size;
+        }
+        Ok((first, len.min(limit)))
+    }
+
+    /// For how many bytes from `guest` on there is no L2 table, up to `limit`.
+    fn absent(&self, guest: u64, limit: u64) -> u64 {
+        let span = self.span_of_table();
+        let mut len = span - guest % span;
+        while len < limit {
+            match self.number(&self.l1, guest.saturating_add(len) / span) {
+                None => return limit,
+                Some(0) => len = len.saturating_add(span),
+                Some(_) => break,
+            }
+        }
+        len.min(limit)
+    }
+}
+
+impl<E: Entries> BlockMap for TwoLevel<E> {
+    fn unit(&self) -> u64 {
+        self.shape.cluster_size
+    }
+
+    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
+        match self.piece(guest)? {
+            Some((piece, covered)) => self.run(&piece, guest, limit.min(covered), false),
+            None => Ok((Run::Unallocated, self.absent(guest, limit))),
+        }
+    }
+
+    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
+        let Some((piece, covered)) = self.piece(guest)? else {
+            return Ok((Span::Unallocated, self.absent(guest, limit)));
+        };
+        let (run, len) = self.run(&piece, guest, limit.min(covered), true)?;
+        let span = match run {
+            Run::Stored { host } => Span::Recorded(ExtentKind::Data, Some(host)),
+            Run::Packed { .. } => Span::Recorded(ExtentKind::Compressed, None),
+            Run::Zero => Span::Recorded(ExtentKind::Zero, None),
+            Run::Unallocated => Span::Unallocated,
+        };
+        Ok((span, len))
+    }
+
+    fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {
+        self.entries.unpack(packed, host, unit)
+    }
+
+    fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {
+        data_past_end(self.shape.format, guest, host, file_size)
+    }
+}
+
+/// The error about data that the file no longer has.
+pub(crate) fn data_past_end(format: FormatId, guest: u64, host: u64, file_size: u64) -> Error {
+    let problem = format!(
+        "the data of guest offset {guest}, from byte {host} on, reaches past the end of the file at \
+         {file_size}: it was cut short"
+    );
+    Error::malformed(format, "data cluster", host, problem)
+}
+
+/// The name of the first region that shares bytes with `range`.
+fn overlapping(regions: &[(Range<u64>, &'static str)], range: &Range<u64>) -> Option<&'static str> {
+    let mut regions = regions.iter();
+    let hit = regions.find(|(region, _)| range.start < region.end && region.start < range.end);
+    hit.map(|(_, name)| *name)
+}

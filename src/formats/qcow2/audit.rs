@@ -3,10 +3,12 @@
 //! Without these rules a small file could hold a disk of any size, each range of it the same cluster,
 //! and a guest could read the tables that its own disk is made of.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
+use crate::error::Result;
 use crate::limits::Limits;
+use crate::map::Claims;
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::entry::{COMPRESSED, COPIED, L1_OFFSET, L2_OFFSET, REFCOUNT_OFFSET};
@@ -29,12 +31,8 @@ pub(super) struct Audit {
 struct Claimed {
     /// L2 tables whose entries are counted.
     tables: HashSet<u64>,
-    /// A bit for each cluster, in pieces that are made when they are needed.
-    pieces: HashMap<u64, Box<[u64; PIECE_WORDS]>>,
+    clusters: Claims,
 }
-
-const PIECE_WORDS: usize = 512;
-const PIECE_BITS: u64 = PIECE_WORDS as u64 * 64;
 
 impl Audit {
     /// Learns where the tables of the state with this L1 table are. A refcount table that cannot be
@@ -70,23 +68,29 @@ impl Audit {
 
     /// Counts the clusters that an L2 table's entries have for themselves; the host offset of the
     /// first that another entry has, too. `stride` is how many numbers an entry is long.
-    pub(super) fn count(&self, table_offset: u64, table: &[u8], stride: usize) -> Option<u64> {
+    pub(super) fn count(
+        &self,
+        table_offset: u64,
+        table: &[u8],
+        stride: usize,
+        limits: &Limits,
+    ) -> Result<Option<u64>> {
         let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
         if !claimed.tables.insert(table_offset) {
-            return None;
+            return Ok(None);
         }
         let entries = table
             .chunks_exact(8 * stride)
             .filter_map(|entry| be_u64(entry, 0));
         let own = entries.filter(|e| e & COMPRESSED == 0 && e & COPIED != 0);
-        let twice = own
-            .map(|entry| entry & L2_OFFSET)
-            .find(|host| *host != 0 && !claimed.claim(host >> self.cluster_bits));
-        if twice.is_some() {
-            // Asked again, it has to say so again.
-            claimed.tables.remove(&table_offset);
+        for host in own.map(|entry| entry & L2_OFFSET).filter(|host| *host != 0) {
+            if !claimed.clusters.claim(host >> self.cluster_bits, limits)? {
+                // Asked again, it has to say so again.
+                claimed.tables.remove(&table_offset);
+                return Ok(Some(host));
+            }
         }
-        twice
+        Ok(None)
     }
 }
 
@@ -97,23 +101,6 @@ pub(super) enum Table {
     L2,
     /// No table.
     None,
-}
-
-impl Claimed {
-    /// Marks a cluster; `false` if it was marked already.
-    fn claim(&mut self, cluster: u64) -> bool {
-        let piece = self.pieces.entry(cluster / PIECE_BITS);
-        let piece = piece.or_insert_with(|| Box::new([0; PIECE_WORDS]));
-        let bit = cluster % PIECE_BITS;
-        let word = usize::try_from(bit / 64)
-            .ok()
-            .and_then(|word| piece.get_mut(word));
-        let Some(word) = word else { return true };
-        let mask = 1 << (bit % 64);
-        let free = *word & mask == 0;
-        *word |= mask;
-        free
-    }
 }
 
 fn read_refcount_table(

@@ -149,7 +149,7 @@ impl Qcow2Map {
                     error => error,
                 })?;
             let stride = if self.extended_l2 { 2 } else { 1 };
-            let twice = if self.data_file { None } else { self.audit().count(offset, &table, stride) };
+            let twice = if self.data_file { None } else { self.audit().count(offset, &table, stride, &self.limits)? };
             if let Some(host) = twice {
                 let problem = format!(
                     "an entry says that the cluster at byte {host} is its own, and another one has it"

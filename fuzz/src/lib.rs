@@ -13,6 +13,10 @@ use blockform::{
 #[path = "../../tests/support/model.rs"]
 mod model;
 
+mod vhdx;
+
+pub use vhdx::{Patch, VhdxPlan, vhdx, vhdx_write};
+
 use model::{Fill, Model, Way, over, reopen};
 
 /// Bytes read of one image at most, so that a small file with a large disk takes no time.

@@ -15,15 +15,6 @@ pub(super) const FOREIGN: &[Signature] = &[
         b"QFI\xfb\0\0\0\x01",
         "QFI\\xfb, version 1",
     ),
-    signature("vmdk", Start(0), b"KDMV", "KDMV"),
-    signature("vmdk", Start(0), b"COWD", "COWD"),
-    signature(
-        "vmdk",
-        Start(0),
-        b"# Disk DescriptorFile",
-        "# Disk DescriptorFile",
-    ),
-    signature("vhdx", Start(0), b"vhdxfile", "vhdxfile"),
     signature("qed", Start(0), b"QED\0", "QED"),
     signature(
         "parallels",

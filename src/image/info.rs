@@ -49,6 +49,8 @@ pub struct ImageIds {
     pub content_id: Option<u32>,
     /// When the image was changed last, in the format's own unit and epoch (VHD).
     pub timestamp: Option<u32>,
+    /// Size of the sectors that a guest sees, in bytes, where an overlay has to have the same.
+    pub logical_sector_size: Option<u32>,
 }
 
 /// An internal snapshot.

@@ -150,7 +150,12 @@ impl Report {
     /// Where the backing file lies: its name, after the directory of this image's file name if it is
     /// relative. Text only: nothing is opened or looked up.
     pub fn full_backing_filename(&self) -> Option<ImageName> {
-        let name = self.backing()?.name.as_bytes();
+        Some(self.full_name(&self.backing()?.name))
+    }
+
+    /// Where a file lies that the image calls `name`, likewise.
+    fn full_name(&self, name: &ImageName) -> ImageName {
+        let name = name.as_bytes();
         let is_separator = |byte: &u8| std::path::is_separator(char::from(*byte));
         let absolute = name.first().is_some_and(is_separator);
         let image = self.filename.as_bytes();
@@ -158,7 +163,25 @@ impl Report {
             Some(last) if !absolute => image.get(..=last).unwrap_or_default(),
             _ => &[],
         };
-        Some(ImageName::new([folder, name].concat()))
+        ImageName::new([folder, name].concat())
+    }
+
+    /// The value with the names of the image's files as the caller would call them.
+    fn with_full_names(&self, value: Value) -> Value {
+        match value {
+            Value::File(None) => Value::Name(self.filename.clone()),
+            Value::File(Some(name)) => Value::Name(self.full_name(&name)),
+            Value::List(values) => {
+                let values = values.into_iter().map(|value| self.with_full_names(value));
+                Value::List(values.collect())
+            }
+            Value::Map(entries) => {
+                let entries = entries.into_iter();
+                let entries = entries.map(|(key, value)| (key, self.with_full_names(value)));
+                Value::Map(entries.collect())
+            }
+            plain => plain,
+        }
     }
 
     /// The description as a tree, with the keys and types of QEMU's `ImageInfo`, in QEMU's order.
@@ -205,7 +228,7 @@ impl Report {
         if let Some(specific) = &info.specific {
             map.insert(
                 "format-specific",
-                specific_value(self.qemu_format(), specific.clone()),
+                specific_value(self.qemu_format(), self.with_full_names(specific.clone())),
             );
         }
         let mut map = order::as_qemu(map);

@@ -30,7 +30,8 @@ impl fmt::Display for Report {
         if let Some(specific @ Value::Map(entries)) = &info.specific {
             if !entries.is_empty() {
                 writeln!(f, "Format specific information:")?;
-                write_value(f, &order::as_qemu(specific.clone()), 1)?;
+                let specific = self.with_full_names(specific.clone());
+                write_value(f, &order::as_qemu(specific), 1)?;
             }
         }
         if let Some(file) = &self.file {
@@ -115,7 +116,8 @@ fn write_value(f: &mut fmt::Formatter<'_>, value: &Value, depth: usize) -> fmt::
         Value::Bool(value) => write!(f, "{value}"),
         Value::Number(value) => write!(f, "{value}"),
         Value::Text(text) => f.write_str(text),
-        Value::Name(name) => write!(f, "{}", name.escaped()),
+        Value::Name(name) | Value::File(Some(name)) => write!(f, "{}", name.escaped()),
+        Value::File(None) => Ok(()),
         Value::List(values) => values
             .iter()
             .enumerate()

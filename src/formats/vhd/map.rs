@@ -102,10 +102,10 @@ impl VhdMap {
         }
     }
 
-    fn read_bitmap(&self, host: u64) -> Result<Arc<[u8]>> {
+    fn read_bitmap(&self, host: u64) -> Result<Arc<Vec<u8>>> {
         let mut bitmap = vec![0; usize::try_from(bitmap_len(self.block_size)).unwrap_or(0)];
         self.file.read_exact_at(&mut bitmap, host)?;
-        Ok(bitmap.into())
+        Ok(Arc::new(bitmap))
     }
 }
 

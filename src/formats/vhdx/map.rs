@@ -1,0 +1,348 @@
+//! Where a guest range lives: the block allocation table and the sector bitmaps, read as needed.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::extent::ExtentKind;
+use crate::limits::Limits;
+use crate::map::{BlockMap, Run, Span, TableCache};
+use crate::source::BlockSource;
+
+use super::VHDX;
+use super::bat::{self, BITMAP_BLOCK, CHUNK_SECTORS, Geometry, State};
+use super::claims::Claims;
+use super::header::{MIB, read};
+use super::region::{Region, Taken};
+
+/// Bytes of the table, or of a sector bitmap, that are read and kept at once.
+const PAGE: u64 = 64 << 10;
+const PAGE_ENTRIES: u64 = PAGE / 8;
+
+/// The table of an image. It is read in pages: that of a large disk has half a gigabyte.
+#[derive(Debug)]
+pub(super) struct VhdxMap {
+    file: Arc<dyn BlockSource>,
+    geometry: Geometry,
+    bat: Region,
+    cache: TableCache,
+    /// Metadata that no block may share bytes with.
+    taken: Taken,
+    claims: Mutex<Claims>,
+    limits: Limits,
+}
+
+/// The page that was used last, so that a walk through the table asks the cache once a page.
+#[derive(Debug, Default)]
+struct Walk(Option<(u64, Arc<Vec<u8>>)>);
+
+impl VhdxMap {
+    pub(super) fn new(
+        file: Arc<dyn BlockSource>,
+        geometry: Geometry,
+        bat: Region,
+        taken: Taken,
+        limits: &Limits,
+    ) -> Result<Self> {
+        let entries = geometry.entries();
+        if entries > bat.len / 8 {
+            let problem = format!(
+                "has room for {} entries, and a disk of {} bytes needs {entries}",
+                bat.len / 8,
+                geometry.virtual_size
+            );
+            return Err(Error::malformed(VHDX, "BAT", bat.offset, problem));
+        }
+        Ok(VhdxMap {
+            file,
+            geometry,
+            bat,
+            cache: TableCache::new(limits.cache_bytes),
+            taken,
+            claims: Mutex::default(),
+            limits: limits.clone(),
+        })
+    }
+
+    fn malformed(&self, entry: u64, problem: String) -> Error {
+        let at = self.bat.offset + entry * 8;
+        Error::malformed(VHDX, "BAT", at, format!("entry {entry} {problem}"))
+    }
+
+    /// An entry of the table.
+    fn entry(&self, walk: &mut Walk, index: u64) -> Result<u64> {
+        let number = index / PAGE_ENTRIES;
+        let page = match walk {
+            Walk(Some((kept, page))) if *kept == number => Arc::clone(page),
+            Walk(kept) => {
+                let at = self.bat.offset + number * PAGE;
+                let page = self.cache.table(at, || self.read_page(at, number))?;
+                *kept = Some((number, Arc::clone(&page)));
+                page
+            }
+        };
+        Ok(le_u64(&page, index % PAGE_ENTRIES))
+    }
+
+    fn read_page(&self, at: u64, number: u64) -> Result<Arc<Vec<u8>>> {
+        let len = usize::try_from(PAGE).unwrap_or(usize::MAX);
+        let page = read(&*self.file, at, len, "BAT")?;
+        self.claim_page(&page, number)?;
+        Ok(Arc::new(page))
+    }
+
+    /// Claims the blocks of a page of the table that is read for the first time.
+    fn claim_page(&self, page: &[u8], number: u64) -> Result<()> {
+        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        if claims.is_done(number) {
+            return Ok(());
+        }
+        let first = number * PAGE_ENTRIES;
+        let count = self.geometry.entries().saturating_sub(first);
+        for index in (first..).take(usize::try_from(count.min(PAGE_ENTRIES)).unwrap_or(0)) {
+            let entry = le_u64(page, index - first);
+            let in_file = match bat::state(entry) {
+                Some(State::FullyPresent | State::PartiallyPresent) => true,
+                Some(State::NotPresent | State::Zero) | None => false,
+            };
+            let (start, len) = (bat::host(entry), self.block_len(index));
+            // QEMU once left rubbish in the unused entries of sector bitmaps. What does not begin in the
+            // file is an error of its own, in its turn.
+            let unused = self.geometry.is_bitmap(index) && !self.geometry.has_parent;
+            if !in_file || unused || start >= self.file.size() {
+                continue;
+            }
+            if !claims.claim(start / MIB, len / MIB, &self.limits)? {
+                let problem = format!("is at byte {start}, where another block is, too");
+                return Err(self.malformed(index, problem));
+            }
+        }
+        claims.set_done(number);
+        Ok(())
+    }
+
+    /// Bytes of the block that an entry is about.
+    fn block_len(&self, index: u64) -> u64 {
+        if self.geometry.is_bitmap(index) {
+            BITMAP_BLOCK
+        } else {
+            self.geometry.block_size
+        }
+    }
+
+    /// Where a block that is in the file is, of which `used` bytes are needed.
+    fn place(&self, index: u64, entry: u64, used: u64) -> Result<u64> {
+        let start = bat::host(entry);
+        if let Some(other) = self.taken.overlapping(start, self.block_len(index)) {
+            return Err(self.malformed(index, format!("is at byte {start}, in the {other}")));
+        }
+        let file_size = self.file.size();
+        if start.checked_add(used).is_none_or(|end| end > file_size) {
+            let problem = format!(
+                "is at byte {start}, and {used} bytes from there reach past the end of the file at \
+                 {file_size}: it was cut short"
+            );
+            return Err(self.malformed(index, problem));
+        }
+        Ok(start)
+    }
+
+    /// The status of the guest byte at `guest`, and for how many bytes of its block it holds.
+    fn status(&self, walk: &mut Walk, guest: u64) -> Result<(Run, u64)> {
+        let (block, into) = (
+            guest / self.geometry.block_size,
+            guest % self.geometry.block_size,
+        );
+        let rest = self.geometry.block_size - into;
+        let index = self.geometry.payload_entry(block);
+        let entry = self.entry(walk, index)?;
+        if entry & bat::RESERVED != 0 {
+            let problem = format!("is {entry:#x}, and has reserved bits set");
+            return Err(self.malformed(index, problem));
+        }
+        let used = self.geometry.used(block);
+        match bat::state(entry) {
+            None => Err(self.malformed(index, format!("is {entry:#x}, in a state that is none"))),
+            Some(State::NotPresent) => Ok((Run::Unallocated, rest)),
+            Some(State::Zero) => Ok((Run::Zero, rest)),
+            Some(State::FullyPresent) => {
+                let host = self.place(index, entry, used)? + into;
+                Ok((Run::Stored { host }, rest))
+            }
+            Some(State::PartiallyPresent) if !self.geometry.has_parent => {
+                let problem = format!("is {entry:#x}, partially present, and there is no parent");
+                Err(self.malformed(index, problem))
+            }
+            Some(State::PartiallyPresent) => {
+                let host = self.place(index, entry, used)? + into;
+                let (here, len) = self.sectors(walk, guest, rest)?;
+                let run = if here {
+                    Run::Stored { host }
+                } else {
+                    Run::Unallocated
+                };
+                Ok((run, len))
+            }
+        }
+    }
+
+    /// Whether the sector bitmap says that the byte at `guest` is in this image, and for how many bytes,
+    /// up to `limit`, it says the same.
+    fn sectors(&self, walk: &mut Walk, guest: u64, limit: u64) -> Result<(bool, u64)> {
+        let sector_size = self.geometry.sector_size;
+        let sector = guest / sector_size;
+        let index = self.geometry.bitmap_entry(sector / CHUNK_SECTORS);
+        let entry = self.entry(walk, index)?;
+        if bat::state(entry) != Some(State::FullyPresent) || entry & bat::RESERVED != 0 {
+            let problem = format!("is {entry:#x}, and there has to be a sector bitmap");
+            return Err(self.malformed(index, problem));
+        }
+        let start = self.place(index, entry, BITMAP_BLOCK)?;
+        let bit = sector % CHUNK_SECTORS;
+        let at = start + bit / 8 / PAGE * PAGE;
+        let page = self.cache.table(at, || {
+            let len = usize::try_from(PAGE).unwrap_or(usize::MAX);
+            Ok(Arc::new(read(&*self.file, at, len, "sector bitmap")?))
+        })?;
+        let most = (guest % sector_size + limit).div_ceil(sector_size);
+        let (set, count) = same_bits(&page, bit % (PAGE * 8), most);
+        Ok((set, (count * sector_size - guest % sector_size).min(limit)))
+    }
+
+    /// The run at `guest`, as far as its status goes on, up to `limit` bytes.
+    fn run(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
+        let mut walk = Walk::default();
+        let (first, mut len) = self.status(&mut walk, guest)?;
+        while len < limit {
+            let at = guest + len;
+            if first == Run::Unallocated {
+                len += self.absent(at)?;
+                if len >= limit {
+                    break;
+                }
+            }
+            // What is wrong with a later entry is told when it is its turn.
+            let Ok((next, more)) = self.status(&mut walk, guest + len) else {
+                break;
+            };
+            let goes_on = match (first, next) {
+                (Run::Stored { host }, Run::Stored { host: next }) => next == host + len,
+                (first, next) => first == next,
+            };
+            if !goes_on {
+                break;
+            }
+            len += more;
+        }
+        Ok((first, len.min(limit)))
+    }
+
+    /// For how many bytes from `guest` on, where a page of the table begins, the table is a hole: the
+    /// table of a large disk mostly is.
+    fn absent(&self, guest: u64) -> Result<u64> {
+        let block_size = self.geometry.block_size;
+        let (block, entries) = (guest / block_size, self.geometry.entries());
+        let index = self.geometry.payload_entry(block);
+        // A chunk's first block may come just after a page's first entry, which is then a bitmap's.
+        if guest % block_size != 0 || index % PAGE_ENTRIES > 1 || index >= entries {
+            return Ok(0);
+        }
+        let (at, len) = (self.bat.offset + index * 8, (entries - index) * 8);
+        let run = self.file.extent_at(at, len)?;
+        if !run.kind.reads_as_zero() {
+            return Ok(0);
+        }
+        let absent = self.geometry.blocks_before(index + run.len / 8) - block;
+        Ok(absent.saturating_mul(block_size))
+    }
+}
+
+impl BlockMap for VhdxMap {
+    fn unit(&self) -> u64 {
+        self.geometry.block_size
+    }
+
+    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
+        self.run(guest, limit)
+    }
+
+    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
+        let (run, len) = self.run(guest, limit)?;
+        let span = match run {
+            Run::Stored { host } => Span::Recorded(ExtentKind::Data, Some(host)),
+            Run::Zero => Span::Recorded(ExtentKind::Zero, None),
+            Run::Packed { .. } => Span::Recorded(ExtentKind::Compressed, None),
+            Run::Unallocated => Span::Unallocated,
+        };
+        Ok((span, len))
+    }
+
+    fn unpack(&self, _: &[u8], host: u64, _: &mut [u8]) -> Result<()> {
+        let problem = "is not packed: VHDX packs nothing";
+        Err(Error::malformed(VHDX, "payload block", host, problem))
+    }
+
+    fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {
+        let problem = format!(
+            "the data of guest offset {guest} is missing from byte {host} on, past the end of the \
+             file at {file_size}: it was cut short"
+        );
+        Error::malformed(VHDX, "payload block", host, problem)
+    }
+}
+
+/// Whether the bit at `first` is set, and how many from there on, up to `most`, are the same.
+fn same_bits(bitmap: &[u8], first: u64, most: u64) -> (bool, u64) {
+    let byte = |index: u64| {
+        let index = usize::try_from(index).ok()?;
+        bitmap.get(index).copied()
+    };
+    let set = byte(first / 8).is_some_and(|byte| byte >> (first % 8) & 1 != 0);
+    let mut at = first;
+    while at - first < most {
+        let Some(bits) = byte(at / 8) else {
+            break;
+        };
+        let bits = (if set { !bits } else { bits }) >> (at % 8);
+        let same = u64::from(bits.trailing_zeros()).min(8 - at % 8);
+        at += same;
+        if at % 8 != 0 || same == 0 {
+            break;
+        }
+    }
+    (set, (at - first).clamp(1, most.max(1)))
+}
+
+/// The `index`th number of a table; 0 past its end.
+fn le_u64(table: &[u8], index: u64) -> u64 {
+    let raw = usize::try_from(index)
+        .ok()
+        .and_then(|index| table.get(index.checked_mul(8)?..)?.first_chunk());
+    raw.map_or(0, |raw| u64::from_le_bytes(*raw))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn runs_of_bits_are_counted_from_the_lowest(
+            runs in prop::collection::vec(1_usize..40, 1..12),
+            first in 0_usize..100,
+            most in 1_usize..90,
+        ) {
+            let bits: Vec<bool> = runs.iter().enumerate()
+                .flat_map(|(i, n)| std::iter::repeat_n(i % 2 == 0, *n))
+                .collect();
+            let whole = bits.len() / 8 * 8;
+            prop_assume!(first < whole);
+            let bytes: Vec<u8> = bits[..whole].chunks(8)
+                .map(|c| c.iter().enumerate().fold(0, |b, (i, set)| b | (u8::from(*set) << i)))
+                .collect();
+            let same = bits[first..whole].iter().take_while(|b| **b == bits[first]).count();
+            let (set, count) = same_bits(&bytes, first as u64, most as u64);
+            prop_assert_eq!((set, count), (bits[first], same.min(most) as u64));
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! VHDX, version 1: Hyper-V's disks (Microsoft, MS-VHDX, "Virtual Hard Disk v2 (VHDX) File Format").
+//!
+//! Fixed, dynamic and differencing images are read and written. A log that was not written back is
+//! replayed in memory; the file is never written on opening.
+
+mod bat;
+mod claims;
+mod guid;
+mod header;
+mod locator;
+mod log;
+mod map;
+mod metadata;
+mod open;
+mod overlay;
+mod region;
+mod write;
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::format_id::FormatId;
+use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::source::BlockSource;
+
+pub use open::VhdxImage;
+pub use write::{Guids, Subformat, VhdxOptions};
+
+/// `vhdx`.
+pub const VHDX: FormatId = FormatId::new("vhdx");
+
+/// The format VHDX.
+#[derive(Debug, Clone, Copy)]
+pub struct Vhdx;
+
+impl Format for Vhdx {
+    fn id(&self) -> FormatId {
+        VHDX
+    }
+
+    fn aliases(&self) -> &'static [&'static str] {
+        // What Hyper-V calls a differencing image.
+        &["avhdx"]
+    }
+
+    fn probe(&self, window: &Probe<'_>) -> Verdict {
+        if window.has(0, &header::FILE_SIGNATURE) {
+            Verdict::found("vhdxfile", 0)
+        } else {
+            Verdict::Reject
+        }
+    }
+
+    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
+        Ok(Box::new(VhdxImage::open(source, opener)?))
+    }
+
+    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
+        VhdxOptions::parse(options)?.writer(options.virtual_size)
+    }
+}

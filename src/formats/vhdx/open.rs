@@ -1,0 +1,272 @@
+//! Opening an image, and what it says of itself.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::extent::Extent;
+use crate::format_id::FormatId;
+use crate::image::{Image, ImageIds, ImageInfo, Opener, Value};
+use crate::map::{Below, Mapped};
+use crate::name::ImageName;
+use crate::reference::{Reference, ReferenceKind};
+use crate::source::{BlockSource, FileIdentity};
+
+use super::VHDX;
+use super::bat::Geometry;
+use super::guid::Guid;
+use super::header::{self, Current, Header};
+use super::locator::{self, ParentLocator};
+use super::log;
+use super::map::VhdxMap;
+use super::metadata::{FileFlags, Metadata, read_metadata};
+use super::region::read_regions;
+
+/// An open VHDX image.
+#[derive(Debug)]
+pub struct VhdxImage {
+    file: Arc<dyn BlockSource>,
+    mapped: Mapped<VhdxMap>,
+    backing: Option<Arc<dyn Image>>,
+    references: Vec<Reference>,
+    info: ImageInfo,
+}
+
+impl VhdxImage {
+    /// Opens the image in `source`. What its log holds is applied in memory; the file stays as it is.
+    ///
+    /// # Errors
+    /// As [`Format::open`](crate::Format::open).
+    pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
+        let limits = opener.limits();
+        header::check_identifier(&*source)?;
+        let Current {
+            header,
+            offset: header_at,
+            warning,
+        } = header::read_current(&*source)?;
+        let mut warnings: Vec<String> = warning.into_iter().collect();
+        let overlay = log::replay(&header, header_at, &source, limits)?;
+        let dirty = overlay.is_some();
+        let file: Arc<dyn BlockSource> = match overlay {
+            None => Arc::clone(&source),
+            Some(overlay) => {
+                warnings.push(
+                    "the image was not closed: the writes in its log are applied in memory".into(),
+                );
+                Arc::new(overlay)
+            }
+        };
+        let regions = read_regions(&*file, &header, header_at)?;
+        warnings.extend(regions.warning);
+        let metadata = read_metadata(&*file, regions.metadata)?;
+        let parent = parent_locator(&metadata)?;
+        let geometry = Geometry {
+            virtual_size: metadata.virtual_disk_size,
+            block_size: metadata.block_size,
+            sector_size: u64::from(metadata.logical_sector_size),
+            has_parent: parent.is_some(),
+        };
+        let map = VhdxMap::new(
+            Arc::clone(&file),
+            geometry,
+            regions.bat,
+            regions.taken,
+            limits,
+        )?;
+        let mut references = Vec::new();
+        let (below, backing) = match &parent {
+            None => (Below::Nothing, None),
+            Some(locator) => open_parent(locator, &metadata, opener, &mut references)?,
+        };
+        let mut info = describe(&header, &metadata, parent.as_ref(), dirty);
+        info.warnings = warnings;
+        Ok(VhdxImage {
+            file: source,
+            mapped: Mapped::new(map, file, below, metadata.virtual_disk_size),
+            backing,
+            references,
+            info,
+        })
+    }
+}
+
+impl BlockSource for VhdxImage {
+    fn size(&self) -> u64 {
+        self.mapped.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.mapped.read_at(buf, offset)
+    }
+
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+        self.mapped.extent_at(offset, limit)
+    }
+
+    fn block_size(&self) -> u64 {
+        self.mapped.block_size()
+    }
+
+    fn identity(&self) -> Option<FileIdentity> {
+        self.file.identity()
+    }
+
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        self.file.uses_file(file) || self.mapped.uses_file(file)
+    }
+
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+        if self.identity() == Some(file) && format == VHDX {
+            Some(0)
+        } else {
+            self.mapped.depth_of(file, format)
+        }
+    }
+}
+
+impl Image for VhdxImage {
+    fn format(&self) -> FormatId {
+        VHDX
+    }
+
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn references(&self) -> &[Reference] {
+        &self.references
+    }
+
+    fn backing(&self) -> Option<&Arc<dyn Image>> {
+        self.backing.as_ref()
+    }
+}
+
+/// The parent locator, if the image is a differencing one. Nothing protects the flag that says so by a
+/// checksum: it and the locator have to agree.
+fn parent_locator(metadata: &Metadata) -> Result<Option<ParentLocator>> {
+    let has_parent = metadata.flags.contains(FileFlags::HAS_PARENT);
+    match (&metadata.parent_locator, has_parent) {
+        (Some((at, bytes)), true) => ParentLocator::parse(bytes, *at).map(Some),
+        (None, false) => Ok(None),
+        (None, true) => {
+            let problem = "is missing, and the image has a parent";
+            Err(Error::malformed(VHDX, "parent locator", None, problem))
+        }
+        (Some((at, _)), false) => {
+            let problem = "is there, and the image has no parent";
+            Err(Error::malformed(VHDX, "parent locator", *at, problem))
+        }
+    }
+}
+
+type Parent = (Below, Option<Arc<dyn Image>>);
+
+/// Opens the parent under the first of its names that there is, and checks that it is the one meant.
+fn open_parent(
+    locator: &ParentLocator,
+    metadata: &Metadata,
+    opener: &dyn Opener,
+    references: &mut Vec<Reference>,
+) -> Result<Parent> {
+    let mut first_problem = None;
+    for name in &locator.names {
+        let reference = Reference::new(ReferenceKind::BackingFile, locator::as_path(name));
+        let reference = reference.with_format(Some(ImageName::from(VHDX.as_str())));
+        if references.is_empty() {
+            references.push(reference.clone());
+        }
+        match opener.open_image(&reference) {
+            Ok(None) => return Ok((Below::Detached(Box::new(reference)), None)),
+            Ok(Some(image)) => {
+                check_parent(&*image, locator, metadata, &reference)?;
+                *references = vec![reference];
+                return Ok((Below::Image(Arc::new(Arc::clone(&image))), Some(image)));
+            }
+            Err(problem @ Error::Io { .. }) if problem.io_kind() == io::ErrorKind::NotFound => {
+                first_problem.get_or_insert(problem);
+            }
+            Err(problem) => return Err(first_problem.unwrap_or(problem)),
+        }
+    }
+    Err(first_problem
+        .unwrap_or_else(|| Error::malformed(VHDX, "parent locator", None, "names no parent")))
+}
+
+/// Fails if the parent is not the one, in the state, that the image was made over.
+fn check_parent(
+    parent: &dyn Image,
+    locator: &ParentLocator,
+    metadata: &Metadata,
+    reference: &Reference,
+) -> Result<()> {
+    // What the caller puts there in another format has no identity to compare.
+    if parent.format() != VHDX {
+        return Ok(());
+    }
+    let ids = &parent.info().ids;
+    let found = Guid(ids.uuid.unwrap_or_default());
+    let bad = |problem: String| Err(Error::malformed(VHDX, "parent locator", None, problem));
+    if !locator.linkage.contains(&found) {
+        let wanted: Vec<String> = locator.linkage.iter().map(Guid::to_string).collect();
+        return bad(format!(
+            "wants a parent with the data write GUID {}, and {reference} has {found}: it is another \
+             image, or was changed since",
+            wanted.join(" or ")
+        ));
+    }
+    match ids.logical_sector_size {
+        Some(size) if size != metadata.logical_sector_size => bad(format!(
+            "{reference} has sectors of {size} bytes, and the image has sectors of {}",
+            metadata.logical_sector_size
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn describe(
+    header: &Header,
+    metadata: &Metadata,
+    parent: Option<&ParentLocator>,
+    dirty: bool,
+) -> ImageInfo {
+    let subformat = if parent.is_some() {
+        "differencing"
+    } else if metadata.flags.contains(FileFlags::LEAVE_BLOCKS_ALLOCATED) {
+        "fixed"
+    } else {
+        "dynamic"
+    };
+    let mut details = Value::map();
+    details.insert("subformat", subformat);
+    details.insert("log", if dirty { "replayed in memory" } else { "empty" });
+    details.insert("logical-sector-size", metadata.logical_sector_size);
+    details.insert("physical-sector-size", metadata.physical_sector_size);
+    details.insert("disk-id", metadata.virtual_disk_id.to_string());
+    details.insert("data-write-guid", header.data_write_guid.to_string());
+    if let Some(locator) = parent {
+        let linkage = locator
+            .linkage
+            .iter()
+            .map(|guid| Value::from(guid.to_string()));
+        details.insert("parent-linkage", linkage.collect::<Vec<_>>());
+        let names = locator
+            .names
+            .iter()
+            .map(|name| Value::from(ImageName::from(name.as_str())));
+        details.insert("parent-names", names.collect::<Vec<_>>());
+    }
+    ImageInfo {
+        virtual_size: metadata.virtual_disk_size,
+        cluster_size: Some(metadata.block_size),
+        dirty,
+        ids: ImageIds {
+            uuid: Some(header.data_write_guid.0),
+            logical_sector_size: Some(metadata.logical_sector_size),
+            ..ImageIds::default()
+        },
+        details: Some(details),
+        ..ImageInfo::default()
+    }
+}

@@ -1,0 +1,273 @@
+//! The region tables, and which ranges of a file are taken by metadata (MS-VHDX 2.2.3).
+
+use crate::error::{Error, Result};
+use crate::ondisk::on_disk;
+use crate::source::BlockSource;
+
+use super::VHDX;
+use super::guid::Guid;
+use super::header::{Header, MIB, checksum, read};
+
+/// Where the two region tables are, in bytes.
+pub(super) const REGION_TABLES: [u64; 2] = [192 << 10, 256 << 10];
+/// Bytes of a region table, all of which its checksum covers.
+pub(super) const REGION_TABLE_LEN: usize = 64 << 10;
+/// `regi`.
+pub(super) const REGION_SIGNATURE: [u8; 4] = *b"regi";
+/// The most entries that a region table can have.
+const MAX_ENTRIES: u32 = 2047;
+
+/// The block allocation table.
+pub(super) const BAT: Guid = Guid::new(
+    0x2dc2_7766,
+    0xf623,
+    0x4200,
+    [0x9d, 0x64, 0x11, 0x5e, 0x9b, 0xfd, 0x4a, 0x08],
+);
+/// The metadata region.
+pub(super) const METADATA: Guid = Guid::new(
+    0x8b7c_a206,
+    0x4790,
+    0x4b9a,
+    [0xb8, 0xfe, 0x57, 0x5f, 0x05, 0x0f, 0x88, 0x6e],
+);
+
+on_disk! {
+    /// The head of a region table.
+    pub(super) struct RegionTableHeader in VHDX, "region table", Little, 16 bytes {
+        signature: [u8; 4] = 0,
+        checksum: u32 = 4,
+        entry_count: u32 = 8,
+    }
+}
+
+on_disk! {
+    /// An entry of a region table.
+    pub(super) struct RegionTableEntry in VHDX, "region table entry", Little, 32 bytes {
+        guid: Guid = 0,
+        file_offset: u64 = 16,
+        length: u32 = 24,
+        required: u32 = 28,
+    }
+}
+
+/// A region: whole mebibytes of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Region {
+    pub(super) offset: u64,
+    pub(super) len: u64,
+}
+
+/// The regions that have to be there.
+#[derive(Debug)]
+pub(super) struct Regions {
+    pub(super) bat: Region,
+    pub(super) metadata: Region,
+    pub(super) warning: Option<String>,
+    /// Everything that is not a block, in order.
+    pub(super) taken: Taken,
+}
+
+/// Ranges of the file that are metadata, in order and apart from each other.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Taken(Vec<(u64, u64, &'static str)>);
+
+impl Taken {
+    /// Takes a range; the name of another one that shares bytes with it if there is one.
+    pub(super) fn take(
+        &mut self,
+        start: u64,
+        len: u64,
+        name: &'static str,
+    ) -> Result<(), &'static str> {
+        let end = start.saturating_add(len);
+        if let Some(other) = self.overlapping(start, len) {
+            return Err(other);
+        }
+        let place = self.0.partition_point(|(other, ..)| *other < start);
+        self.0.insert(place, (start, end, name));
+        Ok(())
+    }
+
+    /// The name of a range that shares bytes with the `len` bytes at `start`.
+    pub(super) fn overlapping(&self, start: u64, len: u64) -> Option<&'static str> {
+        let end = start.saturating_add(len);
+        let after = self.0.partition_point(|(other, ..)| *other < end);
+        let (_, other_end, name) = self.0.get(after.checked_sub(1)?)?;
+        (*other_end > start).then_some(*name)
+    }
+}
+
+/// Reads the region table, from whichever copy is valid.
+pub(super) fn read_regions(
+    source: &dyn BlockSource,
+    header: &Header,
+    header_at: u64,
+) -> Result<Regions> {
+    let [first, second] = REGION_TABLES.map(|offset| read_copy(source, offset));
+    let (entries, offset, warning) = match (first, second) {
+        (Ok(first), Ok(second)) if first == second => (first, REGION_TABLES[0], None),
+        (Ok(_), Ok(_)) => {
+            return Err(RegionTableHeader::malformed(
+                REGION_TABLES[1],
+                "checksum",
+                "is right, but the table is not the same as the first one",
+            ));
+        }
+        (Ok(entries), Err(problem)) => (entries, REGION_TABLES[0], damaged_copy(problem)?),
+        (Err(problem), Ok(entries)) => (entries, REGION_TABLES[1], damaged_copy(problem)?),
+        (Err(problem), Err(_)) => return Err(problem),
+    };
+    let mut taken = Taken::default();
+    // Nothing is in the way of the first range.
+    let _ = taken.take(0, MIB, "header section");
+    take_log(&mut taken, header, header_at)?;
+    let (mut bat, mut metadata) = (None, None);
+    for (i, entry) in entries.iter().enumerate() {
+        let at = offset + 16 + 32 * i as u64;
+        let (place, name) = match entry.guid {
+            BAT => (Some(&mut bat), "BAT region"),
+            METADATA => (Some(&mut metadata), "metadata region"),
+            _ => (None, "another region"),
+        };
+        let region = check(entry, at, name, &mut taken, source.size())?;
+        match place {
+            Some(place) if place.is_none() => *place = Some(region),
+            Some(_) => {
+                return Err(RegionTableEntry::malformed(
+                    at,
+                    "guid",
+                    format!("is that of the {name}, which was there before"),
+                ));
+            }
+            None if entry.required & 1 != 0 => {
+                return Err(Error::Unsupported {
+                    format: VHDX,
+                    feature: format!("the required region {}", entry.guid),
+                    hint: "",
+                });
+            }
+            None => {}
+        }
+    }
+    let missing = |what| {
+        let problem = format!("has no {what}");
+        Error::malformed(VHDX, "region table", offset, problem)
+    };
+    Ok(Regions {
+        bat: bat.ok_or_else(|| missing("BAT region"))?,
+        metadata: metadata.ok_or_else(|| missing("metadata region"))?,
+        warning,
+        taken,
+    })
+}
+
+fn damaged_copy(problem: Error) -> Result<Option<String>> {
+    match problem {
+        error @ Error::Io { .. } => Err(error),
+        problem => Ok(Some(format!(
+            "one of the two region tables is damaged ({problem})"
+        ))),
+    }
+}
+
+fn read_copy(source: &dyn BlockSource, offset: u64) -> Result<Vec<RegionTableEntry>> {
+    let bytes = read(source, offset, REGION_TABLE_LEN, "region table")?;
+    let head = RegionTableHeader::parse(&bytes, offset)?;
+    if head.signature != REGION_SIGNATURE {
+        return Err(RegionTableHeader::malformed(
+            offset,
+            "signature",
+            "is not regi",
+        ));
+    }
+    let computed = checksum(&bytes);
+    if head.checksum != computed {
+        let problem = format!("is {:08x}, and has to be {computed:08x}", head.checksum);
+        return Err(RegionTableHeader::malformed(offset, "checksum", problem));
+    }
+    if head.entry_count > MAX_ENTRIES {
+        let problem = format!("is {}, over the most, {MAX_ENTRIES}", head.entry_count);
+        return Err(RegionTableHeader::malformed(offset, "entry_count", problem));
+    }
+    let table = bytes.get(RegionTableHeader::LEN..).unwrap_or_default();
+    let count = usize::try_from(head.entry_count).unwrap_or(0);
+    let entries = table.chunks_exact(RegionTableEntry::LEN).take(count);
+    entries
+        .enumerate()
+        .map(|(i, entry)| RegionTableEntry::parse(entry, offset + 16 + 32 * i as u64))
+        .collect()
+}
+
+fn take_log(taken: &mut Taken, header: &Header, at: u64) -> Result<()> {
+    let (start, len) = (header.log_offset, u64::from(header.log_length));
+    if len == 0 {
+        return Ok(());
+    }
+    if start < MIB || start % MIB != 0 {
+        let problem = format!("is {start}, and has to be a multiple of 1 MiB");
+        return Err(Header::malformed(at, "log_offset", problem));
+    }
+    if len % MIB != 0 {
+        let problem = format!("is {len}, and has to be a multiple of 1 MiB");
+        return Err(Header::malformed(at, "log_length", problem));
+    }
+    taken
+        .take(start, len, "log")
+        .map_err(|other| Header::malformed(at, "log_offset", format!("{start} is in the {other}")))
+}
+
+fn check(
+    entry: &RegionTableEntry,
+    at: u64,
+    name: &'static str,
+    taken: &mut Taken,
+    file_size: u64,
+) -> Result<Region> {
+    let (offset, len) = (entry.file_offset, u64::from(entry.length));
+    if offset < MIB || offset % MIB != 0 {
+        let problem = format!("is {offset}, and has to be a multiple of 1 MiB");
+        return Err(RegionTableEntry::malformed(at, "file_offset", problem));
+    }
+    if len == 0 || len % MIB != 0 {
+        let problem = format!("is {len}, and has to be a multiple of 1 MiB");
+        return Err(RegionTableEntry::malformed(at, "length", problem));
+    }
+    if offset.checked_add(len).is_none_or(|end| end > file_size) {
+        let problem = format!(
+            "the {name} at byte {offset}, {len} bytes long, reaches past the end of the file at \
+             {file_size}"
+        );
+        return Err(RegionTableEntry::malformed(at, "file_offset", problem));
+    }
+    match taken.take(offset, len, name) {
+        Ok(()) => Ok(Region { offset, len }),
+        Err(other) => {
+            let problem = format!("the {name} at byte {offset} is in the {other}");
+            Err(RegionTableEntry::malformed(at, "file_offset", problem))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_touch_do_not_overlap() {
+        let mut taken = Taken::default();
+        assert_eq!(taken.take(10, 10, "a"), Ok(()));
+        assert_eq!(taken.take(0, 10, "b"), Ok(()));
+        assert_eq!(taken.take(20, 5, "c"), Ok(()));
+        for (start, len, name) in [
+            (0, 1, Some("b")),
+            (9, 2, Some("a")),
+            (0, 100, Some("c")),
+            (25, 5, None),
+            (24, u64::MAX, Some("c")),
+        ] {
+            assert_eq!(taken.overlapping(start, len), name, "{start} {len}");
+        }
+        assert_eq!(taken.take(19, 1, "d"), Err("a"));
+    }
+}

@@ -163,7 +163,10 @@ fn set_bits(bitmap: &mut [u8], from: u64, to: u64) {
 
 impl ImageWriter for SparseWriter {
     fn shape(&self) -> WriteShape {
-        let mut shape = WriteShape::new(self.plan.size, SECTOR);
+        // A child takes whole bytes of its bitmaps: libvhdi 20210425 loses the rest of the byte in which
+        // a run of own sectors ends.
+        let unit = if self.is_differencing() { PAGE } else { SECTOR };
+        let mut shape = WriteShape::new(self.plan.size, unit);
         shape.zero_unit = PAGE;
         shape.record_zeroes = self.is_differencing();
         shape

@@ -14,6 +14,11 @@ impl FormatId {
         FormatId(name)
     }
 
+    /// The name, for as long as the program runs.
+    pub const fn into_str(self) -> &'static str {
+        self.0
+    }
+
     /// The name.
     pub const fn as_str(&self) -> &'static str {
         self.0

@@ -15,6 +15,8 @@
 //!       detect ── open (limits, reference policy, chain)         the one door into an image
 //!         |
 //!       formats/  raw  qcow2  vhdx                               one folder per format
+//!       formats/  raw  qcow2  vhd  vdi                           one folder per format
+//!       formats/  raw  qcow2  vmdk                               one folder per format
 //!         |          \
 //!         |           map/   codec/                              tables to reads; packing, by pools
 //!         |             |
@@ -52,6 +54,7 @@ mod reference;
 mod source;
 pub mod storage;
 mod target;
+mod zero;
 
 pub use detect::{Detected, detect};
 pub use error::{Error, Result};

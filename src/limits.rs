@@ -10,7 +10,8 @@ pub struct Limits {
     /// Bytes of one metadata table or structure that must be in memory at once. 32 MiB, which is
     /// also the cap that QEMU puts on a qcow2 L1 table.
     pub metadata_bytes: u64,
-    /// Bytes of tables kept in memory by one open image so as not to read them again. 8 MiB.
+    /// Bytes of tables kept in memory by one open image so as not to read them again. 4 MiB, which
+    /// is what 32 GiB of a qcow2 image with the usual clusters need.
     pub cache_bytes: u64,
     /// Images in a backing chain, the first one included. 64.
     pub chain_depth: u64,
@@ -24,7 +25,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             metadata_bytes: 32 << 20,
-            cache_bytes: 8 << 20,
+            cache_bytes: 4 << 20,
             chain_depth: 64,
             snapshots: 65_536,
             virtual_size: i64::MAX as u64,

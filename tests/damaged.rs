@@ -29,7 +29,10 @@ fn variant(error: &Error) -> &'static str {
 fn every_damaged_image_is_refused_by_name() {
     let manifest = manifest();
     let list = manifest["bad"].as_array().unwrap();
-    let on_disk = std::fs::read_dir(testdata("qcow2/bad")).unwrap().count();
+    let folders = ["qcow2/bad", "vhd/bad", "vdi/bad"].iter();
+    let on_disk: usize = folders
+        .map(|folder| std::fs::read_dir(testdata(folder)).unwrap().count())
+        .sum();
     assert_eq!(list.len(), on_disk, "the table lists every file");
     let mut wrong = Vec::new();
     for bad in list {

@@ -5,4 +5,4 @@ mod pool;
 mod unpack;
 
 pub(crate) use pool::Pool;
-pub(crate) use unpack::{UnpackError, Unpacker};
+pub(crate) use unpack::{UnpackError, Unpacker, ZlibUnpacker};

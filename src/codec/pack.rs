@@ -20,6 +20,9 @@ pub(crate) enum Method {
     /// Deflate without a header and with a window of `1 << window_bits` bytes.
     #[cfg(feature = "zlib")]
     Deflate { level: u32, window_bits: u8 },
+    /// A zlib stream (RFC 1950): deflate with a header, a checksum and the largest window.
+    #[cfg(feature = "zlib")]
+    Zlib { level: u32 },
     /// One Zstandard frame.
     #[cfg(feature = "zstd")]
     Zstd { level: i32 },
@@ -57,6 +60,21 @@ impl Packer {
         }
         done.map(|_| shorter)
     }
+
+    /// Appends the packed form of `unit` to `out`, whether or not it is shorter.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with what the codec says.
+    pub(crate) fn pack_always(&self, unit: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        let whole = self.contexts.with(
+            || Context::new(self.method),
+            |context| context.pack(unit, out),
+        )?;
+        if !whole {
+            return Err(Error::invalid("the codec did not pack a unit whole"));
+        }
+        Ok(())
+    }
 }
 
 enum Context {
@@ -80,6 +98,11 @@ impl Context {
                 let level = flate2::Compression::new(level);
                 let new = flate2::Compress::new_with_window_bits(level, false, window_bits);
                 Ok(Context::Deflate(new))
+            }
+            #[cfg(feature = "zlib")]
+            Method::Zlib { level } => {
+                let level = flate2::Compression::new(level);
+                Ok(Context::Deflate(flate2::Compress::new(level, true)))
             }
             #[cfg(feature = "zstd")]
             Method::Zstd { level } => {
@@ -134,6 +157,8 @@ mod tests {
             level,
             window_bits: 12,
         }));
+        #[cfg(feature = "zlib")]
+        methods.extend((1..=9).map(|level| Method::Zlib { level }));
         #[cfg(feature = "zstd")]
         methods.extend([1, 3, 19].map(|level| Method::Zstd { level }));
         methods
@@ -163,6 +188,13 @@ mod tests {
                 let done =
                     inflate.decompress_vec(packed, &mut out, flate2::FlushDecompress::Finish);
                 assert_eq!(done.unwrap(), flate2::Status::StreamEnd);
+                out
+            }
+            #[cfg(feature = "zlib")]
+            Method::Zlib { .. } => {
+                let mut out = vec![0; len];
+                let made = crate::codec::ZlibUnpacker::default().unpack(packed, &mut out);
+                assert_eq!(made, Ok(len));
                 out
             }
             #[cfg(feature = "zstd")]

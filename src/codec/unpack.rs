@@ -53,6 +53,18 @@ impl Unpacker {
     }
 }
 
+/// Unpacks zlib streams (RFC 1950): deflate with a header and a checksum.
+#[derive(Debug, Default)]
+pub(crate) struct ZlibUnpacker(deflate::Contexts);
+
+impl ZlibUnpacker {
+    /// Unpacks the one whole stream at the start of `packed` and returns how many bytes of `unit` it
+    /// fills. A stream that goes on beyond `unit`, is cut short or fails its checksum is damaged.
+    pub(crate) fn unpack(&self, packed: &[u8], unit: &mut [u8]) -> Result<usize, UnpackError> {
+        self.0.unpack_zlib(packed, unit)
+    }
+}
+
 #[cfg(feature = "zlib")]
 mod deflate {
     use flate2::{Decompress, FlushDecompress, Status};
@@ -84,6 +96,29 @@ mod deflate {
                 },
             )
         }
+
+        pub(super) fn unpack_zlib(
+            &self,
+            packed: &[u8],
+            unit: &mut [u8],
+        ) -> Result<usize, UnpackError> {
+            self.0.with(
+                || Ok(Decompress::new(true)),
+                |context| {
+                    context.reset(true);
+                    let status = context.decompress(packed, unit, FlushDecompress::Finish);
+                    let made = usize::try_from(context.total_out()).unwrap_or(usize::MAX);
+                    match status {
+                        Ok(Status::StreamEnd) => Ok(made),
+                        Ok(_) if made == unit.len() => Err(damaged(format!(
+                            "the stream goes on after {made} bytes, or ends without its checksum"
+                        ))),
+                        Ok(_) => Err(damaged(format!("cut short after {made} bytes"))),
+                        Err(_) => Err(damaged("no valid zlib stream")),
+                    }
+                },
+            )
+        }
     }
 }
 
@@ -96,6 +131,10 @@ mod deflate {
 
     impl Contexts {
         pub(super) fn unpack(&self, _: &[u8], _: &mut [u8]) -> Result<(), UnpackError> {
+            Err(UnpackError::NotBuilt("zlib"))
+        }
+
+        pub(super) fn unpack_zlib(&self, _: &[u8], _: &mut [u8]) -> Result<usize, UnpackError> {
             Err(UnpackError::NotBuilt("zlib"))
         }
     }

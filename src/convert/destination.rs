@@ -8,6 +8,7 @@ use crate::convert::engine::{self, Job};
 use crate::convert::options::{ConvertOptions, Summary};
 use crate::error::{Error, Result, quoted_path};
 use crate::image::{ImageWriter, OutputFile, WriteShape};
+use crate::name::ImageName;
 use crate::source::BlockSource;
 use crate::storage::{FileStorage, PendingFile, identity_of};
 use crate::target::BlockTarget;
@@ -26,7 +27,7 @@ impl ConvertOptions {
         path: impl AsRef<Path>,
     ) -> Result<Summary> {
         let path = path.as_ref();
-        let writer = self.writer(source)?;
+        let writer = self.writer(source, path.file_name().map(Path::new))?;
         let shape = writer.shape();
         let paths: Vec<PathBuf> = shape
             .files
@@ -71,7 +72,7 @@ impl ConvertOptions {
         path: impl AsRef<Path>,
     ) -> Result<Summary> {
         let path = path.as_ref();
-        let writer = self.writer(source)?;
+        let writer = self.writer(source, path.file_name().map(Path::new))?;
         let shape = writer.shape();
         if !shape.plain {
             return Err(Error::invalid(format!(
@@ -94,7 +95,7 @@ impl ConvertOptions {
         source: &dyn BlockSource,
         targets: &[Arc<dyn BlockTarget>],
     ) -> Result<Summary> {
-        let writer = self.writer(source)?;
+        let writer = self.writer(source, None)?;
         let shape = writer.shape();
         if shape.files.len() != targets.len() {
             return Err(Error::invalid(format!(
@@ -106,9 +107,14 @@ impl ConvertOptions {
         self.run(source, writer, shape, targets, self.sync, false)
     }
 
-    fn writer(&self, source: &dyn BlockSource) -> Result<Box<dyn ImageWriter>> {
+    fn writer(
+        &self,
+        source: &dyn BlockSource,
+        file_name: Option<&Path>,
+    ) -> Result<Box<dyn ImageWriter>> {
         let mut create = self.create.clone();
         create.virtual_size = source.size();
+        create.file_name = file_name.map(ImageName::from).or(create.file_name);
         crate::open::named(&self.format)?.create(&create)
     }
 

@@ -7,6 +7,5 @@ mod options;
 mod place;
 mod prepare;
 mod segment;
-mod zero;
 
 pub use options::{Cancel, ConvertOptions, Progress, Summary};

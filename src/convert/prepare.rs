@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use crate::convert::claim::Ground;
 use crate::convert::segment::{Piece, Segment, Step};
-use crate::convert::zero::is_zero;
 use crate::error::{Error, Result};
 use crate::image::{Encoder, Form, Part};
 use crate::source::BlockSource;
+use crate::zero::is_zero;
 
 /// What it takes to prepare a segment.
 pub(super) struct Preparer<'a> {

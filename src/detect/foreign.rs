@@ -15,19 +15,6 @@ pub(super) const FOREIGN: &[Signature] = &[
         b"QFI\xfb\0\0\0\x01",
         "QFI\\xfb, version 1",
     ),
-    signature("vmdk", Start(0), b"KDMV", "KDMV"),
-    signature("vmdk", Start(0), b"COWD", "COWD"),
-    signature(
-        "vmdk",
-        Start(0),
-        b"# Disk DescriptorFile",
-        "# Disk DescriptorFile",
-    ),
-    signature("vhd", Start(0), b"conectix", "conectix"),
-    signature("vhd", End(512), b"conectix", "conectix"),
-    // Some old writers cut the last byte of the footer off.
-    signature("vhd", End(511), b"conectix", "conectix"),
-    signature("vdi", Start(64), b"\x7f\x10\xda\xbe", "7f 10 da be"),
     signature("qed", Start(0), b"QED\0", "QED"),
     signature(
         "parallels",

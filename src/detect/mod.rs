@@ -6,7 +6,7 @@ mod signature;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::formats::{BUILTIN, by_name, raw};
+use crate::formats::{BUILTIN, by_name, raw, vhd};
 use crate::image::{Evidence, Format, Verdict, Window};
 use crate::source::BlockSource;
 
@@ -54,7 +54,7 @@ impl Detected {
         match self.matches.as_slice() {
             [] if self.content.is_empty() => Err(Error::Unrecognized),
             [] => Ok(&raw::Raw),
-            [(id, _)] if self.content.is_empty() => {
+            [(id, evidence)] if self.content.is_empty() || wraps_content(*id, evidence) => {
                 by_name(id.as_str()).ok_or_else(|| Error::Unsupported {
                     format: *id,
                     feature: "this format".to_owned(),
@@ -71,6 +71,12 @@ impl Detected {
     }
 }
 
+/// Whether the start of the file is the disk's own although it is in a format: the signature of a
+/// fixed VHD stands at the end.
+fn wraps_content(id: FormatId, evidence: &Evidence) -> bool {
+    id == vhd::VHD && evidence.offset > 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,13 +89,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_named_and_never_raw() {
-        let mut fixed = vec![0; 4096];
-        fixed[4096 - 512..4096 - 504].copy_from_slice(b"conectix");
-        for (bytes, name) in [
-            (&b"KDMV and more"[..], "vmdk"),
-            (b"QFI\xfb\0\0\0\x01", "qcow"),
-            (&fixed, "vhd"),
-        ] {
+        for (bytes, name) in [(&b"QFI\xfb\0\0\0\x01"[..], "qcow"), (b"QED\0", "qed")] {
             let error = found(bytes).unwrap_err();
             assert!(
                 matches!(&error, Error::Unsupported { format, .. } if format.as_str() == name),
@@ -112,6 +112,19 @@ mod tests {
         disk[446 + 12] = 8;
         assert_eq!(found(&disk).unwrap(), "raw");
         disk[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        assert!(matches!(found(&disk), Err(Error::Ambiguous { .. })));
+    }
+
+    #[test]
+    fn a_disk_in_a_fixed_vhd_is_no_second_format() {
+        let mut disk = vec![0; 8192];
+        disk[510..512].copy_from_slice(b"\x55\xaa");
+        disk[446 + 4] = 0x83;
+        disk[446 + 12] = 8;
+        disk[8192 - 512..8192 - 504].copy_from_slice(b"conectix");
+        assert_eq!(found(&disk).unwrap(), "vhd");
+        // A dynamic one begins with its own header.
+        disk[..8].copy_from_slice(b"conectix");
         assert!(matches!(found(&disk), Err(Error::Ambiguous { .. })));
     }
 

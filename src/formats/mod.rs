@@ -2,12 +2,23 @@
 
 use crate::image::Format;
 
+mod identity;
 pub mod qcow2;
 pub mod raw;
+pub mod vdi;
+pub mod vhd;
 pub mod vhdx;
+pub mod vmdk;
 
 /// Every format that this crate knows.
-pub const BUILTIN: &[&dyn Format] = &[&raw::Raw, &qcow2::Qcow2, &vhdx::Vhdx];
+pub const BUILTIN: &[&dyn Format] = &[
+    &raw::Raw,
+    &qcow2::Qcow2,
+    &vmdk::Vmdk,
+    &vhd::Vhd,
+    &vhdx::Vhdx,
+    &vdi::Vdi,
+];
 
 /// The format called `name`: its id, or another name that people know it by.
 pub fn by_name(name: &str) -> Option<&'static dyn Format> {

@@ -17,6 +17,9 @@ pub struct CreateOptions {
     pub backing: Option<Backing>,
     /// Whether units are to be packed.
     pub compress: bool,
+    /// What the file is called that becomes the image, without a directory, where that is known: for
+    /// formats that name their files in the image, or name other files after it.
+    pub file_name: Option<ImageName>,
     /// The format's own options, each a name and a value.
     pub options: Vec<(String, String)>,
 }
@@ -52,6 +55,7 @@ impl CreateOptions {
             virtual_size,
             backing: None,
             compress: false,
+            file_name: None,
             options: Vec::new(),
         }
     }

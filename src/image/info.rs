@@ -25,10 +25,12 @@ pub struct ImageInfo {
     pub bitmaps: Vec<BitmapInfo>,
     /// What an overlay has to repeat so that it is known to belong to this image.
     pub ids: ImageIds,
+    /// The other files that the image consists of, as far as they are open.
+    pub files: Vec<FileInfo>,
     /// What only this format has, under QEMU's names (`ImageInfoSpecific`): a map, empty if there
     /// is nothing.
     pub specific: Option<Value>,
-    /// What only this format has and QEMU has no words for: a map, if there is anything.
+    /// What only this format has and QEMU has no words for: a map.
     pub details: Option<Value>,
     /// What is odd about the image without making it unreadable, for a person to read.
     pub warnings: Vec<String>,
@@ -51,6 +53,36 @@ pub struct ImageIds {
     pub timestamp: Option<u32>,
     /// Size of the sectors that a guest sees, in bytes, where an overlay has to have the same.
     pub logical_sector_size: Option<u32>,
+}
+
+/// A file that is a part of the image, beside its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FileInfo {
+    /// What QEMU calls its node, such as `extents.0`.
+    pub node: String,
+    /// Its name as it stands in the image.
+    pub name: ImageName,
+    /// Its size in bytes.
+    pub size: u64,
+    /// How many bytes it takes up on its file system, where that is known.
+    pub allocated_size: Option<u64>,
+}
+
+impl FileInfo {
+    /// The file behind a node, by the name that the image has for it.
+    pub fn new(
+        node: impl Into<String>,
+        name: ImageName,
+        file: &dyn crate::source::BlockSource,
+    ) -> Self {
+        FileInfo {
+            node: node.into(),
+            name,
+            size: file.size(),
+            allocated_size: file.allocated_size(),
+        }
+    }
 }
 
 /// An internal snapshot.

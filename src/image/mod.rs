@@ -19,7 +19,7 @@ mod value;
 mod writer;
 
 pub use create::{Backing, CreateOptions, OptionSet, parse_options, parse_size};
-pub use info::{BitmapInfo, ImageIds, ImageInfo, SnapshotInfo};
+pub use info::{BitmapInfo, FileInfo, ImageIds, ImageInfo, SnapshotInfo};
 pub(crate) use probe::Window;
 pub use probe::{Evidence, Probe, Verdict};
 pub use value::Value;
@@ -36,6 +36,11 @@ pub trait Format: Debug + Send + Sync {
     /// Other names that people know it by.
     fn aliases(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// What QEMU calls it.
+    fn qemu_name(&self) -> &'static str {
+        self.id().into_str()
     }
 
     /// Whether the file that `window` shows is of this format. A pure function of the window.

@@ -17,6 +17,9 @@ pub enum Value {
     Text(String),
     /// Text that came from the image.
     Name(ImageName),
+    /// The name of a file: of one that the image refers to, as it stands in the image, or of the
+    /// image's own file where there is none. The inspector knows where the image lies.
+    File(Option<ImageName>),
     /// Values in order.
     List(Vec<Value>),
     /// Named values in order.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::name::ImageName;
+use crate::zero::is_zero;
 
 /// Lays a new image out. It encodes and allocates; the engine does the I/O.
 ///
@@ -164,6 +165,48 @@ pub struct Write {
     pub offset: u64,
     /// What.
     pub payload: Payload,
+}
+
+impl Write {
+    /// Appends the writes of a table that goes where nothing was written before. Its pages of zeros,
+    /// of which the tables of a sparse image have little else, are [`Payload::Zeroes`].
+    pub fn push_table(tables: &mut Vec<Write>, file: usize, offset: u64, table: &[u8]) {
+        const PAGE: usize = 4096;
+        // Pages of the file, not of the table.
+        let into = usize::try_from(offset % PAGE as u64).unwrap_or(0);
+        let mut pages = table;
+        let (mut at, mut run, mut run_is_zero) = (offset, 0, true);
+        let mut flush = |at: &mut u64, bytes: &[u8], zero: bool| {
+            let len = bytes.len() as u64;
+            if len > 0 {
+                let payload = if zero {
+                    Payload::Zeroes(len)
+                } else {
+                    Payload::Bytes(bytes.to_vec())
+                };
+                tables.push(Write {
+                    file,
+                    offset: *at,
+                    payload,
+                });
+                *at += len;
+            }
+        };
+        let mut seen = 0;
+        while seen < table.len() {
+            let page = PAGE - (seen + into) % PAGE;
+            let end = (seen + page).min(table.len());
+            let zero = table.get(seen..end).is_none_or(is_zero);
+            if zero != run_is_zero {
+                let (done, rest) = pages.split_at(run);
+                flush(&mut at, done, run_is_zero);
+                (pages, run, run_is_zero) = (rest, 0, zero);
+            }
+            run += end - seen;
+            seen = end;
+        }
+        flush(&mut at, pages, run_is_zero);
+    }
 }
 
 /// The bytes of a [`Write`].

@@ -19,7 +19,8 @@ fn write_value(out: &mut String, value: &Value, depth: usize) -> fmt::Result {
         Value::Bool(value) => write!(out, "{value}"),
         Value::Number(value) => write!(out, "{value}"),
         Value::Text(text) => write_string(out, text.as_bytes()),
-        Value::Name(name) => write_string(out, name.as_bytes()),
+        Value::Name(name) | Value::File(Some(name)) => write_string(out, name.as_bytes()),
+        Value::File(None) => write_string(out, b""),
         Value::List(values) => {
             out.push('[');
             for (i, value) in values.iter().enumerate() {

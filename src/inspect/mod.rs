@@ -24,7 +24,8 @@ use std::path::Path;
 
 use crate::error::Result;
 use crate::format_id::FormatId;
-use crate::image::{Evidence, Image, ImageInfo, SnapshotInfo, Value};
+use crate::formats::by_name;
+use crate::image::{Evidence, FileInfo, Image, ImageInfo, SnapshotInfo, Value};
 use crate::name::ImageName;
 use crate::open::{Layer, OpenOptions};
 use crate::reference::{Reference, ReferenceKind};
@@ -135,6 +136,11 @@ impl Report {
         report
     }
 
+    /// What QEMU calls the format.
+    fn qemu_format(&self) -> &'static str {
+        by_name(self.format.as_str()).map_or(self.format.into_str(), |format| format.qemu_name())
+    }
+
     /// The name of the backing file as it stands in the image.
     pub fn backing(&self) -> Option<&Reference> {
         let mut references = self.references.iter();
@@ -144,7 +150,12 @@ impl Report {
     /// Where the backing file lies: its name, after the directory of this image's file name if it is
     /// relative. Text only: nothing is opened or looked up.
     pub fn full_backing_filename(&self) -> Option<ImageName> {
-        let name = self.backing()?.name.as_bytes();
+        Some(self.full_name(&self.backing()?.name))
+    }
+
+    /// Where a file lies that the image calls `name`, likewise.
+    fn full_name(&self, name: &ImageName) -> ImageName {
+        let name = name.as_bytes();
         let is_separator = |byte: &u8| std::path::is_separator(char::from(*byte));
         let absolute = name.first().is_some_and(is_separator);
         let image = self.filename.as_bytes();
@@ -152,27 +163,49 @@ impl Report {
             Some(last) if !absolute => image.get(..=last).unwrap_or_default(),
             _ => &[],
         };
-        Some(ImageName::new([folder, name].concat()))
+        ImageName::new([folder, name].concat())
+    }
+
+    /// The value with the names of the image's files as the caller would call them.
+    fn with_full_names(&self, value: Value) -> Value {
+        match value {
+            Value::File(None) => Value::Name(self.filename.clone()),
+            Value::File(Some(name)) => Value::Name(self.full_name(&name)),
+            Value::List(values) => {
+                let values = values.into_iter().map(|value| self.with_full_names(value));
+                Value::List(values.collect())
+            }
+            Value::Map(entries) => {
+                let entries = entries.into_iter();
+                let entries = entries.map(|(key, value)| (key, self.with_full_names(value)));
+                Value::Map(entries.collect())
+            }
+            plain => plain,
+        }
     }
 
     /// The description as a tree, with the keys and types of QEMU's `ImageInfo`, in QEMU's order.
     pub fn to_value(&self) -> Value {
         let info = &self.info;
         let mut map = Value::map();
-        if let Some(file) = &self.file {
-            let mut child = Value::map();
-            child.insert("name", "file");
-            child.insert("info", self.file_value(file));
-            map.insert("children", vec![child]);
+        let children = self.children();
+        if !children.is_empty() {
+            let children = children.into_iter().map(|child| {
+                let mut value = Value::map();
+                value.insert("name", child.node.clone());
+                value.insert("info", file_value(child));
+                value
+            });
+            map.insert("children", children.collect::<Vec<_>>());
         }
         if !info.snapshots.is_empty() {
             let snapshots = info.snapshots.iter().map(snapshot_value);
             map.insert("snapshots", snapshots.collect::<Vec<_>>());
         }
         map.insert("filename", self.filename.clone());
-        map.insert("format", self.format.as_str());
+        map.insert("format", self.qemu_format());
         map.insert("virtual-size", in_sectors(info.virtual_size));
-        if let Some(size) = self.file.as_ref().and_then(|file| file.allocated_size) {
+        if let Some(size) = self.allocated_size() {
             map.insert("actual-size", size);
         }
         if let Some(size) = info.cluster_size {
@@ -199,7 +232,7 @@ impl Report {
         if let Some(specific) = &info.specific {
             map.insert(
                 "format-specific",
-                specific_value(self.format, specific.clone()),
+                specific_value(self.qemu_format(), self.with_full_names(specific.clone())),
             );
         }
         let mut map = order::as_qemu(map);
@@ -213,18 +246,30 @@ impl Report {
         json::to_text(&self.to_value())
     }
 
-    fn file_value(&self, file: &FileReport) -> Value {
-        let mut map = Value::map();
-        map.insert("children", Vec::new());
-        map.insert("filename", self.filename.clone());
-        map.insert("format", PROTOCOL.as_str());
-        map.insert("virtual-size", in_sectors(file.size));
-        if let Some(size) = file.allocated_size {
-            map.insert("actual-size", size);
-        }
-        map.insert("format-specific", specific_value(PROTOCOL, Value::map()));
-        map.insert("dirty-flag", false);
-        map
+    /// The files that the image consists of, under the names that the caller would use, in QEMU's
+    /// order: what was opened last comes first.
+    fn children(&self) -> Vec<FileInfo> {
+        let Some(file) = &self.file else {
+            return Vec::new();
+        };
+        let others = self.info.files.iter().rev().map(|other| FileInfo {
+            name: self.full_name(&other.name),
+            ..other.clone()
+        });
+        let own = FileInfo {
+            node: "file".to_owned(),
+            name: self.filename.clone(),
+            size: file.size,
+            allocated_size: file.allocated_size,
+        };
+        others.chain([own]).collect()
+    }
+
+    /// How many bytes the files take up together, where that is known of all of them.
+    fn allocated_size(&self) -> Option<u64> {
+        let own = self.file.as_ref()?.allocated_size?;
+        let mut others = self.info.files.iter().map(|file| file.allocated_size);
+        others.try_fold(own, |sum, size| sum.checked_add(size?))
     }
 
     /// What QEMU has no words for.
@@ -241,7 +286,7 @@ impl Report {
         own.insert("matches", matches.collect::<Vec<_>>());
         own.insert("warnings", warnings.collect::<Vec<_>>());
         if let Some(details) = &self.info.details {
-            own.insert("image", details.clone());
+            own.insert("details", details.clone());
         }
         if in_sectors(self.info.virtual_size) != self.info.virtual_size {
             own.insert("exact-virtual-size", self.info.virtual_size);
@@ -277,9 +322,26 @@ fn in_sectors(bytes: u64) -> u64 {
     bytes.checked_next_multiple_of(512).unwrap_or(bytes)
 }
 
-fn specific_value(format: FormatId, data: Value) -> Value {
+fn file_value(file: FileInfo) -> Value {
     let mut map = Value::map();
-    map.insert("type", format.as_str());
+    map.insert("children", Vec::new());
+    map.insert("filename", file.name);
+    map.insert("format", PROTOCOL.as_str());
+    map.insert("virtual-size", in_sectors(file.size));
+    if let Some(size) = file.allocated_size {
+        map.insert("actual-size", size);
+    }
+    map.insert(
+        "format-specific",
+        specific_value(PROTOCOL.as_str(), Value::map()),
+    );
+    map.insert("dirty-flag", false);
+    map
+}
+
+fn specific_value(format: &'static str, data: Value) -> Value {
+    let mut map = Value::map();
+    map.insert("type", format);
     map.insert("data", data);
     map
 }

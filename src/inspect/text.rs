@@ -3,16 +3,16 @@
 use std::fmt;
 
 use crate::image::{SnapshotInfo, Value};
-use crate::inspect::{FileReport, PROTOCOL, Report, human, in_sectors, order};
+use crate::inspect::{PROTOCOL, Report, human, in_sectors, order};
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let info = &self.info;
         writeln!(f, "image: {}", self.filename.escaped())?;
-        writeln!(f, "file format: {}", self.format)?;
+        writeln!(f, "file format: {}", self.qemu_format())?;
         write_size(f, "", "virtual size", info.virtual_size)?;
-        if let Some(file) = &self.file {
-            write_disk_size(f, "", file)?;
+        if self.file.is_some() {
+            write_disk_size(f, "", self.allocated_size())?;
         }
         if info.encryption.is_some() {
             writeln!(f, "encrypted: yes")?;
@@ -30,15 +30,16 @@ impl fmt::Display for Report {
         if let Some(specific @ Value::Map(entries)) = &info.specific {
             if !entries.is_empty() {
                 writeln!(f, "Format specific information:")?;
-                write_value(f, &order::as_qemu(specific.clone()), 1)?;
+                let specific = self.with_full_names(specific.clone());
+                write_value(f, &order::as_qemu(specific), 1)?;
             }
         }
-        if let Some(file) = &self.file {
-            writeln!(f, "Child node '/file':")?;
-            writeln!(f, "    filename: {}", self.filename.escaped())?;
+        for file in self.children() {
+            writeln!(f, "Child node '/{}':", file.node)?;
+            writeln!(f, "    filename: {}", file.name.escaped())?;
             writeln!(f, "    protocol type: {PROTOCOL}")?;
             write_size(f, "    ", "file length", file.size)?;
-            write_disk_size(f, "    ", file)?;
+            write_disk_size(f, "    ", file.allocated_size)?;
         }
         if !self.warnings.is_empty() || info.details.is_some() {
             writeln!(f, "Notes:")?;
@@ -77,8 +78,8 @@ fn write_size(f: &mut fmt::Formatter<'_>, indent: &str, label: &str, bytes: u64)
     writeln!(f, "{indent}{label}: {} ({bytes} bytes)", human::size(bytes))
 }
 
-fn write_disk_size(f: &mut fmt::Formatter<'_>, indent: &str, file: &FileReport) -> fmt::Result {
-    let size = file.allocated_size.map(human::size);
+fn write_disk_size(f: &mut fmt::Formatter<'_>, indent: &str, size: Option<u64>) -> fmt::Result {
+    let size = size.map(human::size);
     let size = size.as_deref().unwrap_or("unavailable");
     writeln!(f, "{indent}disk size: {size}")
 }
@@ -115,7 +116,8 @@ fn write_value(f: &mut fmt::Formatter<'_>, value: &Value, depth: usize) -> fmt::
         Value::Bool(value) => write!(f, "{value}"),
         Value::Number(value) => write!(f, "{value}"),
         Value::Text(text) => f.write_str(text),
-        Value::Name(name) => write!(f, "{}", name.escaped()),
+        Value::Name(name) | Value::File(Some(name)) => write!(f, "{}", name.escaped()),
+        Value::File(None) => Ok(()),
         Value::List(values) => values
             .iter()
             .enumerate()

@@ -21,7 +21,7 @@ struct State {
 
 #[derive(Debug)]
 struct Cached {
-    table: Arc<[u8]>,
+    table: Arc<Vec<u8>>,
     used: u64,
 }
 
@@ -39,8 +39,8 @@ impl TableCache {
     pub(crate) fn table(
         &self,
         host: u64,
-        read: impl FnOnce() -> Result<Arc<[u8]>>,
-    ) -> Result<Arc<[u8]>> {
+        read: impl FnOnce() -> Result<Arc<Vec<u8>>>,
+    ) -> Result<Arc<Vec<u8>>> {
         if let Some(table) = self.lookup(host) {
             return Ok(table);
         }
@@ -49,7 +49,7 @@ impl TableCache {
         Ok(table)
     }
 
-    fn lookup(&self, host: u64) -> Option<Arc<[u8]>> {
+    fn lookup(&self, host: u64) -> Option<Arc<Vec<u8>>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.clock += 1;
         let now = state.clock;
@@ -58,7 +58,7 @@ impl TableCache {
         Some(Arc::clone(&cached.table))
     }
 
-    fn insert(&self, host: u64, table: Arc<[u8]>) {
+    fn insert(&self, host: u64, table: Arc<Vec<u8>>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while !state.tables.is_empty() && state.bytes + table.len() > self.capacity {
             let oldest = state
@@ -91,7 +91,7 @@ mod tests {
         let get = |host: u64| {
             let read = || {
                 reads.borrow_mut().push(host);
-                Ok(Arc::from([0; 10]))
+                Ok(Arc::new(vec![0; 10]))
             };
             cache.table(host, read).unwrap();
         };

@@ -100,7 +100,8 @@ impl<M: BlockMap> Mapped<M> {
             let packed = packed.get(from..).unwrap_or_default();
             let max_len = usize::try_from(packed_unit.max_len).unwrap_or(usize::MAX);
             let packed = packed.get(..max_len).unwrap_or(packed);
-            self.map.unpack(packed, packed_unit.host, out)?;
+            let at = guest + i as u64 * self.map.unit();
+            self.map.unpack_at(packed, at, packed_unit.host, out)?;
         }
         Ok(units.len() * unit)
     }
@@ -130,7 +131,7 @@ impl<M: BlockMap> Mapped<M> {
         }
         let packed = self.fetch(&[at], start)?;
         let mut whole = vec![0; usize::try_from(self.map.unit()).unwrap_or(usize::MAX)];
-        self.map.unpack(&packed, at.host, &mut whole)?;
+        self.map.unpack_at(&packed, start, at.host, &mut whole)?;
         let whole: Arc<[u8]> = whole.into();
         *lock() = Some((start, Arc::clone(&whole)));
         Ok(whole)

@@ -31,6 +31,12 @@ pub(crate) trait BlockMap: Debug + Send + Sync {
     /// Unpacks one unit from the start of `packed`, which `host` bytes into the file.
     fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()>;
 
+    /// Unpacks the unit of the guest's bytes at `guest`, for formats whose packed units say where they
+    /// belong, or whose last one may be shorter.
+    fn unpack_at(&self, packed: &[u8], _guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
+        self.unpack(packed, host, unit)
+    }
+
     /// An error of this format about bytes of the file that it needs and the file does not have.
     fn past_end(&self, guest: u64, host: u64, file_size: u64) -> crate::Error;
 }

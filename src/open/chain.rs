@@ -35,6 +35,11 @@ impl Chain {
         }
     }
 
+    /// Who decides about the references of the last file.
+    pub(super) fn resolver(&self) -> &Arc<dyn Resolver> {
+        &self.resolver
+    }
+
     /// This chain with somebody else to decide about the references of its last file.
     pub(super) fn with_resolver(&self, resolver: Arc<dyn Resolver>) -> Self {
         Chain {

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::detect::{Detected, detect};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::{Format, Image};
-use crate::reference::{DetachReferences, Reference, ReferenceKind};
+use crate::reference::{Reference, ReferenceKind, Resolved, Resolver};
 use crate::source::BlockSource;
 use crate::storage::FileStorage;
 
@@ -73,7 +73,8 @@ impl Layer {
         format: &dyn Format,
         chain: Chain,
     ) -> Result<Self> {
-        let detached = chain.with_resolver(Arc::new(DetachReferences));
+        let alone = ExtentsOnly(Arc::clone(chain.resolver()));
+        let detached = chain.with_resolver(Arc::new(alone));
         let image = open_as(format, Arc::clone(&source), &detached)?;
         Ok(Layer {
             image,
@@ -82,5 +83,21 @@ impl Layer {
             assumed_raw: false,
             chain,
         })
+    }
+}
+
+/// Opens the files that an image consists of, where that is allowed, and none of those behind it.
+#[derive(Debug)]
+struct ExtentsOnly(Arc<dyn Resolver>);
+
+impl Resolver for ExtentsOnly {
+    fn resolve(&self, reference: &Reference) -> Result<Resolved> {
+        if reference.kind != ReferenceKind::ExtentFile {
+            return Ok(Resolved::Detached);
+        }
+        match self.0.resolve(reference) {
+            Err(Error::Denied { .. }) => Ok(Resolved::Detached),
+            other => other,
+        }
     }
 }

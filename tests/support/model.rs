@@ -281,6 +281,68 @@ pub fn over(options: ConvertOptions, base: &[u8]) -> ConvertOptions {
     options.overlay(backing, Arc::from(image))
 }
 
+/// A conversion in memory, for a test.
+pub fn to(format: &str, threads: usize) -> ConvertOptions {
+    let threads = NonZeroUsize::new(threads).unwrap();
+    ConvertOptions::to(format).threads(threads).sync(false)
+}
+
+/// An image in one file, and the file.
+#[derive(Debug)]
+pub struct Written {
+    pub file: Arc<Memory>,
+    pub image: Arc<dyn Image>,
+}
+
+/// Writes a disk as an image in one file, over another one of the same format if there is one, and
+/// opens the result.
+pub fn written(
+    options: ConvertOptions,
+    format: &str,
+    disk: &dyn BlockSource,
+    below: Option<Written>,
+) -> Written {
+    let file: Arc<Memory> = Arc::default();
+    let mut resolver = OnlyOne(None);
+    let options = match below {
+        None => options,
+        Some(below) => {
+            resolver = OnlyOne(Some(Arc::clone(&below.file)));
+            let name = format!("base.{format}");
+            let backing = Backing::new(ImageName::from(name.as_str()), format);
+            options.overlay(backing, below.image)
+        }
+    };
+    let target: Arc<dyn BlockTarget> = Arc::clone(&file) as Arc<dyn BlockTarget>;
+    options.convert_to_targets(disk, &[target]).unwrap();
+    let open = OpenOptions::new()
+        .format(format)
+        .resolver(Arc::new(resolver));
+    let image = open.open(Arc::clone(&file) as Arc<dyn BlockSource>);
+    let image = image.unwrap();
+    Written {
+        file,
+        image: Arc::from(image),
+    }
+}
+
+/// One file, whatever it is called.
+#[derive(Debug, Clone)]
+pub struct OnlyOne(pub Option<Arc<Memory>>);
+
+impl Resolver for OnlyOne {
+    fn resolve(&self, reference: &Reference) -> Result<Resolved> {
+        match &self.0 {
+            None => blockform::DenyReferences.resolve(reference),
+            Some(file) => Ok(Resolved::Open {
+                source: Arc::clone(file) as Arc<dyn BlockSource>,
+                format: None,
+                within: Arc::new(OnlyOne(None)),
+            }),
+        }
+    }
+}
+
 /// Files in memory by their names.
 #[derive(Debug, Clone)]
 struct Files(Vec<(&'static str, Arc<Memory>)>);

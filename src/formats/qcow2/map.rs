@@ -133,7 +133,7 @@ impl Qcow2Map {
         Ok(Some(offset))
     }
 
-    fn l2_table(&self, guest: u64) -> Result<Option<Arc<[u8]>>> {
+    fn l2_table(&self, guest: u64) -> Result<Option<Arc<Vec<u8>>>> {
         let Some(offset) = self.l2_offset(guest)? else {
             return Ok(None);
         };
@@ -156,7 +156,7 @@ impl Qcow2Map {
                 );
                 return Err(self.malformed("L2 table", guest, problem));
             }
-            Ok(table.into())
+            Ok(Arc::new(table))
         })?;
         Ok(Some(table))
     }
@@ -286,7 +286,11 @@ impl Qcow2Map {
         let span = self.table_span();
         let limit = limit.min(span - guest % span);
         let index_of = |at: u64| usize::try_from((at % span) >> self.cluster_bits).unwrap_or(0);
-        let (first, mut len) = self.decode(self.entry(table, index_of(guest)), guest)?;
+        let first_entry = self.entry(table, index_of(guest));
+        let (first, mut len) = self.decode(first_entry, guest)?;
+        if first_entry.entry == 0 && first_entry.bitmap == 0 {
+            len = self.empty_span(table, index_of(guest), guest);
+        }
         while len < limit {
             let at = guest + len;
             // What is wrong with a later entry is told when it is its turn.
@@ -304,6 +308,22 @@ impl Qcow2Map {
             len += more;
         }
         Ok((first, len.min(limit)))
+    }
+
+    /// For how many bytes from `guest` on the entries are all zero: most of a sparse image's are.
+    fn empty_span(&self, table: &[u8], index: usize, guest: u64) -> u64 {
+        let entry_size = usize::try_from(self.entry_size()).unwrap_or(16);
+        let entries = table.get(index * entry_size..).unwrap_or_default();
+        let mut zeros = 0;
+        for block in entries.chunks(64) {
+            if block.iter().fold(0, |or, byte| or | byte) != 0 {
+                zeros += block.iter().take_while(|byte| **byte == 0).count();
+                break;
+            }
+            zeros += block.len();
+        }
+        let count = (zeros / entry_size) as u64;
+        (count << self.cluster_bits) - guest % self.cluster_size()
     }
 
     /// For how many bytes from `guest` on there is no L2 table, up to `limit`.

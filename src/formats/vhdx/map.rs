@@ -33,7 +33,7 @@ pub(super) struct VhdxMap {
 
 /// The page that was used last, so that a walk through the table asks the cache once a page.
 #[derive(Debug, Default)]
-struct Walk(Option<(u64, Arc<[u8]>)>);
+struct Walk(Option<(u64, Arc<Vec<u8>>)>);
 
 impl VhdxMap {
     pub(super) fn new(
@@ -83,11 +83,11 @@ impl VhdxMap {
         Ok(le_u64(&page, index % PAGE_ENTRIES))
     }
 
-    fn read_page(&self, at: u64, number: u64) -> Result<Arc<[u8]>> {
+    fn read_page(&self, at: u64, number: u64) -> Result<Arc<Vec<u8>>> {
         let len = usize::try_from(PAGE).unwrap_or(usize::MAX);
         let page = read(&*self.file, at, len, "BAT")?;
         self.claim_page(&page, number)?;
-        Ok(page.into())
+        Ok(Arc::new(page))
     }
 
     /// Claims the blocks of a page of the table that is read for the first time.
@@ -201,7 +201,7 @@ impl VhdxMap {
         let at = start + bit / 8 / PAGE * PAGE;
         let page = self.cache.table(at, || {
             let len = usize::try_from(PAGE).unwrap_or(usize::MAX);
-            Ok(read(&*self.file, at, len, "sector bitmap")?.into())
+            Ok(Arc::new(read(&*self.file, at, len, "sector bitmap")?))
         })?;
         let most = (guest % sector_size + limit).div_ceil(sector_size);
         let (set, count) = same_bits(&page, bit % (PAGE * 8), most);

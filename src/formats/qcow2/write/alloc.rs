@@ -5,7 +5,7 @@
 //! to be in memory, and it is final once the next range begins.
 
 use crate::error::{Error, Result};
-use crate::image::{Payload, Write};
+use crate::image::Write;
 
 use super::bytes;
 
@@ -153,11 +153,7 @@ impl Allocator {
         for (slot, block) in table.chunks_exact_mut(8).zip(&self.table) {
             slot.copy_from_slice(&block.to_be_bytes());
         }
-        tables.push(Write {
-            file: 0,
-            offset,
-            payload: Payload::Bytes(table),
-        });
+        Write::push_table(tables, 0, offset, &table);
         Ok((offset, clusters))
     }
 
@@ -193,15 +189,11 @@ impl Allocator {
 
     /// Emits the block of the current range and clears it for another.
     fn close_range(&mut self, tables: &mut Vec<Write>) {
-        let block = std::mem::replace(&mut self.block, bytes::zeroed(self.cluster_size));
         let range = usize::try_from(self.range).ok();
         if let Some(offset) = range.and_then(|range| self.table.get(range)) {
-            tables.push(Write {
-                file: 0,
-                offset: *offset,
-                payload: Payload::Bytes(block),
-            });
+            Write::push_table(tables, 0, *offset, &self.block);
         }
+        self.block.fill(0);
     }
 
     /// Bytes of the block that hold the count of a cluster of the current range, and the count's
@@ -244,6 +236,7 @@ impl Allocator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::Payload;
 
     #[test]
     fn counts_of_every_width_keep_to_their_place() {
@@ -301,23 +294,25 @@ mod tests {
             allocator.allocate(1, &mut tables).unwrap();
         }
         let (offset, clusters) = allocator.finish(&mut tables).unwrap();
-        let written: std::collections::BTreeMap<u64, &Vec<u8>> = tables
-            .iter()
-            .map(|write| match &write.payload {
-                Payload::Bytes(bytes) => (write.offset, bytes),
-                other => panic!("{other:?}"),
-            })
-            .collect();
-        assert_eq!(written.len(), tables.len());
-        let numbers = |offset: &u64| -> Vec<u64> {
-            let words = written[offset].chunks_exact(8);
+        let mut file = vec![0; usize::try_from(allocator.end()).unwrap()];
+        for write in &tables {
+            // What reads as zero is zero in a new file.
+            if let Payload::Bytes(bytes) = &write.payload {
+                let at = usize::try_from(write.offset).unwrap();
+                file[at..at + bytes.len()].copy_from_slice(bytes);
+            }
+        }
+        let numbers = |offset: u64, clusters: u64| -> Vec<u64> {
+            let at = usize::try_from(offset).unwrap();
+            let len = usize::try_from(clusters * 512).unwrap();
+            let words = file[at..at + len].chunks_exact(8);
             words
                 .map(|word| u64::from_be_bytes(word.try_into().unwrap()))
                 .collect()
         };
-        let blocks = numbers(&offset);
-        assert_eq!(blocks.len() as u64, clusters * 64);
-        let counts = blocks.iter().filter(|block| **block != 0).flat_map(numbers);
+        let blocks = numbers(offset, clusters);
+        let used = blocks.iter().filter(|block| **block != 0);
+        let counts = used.flat_map(|block| numbers(*block, 1));
         let counts: Vec<u64> = counts.collect();
         let end = allocator.end() / 512;
         assert!((end..end + 64).contains(&(counts.len() as u64)));

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::formats::qcow2::entry::{COPIED, SUBCLUSTERS};
-use crate::image::{Payload, Write};
+use crate::image::Write;
 
 use super::alloc::Allocator;
 use super::bytes;
@@ -82,14 +82,10 @@ impl Mapping {
             return Ok(());
         }
         let (offset, _) = allocator.allocate(1, tables)?;
-        let table = std::mem::replace(&mut self.l2, bytes::zeroed(self.cluster_size));
-        self.used = false;
         put(&mut self.l1, self.current * 8, offset | COPIED);
-        tables.push(Write {
-            file: 0,
-            offset,
-            payload: Payload::Bytes(table),
-        });
+        Write::push_table(tables, 0, offset, &self.l2);
+        self.l2.fill(0);
+        self.used = false;
         Ok(())
     }
 

@@ -369,7 +369,12 @@ impl ImageWriter for Writer {
             offset,
             payload: Payload::Bytes(bytes),
         };
-        tables.push(bytes(self.l1_table_offset, self.mapping.into_l1()));
+        Write::push_table(
+            &mut tables,
+            0,
+            self.l1_table_offset,
+            &self.mapping.into_l1(),
+        );
         Ok(Finish::new(tables, vec![bytes(0, header)], sizes))
     }
 }

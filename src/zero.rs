@@ -1,7 +1,7 @@
 //! Finding zeros.
 
 /// Whether all bytes are zero.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     // Most blocks that are not zero show it in their first bytes.
     if bytes.iter().take(16).any(|byte| *byte != 0) {
         return false;

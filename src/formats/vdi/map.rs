@@ -1,0 +1,171 @@
+//! Where a guest range lives: the block map.
+
+use crate::error::{Error, Result};
+use crate::extent::ExtentKind;
+use crate::limits::Limits;
+use crate::map::{BlockMap, Run, Span};
+use crate::source::{BlockSource, BlockSourceExt};
+
+use super::VDI;
+use super::header::{FREE, Header, ZERO};
+
+/// The blocks of an image.
+#[derive(Debug)]
+pub(super) struct VdiMap {
+    entries: Vec<u32>,
+    offset_data: u64,
+    block_size: u64,
+    block_extra: u64,
+    /// Virtual size in bytes.
+    size: u64,
+    file_size: u64,
+}
+
+impl VdiMap {
+    /// Reads the map and checks that no block lies in it, or in another one.
+    pub(super) fn read(source: &dyn BlockSource, header: &Header, limits: &Limits) -> Result<Self> {
+        let len = u64::from(header.blocks) * 4;
+        limits.check_metadata("the block map", len)?;
+        let (start, file_size) = (header.offset_blocks, source.size());
+        if start.checked_add(len).is_none_or(|end| end > file_size) {
+            let problem =
+                format!("{len} bytes long, reaches past the end of the file at {file_size}");
+            return Err(Error::malformed(VDI, "block map", start, problem));
+        }
+        // Blocks that the disk does not reach are nobody's.
+        let used = header.disk_size.div_ceil(header.block_size) * 4;
+        let mut table = vec![0; usize::try_from(used).unwrap_or(0)];
+        source.read_exact_at(&mut table, start)?;
+        let entries = table
+            .chunks_exact(4)
+            .filter_map(|raw| raw.first_chunk().copied().map(u32::from_le_bytes));
+        let map = VdiMap {
+            entries: entries.collect(),
+            offset_data: header.offset_data,
+            block_size: header.block_size,
+            block_extra: header.block_extra,
+            size: header.disk_size,
+            file_size,
+        };
+        map.check(start, start + len)?;
+        Ok(map)
+    }
+
+    /// Where the data of a block starts in the file.
+    fn host(&self, entry: u32) -> u64 {
+        self.offset_data
+            + u64::from(entry) * (self.block_size + self.block_extra)
+            + self.block_extra
+    }
+
+    fn check(&self, map_start: u64, map_end: u64) -> Result<()> {
+        let stored = self
+            .entries
+            .iter()
+            .zip(0_u64..)
+            .filter(|(entry, _)| **entry < ZERO);
+        let mut stored: Vec<(u32, u32)> = stored
+            .map(|(entry, index)| (*entry, u32::try_from(index).unwrap_or(u32::MAX)))
+            .collect();
+        let bad = |index: u32, problem: String| {
+            Err(Error::malformed(
+                VDI,
+                "block map",
+                map_start + u64::from(index) * 4,
+                problem,
+            ))
+        };
+        stored.sort_unstable();
+        let mut before = None;
+        for (entry, index) in stored {
+            let start = self.host(entry) - self.block_extra;
+            if start < map_end && map_start < start + self.block_extra + self.block_size {
+                return bad(
+                    index,
+                    format!("entry {index} is {entry}, which is a block in the map itself"),
+                );
+            }
+            if before == Some(entry) {
+                return bad(
+                    index,
+                    format!("entry {index} is {entry}, which is another entry's block"),
+                );
+            }
+            before = Some(entry);
+        }
+        Ok(())
+    }
+
+    /// The status of the block with the guest's bytes at `guest`.
+    fn block(&self, guest: u64) -> Result<Run> {
+        let index = guest / self.block_size;
+        let entry = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.entries.get(index));
+        let host = match entry.copied().unwrap_or(FREE) {
+            FREE => return Ok(Run::Unallocated),
+            ZERO => return Ok(Run::Zero),
+            entry => self.host(entry),
+        };
+        let start = index * self.block_size;
+        // The last block may end with the disk.
+        let needed = self.size.saturating_sub(start).min(self.block_size);
+        if host + needed > self.file_size {
+            return Err(self.past_end(start, host, self.file_size));
+        }
+        Ok(Run::Stored {
+            host: host + guest % self.block_size,
+        })
+    }
+
+    /// The run at `guest`, as far as the blocks go on like that, up to `limit` bytes.
+    fn run(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
+        let first = self.block(guest)?;
+        let mut len = self.block_size - guest % self.block_size;
+        while len < limit {
+            // What is wrong with a later block is told when it is its turn.
+            let goes_on = match (first, self.block(guest + len)) {
+                (Run::Stored { host }, Ok(Run::Stored { host: next })) => next == host + len,
+                (first, Ok(next)) => first == next,
+                (_, Err(_)) => false,
+            };
+            if !goes_on {
+                break;
+            }
+            len += self.block_size;
+        }
+        Ok((first, len.min(limit)))
+    }
+}
+
+impl BlockMap for VdiMap {
+    fn unit(&self) -> u64 {
+        self.block_size
+    }
+
+    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
+        self.run(guest, limit)
+    }
+
+    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
+        let (run, len) = self.run(guest, limit)?;
+        let span = match run {
+            Run::Stored { host } => Span::Recorded(ExtentKind::Data, Some(host)),
+            Run::Zero => Span::Recorded(ExtentKind::Zero, None),
+            Run::Unallocated | Run::Packed { .. } => Span::Unallocated,
+        };
+        Ok((span, len))
+    }
+
+    fn unpack(&self, _: &[u8], host: u64, _: &mut [u8]) -> Result<()> {
+        Err(Error::malformed(VDI, "block", host, "is not packed"))
+    }
+
+    fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {
+        let problem = format!(
+            "the block of guest offset {guest} at byte {host} reaches past the end of the file at \
+             {file_size}: it was cut short"
+        );
+        Error::malformed(VDI, "block", host, problem)
+    }
+}

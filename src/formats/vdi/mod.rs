@@ -1,0 +1,50 @@
+//! VDI, VirtualBox's own format (`VDICore.h` of VirtualBox; there is no other specification).
+//!
+//! ```text
+//!   header │ block map │ blocks, each with the format's extra bytes before its data
+//! ```
+
+mod header;
+mod map;
+mod open;
+mod write;
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::format_id::FormatId;
+use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::source::BlockSource;
+
+pub use header::ImageType;
+pub use open::VdiImage;
+pub use write::VdiOptions;
+
+/// `vdi`.
+pub const VDI: FormatId = FormatId::new("vdi");
+
+/// The format VDI.
+#[derive(Debug, Clone, Copy)]
+pub struct Vdi;
+
+impl Format for Vdi {
+    fn id(&self) -> FormatId {
+        VDI
+    }
+
+    fn probe(&self, window: &Probe<'_>) -> Verdict {
+        if window.has(header::SIGNATURE_AT, &header::SIGNATURE.to_le_bytes()) {
+            Verdict::found("7f 10 da be", header::SIGNATURE_AT as u64)
+        } else {
+            Verdict::Reject
+        }
+    }
+
+    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
+        Ok(Box::new(VdiImage::open(source, opener)?))
+    }
+
+    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
+        VdiOptions::parse(options)?.writer(options.virtual_size)
+    }
+}

@@ -1,0 +1,241 @@
+//! The header of dynamic and differencing disks: specification, "Dynamic Disk Header Format".
+
+use crate::error::{Error, Result};
+use crate::limits::Limits;
+use crate::ondisk::on_disk;
+use crate::source::{BlockSource, BlockSourceExt};
+
+use super::footer::{Footers, checksum};
+use super::locator::Locator;
+use super::{SECTOR, VHD};
+
+pub(super) const COOKIE: [u8; 8] = *b"cxsparse";
+/// `Header Version` of the specification.
+pub(super) const VERSION: u32 = 0x0001_0000;
+/// The entry of a block that is not allocated.
+pub(super) const UNUSED: u32 = u32::MAX;
+/// The largest block that is read, in bytes. The specification has none, and tools write 2 MiB or
+/// 512 KiB: what is far from these is no block size.
+pub(super) const MAX_BLOCK: u64 = 256 << 20;
+
+/// Bytes of all parent locators.
+pub(super) const LOCATORS_LEN: usize = 8 * Locator::LEN;
+
+on_disk! {
+    /// "Dynamic Disk Header Format".
+    pub(super) struct Header in VHD, "dynamic disk header", Big, 1024 bytes {
+        cookie: [u8; 8] = 0,
+        data_offset: u64 = 8,
+        table_offset: u64 = 16,
+        header_version: u32 = 24,
+        max_table_entries: u32 = 28,
+        block_size: u32 = 32,
+        checksum: u32 = 36,
+        parent_unique_id: [u8; 16] = 40,
+        parent_time_stamp: u32 = 56,
+        parent_unicode_name: [u8; 512] = 64,
+        parent_locators: [u8; LOCATORS_LEN] = 576,
+    }
+}
+
+/// Where `checksum` stands in the header.
+const CHECKSUM_AT: usize = 36;
+
+impl Header {
+    /// The header as bytes, with its checksum.
+    pub(super) fn sealed(&self) -> [u8; Header::LEN] {
+        let mut header = *self;
+        header.checksum = checksum(&header.encode(), CHECKSUM_AT);
+        header.encode()
+    }
+
+    /// The parent locators that are in use, each with its place.
+    pub(super) fn locators(&self, at: u64) -> Result<Vec<Locator>> {
+        let mut locators = Vec::new();
+        for (bytes, place) in self
+            .parent_locators
+            .chunks_exact(Locator::LEN)
+            .zip((at + 576..).step_by(Locator::LEN))
+        {
+            let locator = Locator::parse(bytes, place)?;
+            if locator.platform_code != [0; 4] {
+                locators.push(locator);
+            }
+        }
+        Ok(locators)
+    }
+}
+
+/// Bytes of the bitmap that stands before a block's data: a bit for each sector, in whole sectors.
+pub(super) fn bitmap_len(block_size: u64) -> u64 {
+    (block_size / SECTOR).div_ceil(8).next_multiple_of(SECTOR)
+}
+
+/// The header and the block allocation table, checked.
+#[derive(Debug)]
+pub(super) struct Tables {
+    pub(super) header: Header,
+    /// Where the header stands.
+    pub(super) at: u64,
+    pub(super) block_size: u64,
+    /// The sector of each block of the disk.
+    pub(super) bat: Vec<u32>,
+    /// Whether the header's checksum is wrong.
+    pub(super) damaged: bool,
+}
+
+impl Tables {
+    /// Reads the tables of a disk of `size` bytes.
+    pub(super) fn read(
+        source: &dyn BlockSource,
+        footers: &Footers,
+        size: u64,
+        limits: &Limits,
+    ) -> Result<Self> {
+        let at = footers.footer.data_offset;
+        let mut regions = Regions::new(source.size());
+        regions.claim("copy of the footer", 0, SECTOR)?;
+        regions.claim("dynamic disk header", at, Header::LEN as u64)?;
+        let mut bytes = [0; Header::LEN];
+        source.read_exact_at(&mut bytes, at)?;
+        let header = Header::parse(&bytes, at)?;
+        if header.cookie != COOKIE {
+            return Err(Header::malformed(at, "cookie", "is not \"cxsparse\""));
+        }
+        if header.header_version >> 16 != VERSION >> 16 {
+            return Err(Error::Unsupported {
+                format: VHD,
+                feature: format!("header version {:#010x}", header.header_version),
+                hint: "",
+            });
+        }
+        let block_size = u64::from(header.block_size);
+        if !block_size.is_power_of_two() || !(SECTOR..=MAX_BLOCK).contains(&block_size) {
+            let problem =
+                format!("is {block_size}, and has to be a power of two from 512 to {MAX_BLOCK}");
+            return Err(Header::malformed(at, "block_size", problem));
+        }
+        let entries = u64::from(header.max_table_entries);
+        let needed = size.div_ceil(block_size);
+        if entries < needed {
+            let problem = format!("is {entries}, and a disk of {size} bytes needs {needed}");
+            return Err(Header::malformed(at, "max_table_entries", problem));
+        }
+        limits.check_metadata("the block allocation table", entries * 4)?;
+        regions.claim("block allocation table", header.table_offset, entries * 4)?;
+        for locator in header.locators(at)? {
+            // A locator that leads nowhere keeps the parent from being found, not the blocks.
+            let _ = regions.claim(
+                "parent locator",
+                locator.data_offset,
+                locator.data_length.into(),
+            );
+        }
+        let mut table = vec![0; usize::try_from(needed * 4).unwrap_or(0)];
+        source.read_exact_at(&mut table, header.table_offset)?;
+        let bat = table
+            .chunks_exact(4)
+            .filter_map(|raw| raw.first_chunk().copied().map(u32::from_be_bytes))
+            .collect();
+        let tables = Tables {
+            damaged: checksum(&bytes, CHECKSUM_AT) != header.checksum,
+            header,
+            at,
+            block_size,
+            bat,
+        };
+        if footers.data_end < source.size() {
+            regions.claim("footer", footers.data_end, source.size() - footers.data_end)?;
+        }
+        tables.check_blocks(&regions, size)?;
+        Ok(tables)
+    }
+
+    /// Bytes of a block in the file, as far as the disk needs them: the last one may end early.
+    fn stored_len(&self, index: u64, size: u64) -> u64 {
+        let data = size
+            .saturating_sub(index * self.block_size)
+            .min(self.block_size);
+        bitmap_len(self.block_size) + data
+    }
+
+    /// No block may lie in metadata or in another block.
+    fn check_blocks(&self, regions: &Regions, size: u64) -> Result<()> {
+        let blocks = self
+            .bat
+            .iter()
+            .zip(0_u64..)
+            .filter(|(sector, _)| **sector != UNUSED);
+        let mut blocks: Vec<(u32, u32)> = blocks
+            .map(|(sector, index)| (*sector, u32::try_from(index).unwrap_or(u32::MAX)))
+            .collect();
+        let bad = |index: u64, problem: String| {
+            let at = self.header.table_offset + index * 4;
+            Err(Error::malformed(VHD, "block allocation table", at, problem))
+        };
+        blocks.sort_unstable();
+        let mut end_before = 0;
+        for (sector, index) in blocks {
+            let (start, index) = (u64::from(sector) * SECTOR, u64::from(index));
+            let end = start + self.stored_len(index, size);
+            if let Some(other) = regions.overlapping(start, end) {
+                return bad(
+                    index,
+                    format!("entry {index} points into the {other}, to byte {start}"),
+                );
+            }
+            if start < end_before {
+                return bad(
+                    index,
+                    format!("entry {index} points into another block, to byte {start}"),
+                );
+            }
+            end_before = end;
+        }
+        Ok(())
+    }
+}
+
+/// Where the metadata is, so that nothing else may be there.
+#[derive(Debug)]
+struct Regions {
+    file_size: u64,
+    taken: Vec<(u64, u64, &'static str)>,
+}
+
+impl Regions {
+    fn new(file_size: u64) -> Self {
+        Regions {
+            file_size,
+            taken: Vec::new(),
+        }
+    }
+
+    fn claim(&mut self, name: &'static str, start: u64, len: u64) -> Result<()> {
+        let Some(end) = start.checked_add(len).filter(|end| *end <= self.file_size) else {
+            let problem = format!(
+                "{len} bytes long, reaches past the end of the file at {}",
+                self.file_size
+            );
+            return Err(Error::malformed(VHD, name, start, problem));
+        };
+        if let Some(other) = self.overlapping(start, end) {
+            return Err(Error::malformed(
+                VHD,
+                name,
+                start,
+                format!("lies in the {other}"),
+            ));
+        }
+        self.taken.push((start, end, name));
+        Ok(())
+    }
+
+    fn overlapping(&self, start: u64, end: u64) -> Option<&'static str> {
+        let hit = self
+            .taken
+            .iter()
+            .find(|(from, to, _)| start < *to && *from < end);
+        hit.map(|(_, _, name)| *name)
+    }
+}

@@ -1,0 +1,63 @@
+//! VHD, which QEMU calls `vpc` (Microsoft, *Virtual Hard Disk Image Format Specification*, 1.0).
+//!
+//! ```text
+//!   fixed                 the disk │ footer
+//!   dynamic, differencing  footer's copy │ header │ parent locators │ BAT │ blocks … │ footer
+//!   a block               bitmap of its sectors │ its sectors
+//! ```
+
+mod footer;
+mod geometry;
+mod header;
+mod locator;
+mod map;
+mod open;
+mod write;
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::format_id::FormatId;
+use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::source::BlockSource;
+
+pub use footer::DiskType;
+pub use geometry::Geometry;
+pub use open::VhdImage;
+pub use write::{Subformat, VhdOptions};
+
+/// `vhd`.
+pub const VHD: FormatId = FormatId::new("vhd");
+
+/// Bytes of a sector, whatever the disk: the format counts in these.
+const SECTOR: u64 = 512;
+
+/// The format VHD.
+#[derive(Debug, Clone, Copy)]
+pub struct Vhd;
+
+impl Format for Vhd {
+    fn id(&self) -> FormatId {
+        VHD
+    }
+
+    fn aliases(&self) -> &'static [&'static str] {
+        &["vpc"]
+    }
+
+    fn qemu_name(&self) -> &'static str {
+        "vpc"
+    }
+
+    fn probe(&self, window: &Probe<'_>) -> Verdict {
+        footer::probe(window)
+    }
+
+    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
+        Ok(Box::new(VhdImage::open(source, opener)?))
+    }
+
+    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
+        VhdOptions::parse(options)?.writer(options.virtual_size)
+    }
+}

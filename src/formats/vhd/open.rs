@@ -1,0 +1,378 @@
+//! Opening an image, and what it says of itself.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::extent::Extent;
+use crate::format_id::FormatId;
+use crate::formats::identity::{NIL, to_text};
+use crate::image::{Image, ImageInfo, Opener, Value};
+use crate::limits::Limits;
+use crate::map::{Below, Mapped, TableCache};
+use crate::name::ImageName;
+use crate::ondisk::on_disk;
+use crate::reference::Reference;
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
+use crate::storage::Slice;
+
+use super::footer::{self, DiskType, Footer, Footers};
+use super::header::{Header, Tables};
+use super::map::{SectorBitmaps, VhdMap};
+use super::{SECTOR, VHD, locator};
+
+on_disk! {
+    /// Xen's bitmap of full blocks (blktap, `include/libvhd.h`, `dd_batmap_hdr`).
+    struct Batmap in VHD, "batmap", Big, 28 bytes {
+        cookie: [u8; 8] = 0,
+        batmap_offset: u64 = 8,
+        batmap_size: u32 = 16,
+        batmap_version: u32 = 20,
+        checksum: u32 = 24,
+    }
+}
+
+/// An open VHD.
+#[derive(Debug)]
+pub struct VhdImage {
+    file: Arc<dyn BlockSource>,
+    kind: DiskType,
+    disk: Disk,
+    /// What has a wrong checksum, and where it is: it can be described, and not believed.
+    damaged: Option<(&'static str, u64)>,
+    backing: Option<Arc<dyn Image>>,
+    references: Vec<Reference>,
+    info: ImageInfo,
+}
+
+#[derive(Debug)]
+enum Disk {
+    Fixed(Slice<Arc<dyn BlockSource>>),
+    Sparse(Box<Mapped<VhdMap>>),
+}
+
+impl VhdImage {
+    /// Opens the image in `source`.
+    ///
+    /// # Errors
+    /// As [`Format::open`](crate::Format::open).
+    pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
+        let footers = Footers::read(&source)?;
+        let size = footers.footer.virtual_size();
+        opener.limits().check_virtual_size(size)?;
+        let mut info = describe(&footers, size);
+        if footers.kind == DiskType::Fixed {
+            if size > footers.data_end {
+                let problem = format!(
+                    "is {size}, and the file has {} bytes of data: it was cut short",
+                    footers.data_end
+                );
+                return Err(Footer::malformed(footers.at, "current_size", problem));
+            }
+            let disk = Disk::Fixed(Slice::new(Arc::clone(&source), 0, size)?);
+            return Ok(VhdImage {
+                file: source,
+                kind: footers.kind,
+                disk,
+                damaged: None,
+                backing: None,
+                references: Vec::new(),
+                info,
+            });
+        }
+        Self::open_sparse(source, opener, &footers, size, &mut info)
+    }
+
+    fn open_sparse(
+        source: Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+        footers: &Footers,
+        size: u64,
+        info: &mut ImageInfo,
+    ) -> Result<Self> {
+        let limits = opener.limits();
+        let tables = Tables::read(&source, footers, size, limits)?;
+        let damaged = match (footers.damaged, tables.damaged) {
+            (true, _) => Some(("footer", footers.at)),
+            (false, true) => Some(("dynamic disk header", tables.at)),
+            (false, false) => None,
+        };
+        describe_tables(&tables, footers.kind, info);
+        if let Some((what, _)) = damaged {
+            info.corrupt = true;
+            info.warnings.push(format!(
+                "the checksum of the {what} is wrong: the disk cannot be read"
+            ));
+        }
+        let mut references = Vec::new();
+        let (mut below, mut backing, mut sectors) = (Below::Nothing, None, None);
+        if footers.kind == DiskType::Differencing {
+            references = locator::references(&source, &tables.header, tables.at, limits)?;
+            if damaged.is_none() {
+                backing = open_parent(opener, &references, &tables, info)?;
+            }
+            below = match (&backing, references.first()) {
+                (Some(image), _) => Below::Image(Arc::new(Arc::clone(image))),
+                (None, Some(reference)) => Below::Detached(Box::new(reference.clone())),
+                (None, None) => Below::Nothing,
+            };
+            sectors = Some(SectorBitmaps {
+                cache: TableCache::new(limits.cache_bytes),
+                lsb_first: is_tapdisk(&footers.footer) && footers.footer.creator_version == 1,
+                full_blocks: read_batmap(&source, &footers.footer, &tables, limits)?,
+            });
+        }
+        let map = VhdMap::new(Arc::clone(&source), tables, size, footers.data_end, sectors);
+        Ok(VhdImage {
+            kind: footers.kind,
+            disk: Disk::Sparse(Box::new(Mapped::new(map, Arc::clone(&source), below, size))),
+            file: source,
+            damaged,
+            backing,
+            references,
+            info: std::mem::take(info),
+        })
+    }
+
+    /// What kind of VHD it is.
+    pub fn disk_type(&self) -> DiskType {
+        self.kind
+    }
+
+    fn source(&self) -> Result<&dyn BlockSource> {
+        if let Some((what, at)) = self.damaged {
+            return Err(Error::malformed(VHD, what, at, "has a wrong checksum"));
+        }
+        Ok(match &self.disk {
+            Disk::Fixed(disk) => disk,
+            Disk::Sparse(disk) => disk,
+        })
+    }
+}
+
+impl BlockSource for VhdImage {
+    fn size(&self) -> u64 {
+        match &self.disk {
+            Disk::Fixed(disk) => disk.size(),
+            Disk::Sparse(disk) => disk.size(),
+        }
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.source()?.read_at(buf, offset)
+    }
+
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+        self.source()?.extent_at(offset, limit)
+    }
+
+    fn block_size(&self) -> u64 {
+        match &self.disk {
+            Disk::Fixed(disk) => disk.block_size(),
+            Disk::Sparse(disk) => disk.block_size(),
+        }
+    }
+
+    fn identity(&self) -> Option<FileIdentity> {
+        self.file.identity()
+    }
+
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        let below = match &self.disk {
+            Disk::Fixed(_) => false,
+            Disk::Sparse(disk) => disk.uses_file(file),
+        };
+        below || self.file.uses_file(file)
+    }
+
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+        if format == VHD && self.identity() == Some(file) {
+            return Some(0);
+        }
+        match &self.disk {
+            Disk::Fixed(_) => None,
+            Disk::Sparse(disk) => disk.depth_of(file, format),
+        }
+    }
+}
+
+impl Image for VhdImage {
+    fn format(&self) -> FormatId {
+        VHD
+    }
+
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn references(&self) -> &[Reference] {
+        &self.references
+    }
+
+    fn backing(&self) -> Option<&Arc<dyn Image>> {
+        self.backing.as_ref()
+    }
+}
+
+/// Opens the parent by the first of its names that leads to a file, and makes sure that it is the one.
+fn open_parent(
+    opener: &dyn Opener,
+    references: &[Reference],
+    tables: &Tables,
+    info: &mut ImageInfo,
+) -> Result<Option<Arc<dyn Image>>> {
+    let mut first_failure = None;
+    for reference in references {
+        match opener.open_image(reference) {
+            Ok(None) => return Ok(None),
+            Ok(Some(parent)) => {
+                check_parent(&*parent, tables, info)?;
+                return Ok(Some(parent));
+            }
+            Err(error @ Error::Io { .. }) if error.io_kind() == ErrorKind::NotFound => {
+                first_failure.get_or_insert(error);
+            }
+            // The next name is tried where nothing has this one, and for no other reason.
+            Err(error) => return Err(first_failure.unwrap_or(error)),
+        }
+    }
+    match first_failure {
+        Some(error) => Err(error),
+        None => Ok(None),
+    }
+}
+
+fn check_parent(parent: &dyn Image, tables: &Tables, info: &mut ImageInfo) -> Result<()> {
+    let (header, at) = (&tables.header, tables.at);
+    let ids = &parent.info().ids;
+    match ids.uuid {
+        Some(uuid) if uuid != header.parent_unique_id => {
+            let problem = format!(
+                "is {}, and the parent that was found is {}",
+                to_text(&header.parent_unique_id),
+                to_text(&uuid)
+            );
+            return Err(Header::malformed(at, "parent_unique_id", problem));
+        }
+        // Without a UUID the parent is taken for raw, which a VHD must not be.
+        None if header.parent_unique_id == NIL => {
+            let mut start = [0; footer::COOKIE.len()];
+            let n = parent.read_at(&mut start, 0)?;
+            if n == start.len() && start == footer::COOKIE {
+                let problem = "is all zeros, which means a raw parent, and the parent that was found is a VHD";
+                return Err(Header::malformed(at, "parent_unique_id", problem));
+            }
+        }
+        None => info
+            .warnings
+            .push("the parent has no UUID, so nothing tells that it is the right one".to_owned()),
+        Some(_) => {}
+    }
+    if ids
+        .timestamp
+        .is_some_and(|time| time != header.parent_time_stamp)
+    {
+        info.warnings.push("the parent's time stamp is not the one that the image has of it: the parent may have been changed".to_owned());
+    }
+    Ok(())
+}
+
+fn is_tapdisk(footer: &Footer) -> bool {
+    footer.creator_application == *b"tap\0"
+}
+
+/// Reads Xen's bitmap of full blocks, which stands where it puts it: behind the block allocation table.
+fn read_batmap(
+    source: &dyn BlockSource,
+    footer: &Footer,
+    tables: &Tables,
+    limits: &Limits,
+) -> Result<Option<Vec<u8>>> {
+    if !is_tapdisk(footer) || footer.creator_version <= 1 {
+        return Ok(None);
+    }
+    let header = &tables.header;
+    let at =
+        (header.table_offset + u64::from(header.max_table_entries) * 4).next_multiple_of(SECTOR);
+    let mut bytes = [0; Batmap::LEN];
+    if source.read_at(&mut bytes, at)? < Batmap::LEN {
+        return Ok(None);
+    }
+    let batmap = Batmap::parse(&bytes, at)?;
+    if batmap.cookie != *b"tdbatmap" {
+        return Ok(None);
+    }
+    let needed = (tables.bat.len() as u64).div_ceil(8);
+    let len = u64::from(batmap.batmap_size) * SECTOR;
+    let end = batmap.batmap_offset.checked_add(len);
+    limits.check_metadata("the bitmap of full blocks", len)?;
+    if len < needed || end.is_none_or(|end| end > source.size()) {
+        return Err(Batmap::malformed(
+            at,
+            "batmap_size",
+            "does not fit the block allocation table or the file",
+        ));
+    }
+    let mut map = vec![0; usize::try_from(len).unwrap_or(0)];
+    source.read_exact_at(&mut map, batmap.batmap_offset)?;
+    // Version 1.1 summed the bytes up as signed ones.
+    let signed = batmap.batmap_version == 0x0001_0001;
+    let sum = map.iter().fold(0_u32, |sum, byte| {
+        let borrowed = if signed && *byte >= 0x80 { 0x100 } else { 0 };
+        sum.wrapping_add(u32::from(*byte)).wrapping_sub(borrowed)
+    });
+    if !sum != batmap.checksum {
+        return Err(Batmap::malformed(
+            at,
+            "checksum",
+            "does not fit the bitmap, which is damaged",
+        ));
+    }
+    Ok(Some(map))
+}
+
+fn describe(footers: &Footers, size: u64) -> ImageInfo {
+    let footer = &footers.footer;
+    let geometry = footer.geometry();
+    let mut info = ImageInfo {
+        virtual_size: size,
+        warnings: footers.warnings.clone(),
+        ..ImageInfo::default()
+    };
+    info.ids.uuid = Some(footer.unique_id);
+    info.ids.timestamp = Some(footer.time_stamp);
+    if size != footer.current_size {
+        info.warnings.push(format!(
+            "the geometry has {size} bytes and the current size is {}; the geometry counts, as in all images of this creator",
+            footer.current_size
+        ));
+    }
+    if footer.saved_state != 0 {
+        info.warnings
+            .push("the image belongs to the saved state of a virtual machine".to_owned());
+    }
+    let mut details = Value::map();
+    details.insert("subformat", footers.kind.name());
+    details.insert("creator", ImageName::new(footer.creator_application));
+    details.insert("creator-host-os", ImageName::new(footer.creator_host_os));
+    details.insert("uuid", to_text(&footer.unique_id));
+    details.insert("current-size", footer.current_size);
+    details.insert("original-size", footer.original_size);
+    details.insert(
+        "geometry",
+        format!(
+            "{}/{}/{}",
+            geometry.cylinders, geometry.heads, geometry.sectors_per_track
+        ),
+    );
+    details.insert("geometry-size", geometry.bytes());
+    info.details = Some(details);
+    info
+}
+
+fn describe_tables(tables: &Tables, kind: DiskType, info: &mut ImageInfo) {
+    info.cluster_size = Some(tables.block_size);
+    if let (Some(details), DiskType::Differencing) = (&mut info.details, kind) {
+        details.insert("parent-uuid", to_text(&tables.header.parent_unique_id));
+    }
+}

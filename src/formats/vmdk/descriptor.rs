@@ -1,0 +1,407 @@
+//! The descriptor: the text that says what a disk consists of (section "The Descriptor File").
+
+use crate::error::{Error, Result};
+use crate::limits::Limits;
+use crate::name::ImageName;
+
+use super::VMDK;
+use super::header::unsupported;
+
+/// The most bytes that a descriptor may have. ESXi gives one 20 sectors; a disk of 64 TiB in extents of
+/// 2 GiB needs some 2 MiB, and nobody has one.
+pub(super) const MAX_LEN: u64 = 1 << 20;
+
+/// The most extents that a disk may be split into.
+const MAX_EXTENTS: usize = 8192;
+
+/// `CID` where there is none, as a disk without a parent has it in `parentCID`.
+pub(super) const NO_CID: u32 = 0xffff_ffff;
+/// `CID` that says to look at `longContentID`.
+const LONG_CID: u32 = 0xffff_fffe;
+
+/// A descriptor, as far as reading needs it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Descriptor {
+    /// The keys in lower case, and the values without their quotes, in order.
+    entries: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) cid: Option<u32>,
+    pub(super) parent_cid: u32,
+    pub(super) extents: Vec<ExtentLine>,
+}
+
+/// How an extent may be accessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    ReadWrite,
+    ReadOnly,
+    None,
+}
+
+/// One line of the extent description.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ExtentLine {
+    pub(super) access: Access,
+    /// Size in sectors.
+    pub(super) sectors: u64,
+    /// `FLAT`, `SPARSE` and so on, in upper case.
+    pub(super) kind: String,
+    pub(super) name: Option<ImageName>,
+    /// Where a flat extent begins in its file, in sectors.
+    pub(super) offset: u64,
+}
+
+/// What makes a text a descriptor, if the start of a file shows one.
+pub(super) fn recognize(head: &[u8]) -> Option<&'static str> {
+    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
+    let mut commented = false;
+    for line in lines(head) {
+        let line = trim(line);
+        if line.is_empty() {
+            continue;
+        }
+        let lower = line.to_ascii_lowercase();
+        if line.starts_with(b"#") {
+            if lower.strip_prefix(b"#").map(trim) == Some(b"disk descriptorfile") {
+                return Some("# Disk DescriptorFile");
+            }
+            commented = true;
+            continue;
+        }
+        // Workstation writes a descriptor of an encrypted disk anew, without the title.
+        let encrypted = contains(head, b"encryption.keySafe");
+        if lower.starts_with(b".encoding") && encrypted {
+            return Some("encryption.keySafe");
+        }
+        let version = lower.strip_prefix(b"version").map(trim);
+        let described = commented && contains(&head.to_ascii_lowercase(), b"createtype");
+        return match version.is_some_and(|rest| rest.starts_with(b"=")) && described {
+            true => Some("version, createType"),
+            false => None,
+        };
+    }
+    None
+}
+
+impl Descriptor {
+    /// Reads a descriptor. It ends at its first NUL.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] with what is wrong, [`Error::LimitExceeded`] for too many extents,
+    /// [`Error::Unsupported`] for an encrypted disk.
+    pub(super) fn parse(bytes: &[u8], limits: &Limits) -> Result<Self> {
+        let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+        let mut descriptor = Descriptor {
+            parent_cid: NO_CID,
+            ..Descriptor::default()
+        };
+        for line in lines(text) {
+            let line = trim(line);
+            if line.is_empty() || line.starts_with(b"#") {
+                continue;
+            }
+            if let Some(extent) = ExtentLine::parse(line)? {
+                if descriptor.extents.len() >= MAX_EXTENTS {
+                    return Err(Error::LimitExceeded {
+                        limit: "metadata_bytes",
+                        what: "the number of extents",
+                        value: descriptor.extents.len() as u64 + 1,
+                        maximum: MAX_EXTENTS as u64,
+                    });
+                }
+                descriptor.extents.push(extent);
+            } else if let Some((key, value)) = split_once(line, b'=') {
+                let key = trim(key).to_ascii_lowercase();
+                descriptor.entries.push((key, unquoted(trim(value)).into()));
+            }
+        }
+        limits.check_metadata("the descriptor", bytes.len() as u64)?;
+        descriptor.refuse_encrypted()?;
+        descriptor.refuse_contradictions()?;
+        descriptor.cid = descriptor.content_id("cid")?;
+        descriptor.parent_cid = descriptor.content_id("parentcid")?.unwrap_or(NO_CID);
+        Ok(descriptor)
+    }
+
+    /// The value of a key, given in lower case.
+    pub(super) fn value(&self, key: &str) -> Option<&[u8]> {
+        let mut entries = self.entries.iter();
+        entries
+            .find(|(k, _)| k == key.as_bytes())
+            .map(|(_, value)| value.as_slice())
+    }
+
+    /// `createType`.
+    pub(super) fn create_type(&self) -> Option<&[u8]> {
+        self.value("createtype")
+    }
+
+    /// The name of the parent, if the descriptor has one.
+    pub(super) fn parent_hint(&self) -> Option<ImageName> {
+        let name = self.value("parentfilenamehint")?;
+        (!name.is_empty()).then(|| ImageName::from(name))
+    }
+
+    /// What identifies a parent that has no name here, if there is one.
+    pub(super) fn nameless_parent(&self) -> Option<String> {
+        if let Some(uuid) = self.value("ddb.uuid.parent") {
+            let zero = uuid.iter().all(|byte| matches!(byte, b'0' | b'-' | b' '));
+            if !zero {
+                let uuid = ImageName::from(uuid);
+                return Some(format!("uuid {}", uuid.escaped()));
+            }
+        }
+        (self.parent_cid != NO_CID).then(|| format!("CID {:08x}", self.parent_cid))
+    }
+
+    /// Whether the parent's CID can be compared with what its child expects.
+    pub(super) fn compares_cid(&self) -> bool {
+        self.parent_cid != LONG_CID
+    }
+
+    /// A file's name in UTF-8, if the descriptor says in which other encoding it stands, and that is
+    /// one that needs no tables. Files are called by their bytes otherwise.
+    pub(super) fn decoded(&self, name: ImageName) -> ImageName {
+        let encoding = self.value("encoding").or(self.value("ddb.encoding"));
+        let latin = [&b"windows-1252"[..], b"iso-8859-1", b"cp1252"];
+        let lower = encoding.unwrap_or_default().to_ascii_lowercase();
+        if name.as_str().is_some() || !latin.contains(&lower.as_slice()) {
+            return name;
+        }
+        let text: String = name
+            .as_bytes()
+            .iter()
+            .map(|byte| windows_1252(*byte))
+            .collect();
+        ImageName::from(text.as_str())
+    }
+
+    fn content_id(&self, key: &'static str) -> Result<Option<u32>> {
+        let Some(value) = self.value(key) else {
+            return Ok(None);
+        };
+        let text = std::str::from_utf8(value).ok();
+        let digits = text.map(|text| text.trim_start_matches("0x"));
+        let id = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        id.map(Some).ok_or_else(|| {
+            let value = ImageName::from(value);
+            malformed(format!("{key} is {}, no number", value.quoted()))
+        })
+    }
+
+    fn refuse_encrypted(&self) -> Result<()> {
+        let encrypted = self.entries.iter().any(|(key, value)| {
+            contains(key, b"encryption")
+                || contains(key, b"keysafe")
+                || contains(key, b"cryptokey")
+                || contains(key, b"keyid")
+                || (contains(key, b"iofilters") && contains(value, b"crypt"))
+        });
+        match encrypted {
+            true => Err(unsupported("encryption".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Two values for a key that decides what is read: none is the right one.
+    fn refuse_contradictions(&self) -> Result<()> {
+        const KEYS: [&str; 4] = ["cid", "parentcid", "createtype", "parentfilenamehint"];
+        for key in KEYS {
+            let mut values = self.entries.iter().filter(|(k, _)| k == key.as_bytes());
+            let first = values.next();
+            if values.any(|(_, value)| first.is_some_and(|(_, first)| first != value)) {
+                return Err(malformed(format!("has two values of {key}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ExtentLine {
+    /// The extent that a line describes; `None` if it is another kind of line.
+    fn parse(line: &[u8]) -> Result<Option<Self>> {
+        let (access, rest) = token(line);
+        let access = match access.to_ascii_uppercase().as_slice() {
+            b"RW" => Access::ReadWrite,
+            b"RDONLY" => Access::ReadOnly,
+            b"NOACCESS" => Access::None,
+            _ => return Ok(None),
+        };
+        // `RW = 1` would be an odd key, and no extent.
+        let (sectors, rest) = token(rest);
+        if sectors.starts_with(b"=") {
+            return Ok(None);
+        }
+        let bad = |what: &str| {
+            let line = ImageName::from(line);
+            malformed(format!("the extent line {} has {what}", line.quoted()))
+        };
+        let sectors = number(sectors).ok_or_else(|| bad("no size"))?;
+        if sectors > (i64::MAX as u64) / super::header::SECTOR {
+            return Err(bad("a size that no disk has"));
+        }
+        let (kind, rest) = token(rest);
+        let kind = kind.to_ascii_uppercase();
+        let kind = String::from_utf8(kind).map_err(|_| bad("no type"))?;
+        if kind.is_empty() {
+            return Err(bad("no type"));
+        }
+        let rest = trim(rest);
+        let (name, rest) = match rest.strip_prefix(b"\"") {
+            Some(quoted) => {
+                let (name, rest) =
+                    split_once(quoted, b'"').ok_or_else(|| bad("a name without an end"))?;
+                (Some(ImageName::from(name)), rest)
+            }
+            None if rest.is_empty() => (None, rest),
+            None => {
+                let (name, rest) = token(rest);
+                (Some(ImageName::from(name)), rest)
+            }
+        };
+        let (offset, _) = token(rest);
+        let offset = match offset {
+            b"" => 0,
+            digits => number(digits).ok_or_else(|| bad("an offset that is no number"))?,
+        };
+        Ok(Some(ExtentLine {
+            access,
+            sectors,
+            kind,
+            name,
+            offset,
+        }))
+    }
+}
+
+/// An error about the descriptor.
+pub(super) fn malformed(problem: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::malformed(VMDK, "descriptor", None, problem)
+}
+
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|byte| matches!(byte, b'\n' | b'\r'))
+}
+
+fn trim(text: &[u8]) -> &[u8] {
+    text.trim_ascii()
+}
+
+/// The first word, and what follows it.
+fn token(text: &[u8]) -> (&[u8], &[u8]) {
+    let text = text.trim_ascii_start();
+    let end = text.iter().position(u8::is_ascii_whitespace);
+    text.split_at(end.unwrap_or(text.len()))
+}
+
+fn split_once(text: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
+    let at = text.iter().position(|byte| *byte == separator)?;
+    let (before, after) = text.split_at(at);
+    Some((before, after.get(1..)?))
+}
+
+/// The value between its quotes, or the value where there are none.
+fn unquoted(value: &[u8]) -> &[u8] {
+    match value.strip_prefix(b"\"") {
+        None => value,
+        Some(rest) => match rest.iter().rposition(|byte| *byte == b'"') {
+            Some(end) => rest.get(..end).unwrap_or_default(),
+            None => rest,
+        },
+    }
+}
+
+/// The character of a byte in windows-1252.
+fn windows_1252(byte: u8) -> char {
+    const HIGH: [char; 32] = [
+        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
+        '\u{8f}', '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}',
+        'ž', 'Ÿ',
+    ];
+    let at = byte.checked_sub(0x80).map(usize::from);
+    at.and_then(|at| HIGH.get(at).copied())
+        .unwrap_or(char::from(byte))
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+fn contains(text: &[u8], words: &[u8]) -> bool {
+    text.windows(words.len()).any(|window| window == words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Descriptor> {
+        Descriptor::parse(text.as_bytes(), &Limits::default())
+    }
+
+    #[test]
+    fn a_key_is_not_a_part_of_another() {
+        let text = "parentCID=00000001\nCID=0000000a\n";
+        let descriptor = parse(text).unwrap();
+        assert_eq!((descriptor.cid, descriptor.parent_cid), (Some(10), 1));
+        assert_eq!(parse("parentCID=ffffffff\n").unwrap().cid, None);
+    }
+
+    #[test]
+    fn every_line_ending_and_case_is_understood() {
+        let text = "# Disk DescriptorFile\r\nCid = fffffffe\r\nCreateType = \"custom\"\r\n\r\n\
+                    rw 8 flat \"a b.vmdk\" 16\r\rRDONLY 4 ZERO\rNOACCESS 2 SPARSE \"x\"\0RW 9 ZERO";
+        let descriptor = parse(text).unwrap();
+        assert_eq!(descriptor.create_type(), Some(&b"custom"[..]));
+        let line = |access, sectors, kind: &str, name: Option<&str>, offset| ExtentLine {
+            access,
+            sectors,
+            kind: kind.to_owned(),
+            name: name.map(ImageName::from),
+            offset,
+        };
+        assert_eq!(
+            descriptor.extents,
+            [
+                line(Access::ReadWrite, 8, "FLAT", Some("a b.vmdk"), 16),
+                line(Access::ReadOnly, 4, "ZERO", None, 0),
+                line(Access::None, 2, "SPARSE", Some("x"), 0),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (text, words) in [
+            ("RW x FLAT \"a\"", "no size"),
+            ("RW 8", "no type"),
+            ("RW 8 FLAT \"a", "without an end"),
+            ("RW 8 FLAT \"a\" b", "offset"),
+            ("RW 99999999999999999 ZERO", "no disk has"),
+            ("CID=xyz", "no number"),
+            ("CID=1\nCID=2", "two values"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+        let error = parse("encryption.keySafe = \"x\"").unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }));
+    }
+
+    #[test]
+    fn only_descriptors_are_recognized() {
+        for (text, known) in [
+            ("# Disk DescriptorFile\nversion=1\n", true),
+            ("\u{feff}# disk descriptorfile\r\n", true),
+            ("\n  \n#Disk DescriptorFile", true),
+            ("# made by hand\nversion = 1\ncreateType=\"custom\"", true),
+            ("# a script\nversion=1\n", false),
+            ("version=1\ncreateType=\"custom\"", false),
+            ("#!/bin/sh\necho", false),
+            (".encoding = \"UTF-8\"\nencryption.keySafe = \"x\"", true),
+            ("", false),
+        ] {
+            assert_eq!(recognize(text.as_bytes()).is_some(), known, "{text:?}");
+        }
+    }
+}

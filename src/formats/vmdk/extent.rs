@@ -1,0 +1,369 @@
+//! The extents of a disk, each as a source of its own.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::extent::{Extent, ExtentKind};
+use crate::image::{FileInfo, Opener, Value};
+use crate::limits::Limits;
+use crate::map::{Below, BlockMap, Mapped};
+use crate::name::ImageName;
+use crate::reference::{Reference, ReferenceKind};
+use crate::source::{BlockSource, FileIdentity, check_extent, readable};
+use crate::storage::Slice;
+
+use super::descriptor::{Access, ExtentLine, malformed};
+use super::header::{
+    COWD_MAGIC, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader, unsupported,
+};
+use super::map::{GrainMap, Storage, Tables};
+use super::{sesparse, sparse};
+
+/// What is told of an extent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ExtentInfo {
+    pub(super) name: Option<ImageName>,
+    /// As the descriptor has it; empty for an extent in the image's own file.
+    pub(super) kind: String,
+    pub(super) size: u64,
+    pub(super) grain: Option<u64>,
+    pub(super) compressed: bool,
+    /// Whether the file was opened, so that all of this is known.
+    pub(super) known: bool,
+}
+
+impl ExtentInfo {
+    /// Under the names of QEMU's `VmdkExtentInfo`.
+    pub(super) fn value(&self) -> Value {
+        let mut map = Value::map();
+        map.insert("virtual-size", self.size);
+        map.insert("filename", Value::File(self.name.clone()));
+        map.insert("format", self.kind.clone());
+        if let Some(grain) = self.grain {
+            map.insert("cluster-size", grain);
+        }
+        if self.compressed {
+            map.insert("compressed", true);
+        }
+        map
+    }
+}
+
+/// An extent of the disk.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) source: Arc<dyn BlockSource>,
+    pub(super) info: ExtentInfo,
+    pub(super) warnings: Vec<String>,
+    /// The file that it lies in, if it is another than the image's own and open.
+    pub(super) file: Option<FileInfo>,
+}
+
+/// Opens the extents that a descriptor lists, in order.
+#[derive(Debug)]
+pub(super) struct Builder<'a> {
+    pub(super) opener: &'a dyn Opener,
+    /// What shows through where a sparse extent records nothing.
+    pub(super) backing: Below,
+    /// The files that the extents lie in.
+    pub(super) references: &'a mut Vec<Reference>,
+    /// Where in the disk the next extent begins, in bytes.
+    pub(super) start: u64,
+    /// Which bytes of which files are taken.
+    pub(super) taken: Vec<(FileIdentity, u64, u64)>,
+}
+
+impl Builder<'_> {
+    /// Opens the extent that a line of the descriptor describes.
+    pub(super) fn open(&mut self, line: &ExtentLine) -> Result<Part> {
+        let size = line.sectors * SECTOR;
+        let part = self.open_kind(line, size)?;
+        self.start = self
+            .start
+            .checked_add(size)
+            .ok_or_else(|| malformed("describes a disk of 2^64 bytes or more"))?;
+        Ok(part)
+    }
+
+    fn open_kind(&mut self, line: &ExtentLine, size: u64) -> Result<Part> {
+        let mut info = ExtentInfo {
+            name: line.name.clone(),
+            kind: line.kind.clone(),
+            size,
+            grain: None,
+            compressed: false,
+            known: true,
+        };
+        let flat = match line.kind.as_str() {
+            "ZERO" => return Ok(info.part(Arc::new(Zeros { size }))),
+            "FLAT" | "VMFS" | "VMFSTHIN" => true,
+            "SPARSE" | "VMFSSPARSE" | "SESPARSE" => false,
+            "VMFSRDM" | "VMFSRAW" => {
+                return Err(unsupported(format!("a device extent ({})", line.kind)));
+            }
+            kind => {
+                let kind = ImageName::from(kind);
+                return Err(unsupported(format!("an extent of type {}", kind.quoted())));
+            }
+        };
+        if line.access == Access::None {
+            return Ok(info.part(Arc::new(NoAccess { size })));
+        }
+        let Some(name) = line.name.clone().filter(|name| !name.is_empty()) else {
+            return Err(malformed(format!(
+                "names no file for a {} extent",
+                line.kind
+            )));
+        };
+        if is_device(name.as_bytes()) {
+            return Err(unsupported(format!("a device extent ({})", name.quoted())));
+        }
+        let reference = Reference::new(ReferenceKind::ExtentFile, name);
+        if !self.references.contains(&reference) {
+            self.references.push(reference.clone());
+        }
+        let Some(file) = self.opener.open_bytes(&reference)? else {
+            info.known = flat;
+            let reference = Box::new(reference);
+            return Ok(info.part(Arc::new(DetachedExtent { reference, size })));
+        };
+        let file_info = FileInfo::new(String::new(), reference.name, &file);
+        let part = if flat {
+            self.open_flat(line, info, file)?
+        } else {
+            if line.offset != 0 {
+                return Err(malformed("gives a sparse extent an offset in its file"));
+            }
+            self.take(&file, 0, u64::MAX)?;
+            self.open_sparse(info, file)?
+        };
+        Ok(Part {
+            file: Some(file_info),
+            ..part
+        })
+    }
+
+    fn open_flat(
+        &mut self,
+        line: &ExtentLine,
+        info: ExtentInfo,
+        file: Arc<dyn BlockSource>,
+    ) -> Result<Part> {
+        let size = info.size;
+        let start = line.offset.checked_mul(SECTOR);
+        let end = start.and_then(|start| start.checked_add(size));
+        let (Some(start), Some(end)) = (start, end) else {
+            return Err(malformed("gives a flat extent an offset that no file has"));
+        };
+        if end > file.size() {
+            let name = line.name.clone().unwrap_or_default();
+            return Err(malformed(format!(
+                "needs {end} bytes of the flat extent {}, which has {}",
+                name.quoted(),
+                file.size()
+            )));
+        }
+        self.take(&file, start, end)?;
+        let slice = Slice::new(file, start, size)?;
+        Ok(info.part(Arc::new(slice)))
+    }
+
+    fn open_sparse(&mut self, info: ExtentInfo, file: Arc<dyn BlockSource>) -> Result<Part> {
+        let limits = self.opener.limits();
+        let mut magic = [0; 8];
+        let n = file.read_at(&mut magic, 0)?;
+        if n >= 4 && magic.starts_with(&SPARSE_MAGIC) {
+            let header = sparse::read_header(&file)?;
+            check_capacity(&info, header.capacity * SECTOR, header.grain_size * SECTOR)?;
+            self.hosted(info, file, &header)
+        } else if n >= 4 && magic.starts_with(&COWD_MAGIC) {
+            let header = sparse::read_cowd_header(&file)?;
+            let capacity = u64::from(header.num_sectors) * SECTOR;
+            check_capacity(&info, capacity, u64::from(header.grain_size) * SECTOR)?;
+            let map = sparse::open_cowd(Arc::clone(&file), &header, Some(info.size), limits)?;
+            self.mapped(info, file, map, Vec::new())
+        } else if n == 8 && magic == SE_SPARSE_MAGIC {
+            check_capacity(&info, sesparse::capacity(&file)?, 8 * SECTOR)?;
+            let map = sesparse::open(Arc::clone(&file), Some(info.size), limits)?;
+            self.mapped(info, file, map, Vec::new())
+        } else {
+            let name = info.name.unwrap_or_default();
+            Err(malformed(format!(
+                "calls {} a sparse extent, and the file is none",
+                name.quoted()
+            )))
+        }
+    }
+
+    /// A hosted sparse extent whose header was read and compared with the descriptor.
+    pub(super) fn hosted(
+        &mut self,
+        info: ExtentInfo,
+        file: Arc<dyn BlockSource>,
+        header: &SparseExtentHeader,
+    ) -> Result<Part> {
+        let limits: &Limits = self.opener.limits();
+        let extent = sparse::open_hosted(Arc::clone(&file), header, Some(info.size), limits)?;
+        self.mapped(info, file, extent.map, extent.warnings)
+    }
+
+    pub(super) fn mapped<T: Tables + 'static>(
+        &mut self,
+        mut info: ExtentInfo,
+        file: Arc<dyn BlockSource>,
+        map: GrainMap<T>,
+        warnings: Vec<String>,
+    ) -> Result<Part> {
+        info.grain = Some(map.unit());
+        info.compressed = matches!(map.storage, Storage::Packed { .. });
+        let size = info.size;
+        let below = window(&self.backing, self.start)?;
+        let mapped = Mapped::new(map, file, below, size);
+        Ok(Part {
+            warnings,
+            ..info.part(Arc::new(mapped))
+        })
+    }
+
+    /// Notes that an extent has these bytes of a file to itself.
+    fn take(&mut self, file: &dyn BlockSource, start: u64, end: u64) -> Result<()> {
+        let Some(identity) = file.identity() else {
+            return Ok(());
+        };
+        let shared = |(id, from, to): &(FileIdentity, u64, u64)| {
+            *id == identity && *from < end && start < *to
+        };
+        if self.taken.iter().any(shared) {
+            return Err(malformed("has two extents in the same bytes of a file"));
+        }
+        self.taken.push((identity, start, end));
+        Ok(())
+    }
+}
+
+impl ExtentInfo {
+    fn part(self, source: Arc<dyn BlockSource>) -> Part {
+        Part {
+            source,
+            info: self,
+            warnings: Vec::new(),
+            file: None,
+        }
+    }
+}
+
+/// The backing image from `start` on.
+fn window(below: &Below, start: u64) -> Result<Below> {
+    match below {
+        Below::Image(image) if start > 0 => {
+            let start = start.min(image.size());
+            let len = image.size() - start;
+            let slice = Slice::new(Arc::clone(image), start, len)?;
+            Ok(Below::Image(Arc::new(slice)))
+        }
+        other => Ok(other.clone()),
+    }
+}
+
+/// A writer may round the capacity in an extent's header up to whole grains; the descriptor says what
+/// the guest sees.
+fn check_capacity(info: &ExtentInfo, capacity: u64, grain: u64) -> Result<()> {
+    if capacity >= info.size && capacity - info.size < grain {
+        return Ok(());
+    }
+    let name = info.name.clone().unwrap_or_default();
+    Err(malformed(format!(
+        "says that the extent {} has {} bytes, and the extent says {capacity}",
+        name.quoted(),
+        info.size
+    )))
+}
+
+fn is_device(name: &[u8]) -> bool {
+    name.starts_with(b"/dev/")
+        || name.starts_with(b"\\\\.\\")
+        || name.starts_with(b"/vmfs/devices/")
+}
+
+/// An extent of zeros.
+#[derive(Debug)]
+struct Zeros {
+    size: u64,
+}
+
+impl BlockSource for Zeros {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let n = readable(buf.len(), offset, self.size);
+        buf.get_mut(..n).unwrap_or_default().fill(0);
+        Ok(n)
+    }
+
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+        Ok(Extent {
+            start: offset,
+            len: check_extent(offset, limit, self.size)?,
+            kind: ExtentKind::Zero,
+            depth: 0,
+            host_offset: None,
+        })
+    }
+}
+
+/// An extent whose data nobody may read.
+#[derive(Debug)]
+struct NoAccess {
+    size: u64,
+}
+
+impl NoAccess {
+    fn error() -> Error {
+        unsupported("reading an extent that is marked NOACCESS".into())
+    }
+}
+
+impl BlockSource for NoAccess {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, _: &mut [u8], _: u64) -> Result<usize> {
+        Err(NoAccess::error())
+    }
+
+    fn extent_at(&self, _: u64, _: u64) -> Result<Extent> {
+        Err(NoAccess::error())
+    }
+}
+
+/// An extent whose file was left closed.
+#[derive(Debug)]
+struct DetachedExtent {
+    reference: Box<Reference>,
+    size: u64,
+}
+
+impl DetachedExtent {
+    fn error(&self) -> Error {
+        Error::Detached {
+            reference: self.reference.clone(),
+        }
+    }
+}
+
+impl BlockSource for DetachedExtent {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, _: &mut [u8], _: u64) -> Result<usize> {
+        Err(self.error())
+    }
+
+    fn extent_at(&self, _: u64, _: u64) -> Result<Extent> {
+        Err(self.error())
+    }
+}

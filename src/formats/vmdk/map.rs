@@ -1,0 +1,345 @@
+//! Where a guest range lives in a sparse extent: the walk through grain directory and grain table.
+
+use std::sync::Arc;
+
+use crate::codec::{UnpackError, ZlibUnpacker};
+use crate::error::{Error, Result};
+use crate::extent::ExtentKind;
+use crate::map::{BlockMap, Run, Span, TableCache};
+use crate::source::{BlockSource, BlockSourceExt};
+
+use super::VMDK;
+use super::alias::{Regions, Seen};
+use super::header::{GRAIN_MARKER_LEN, Marker, SECTOR};
+
+/// What a grain table entry says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Grain {
+    /// Not in this extent: the parent's, or zeros.
+    Unallocated,
+    /// Zeros.
+    Zero,
+    /// At this byte of the file.
+    At(u64),
+}
+
+/// What tells one kind of sparse extent from another: how its tables are found and read.
+pub(super) trait Tables: std::fmt::Debug + Send + Sync {
+    /// Bytes of an entry of a grain table.
+    fn entry_len(&self) -> usize;
+    /// Where the grain table number `index` is in the file, if there is one.
+    fn table(&self, index: u64) -> Result<Option<u64>>;
+    /// Where a copy of that table is, for when it is damaged.
+    fn second_table(&self, _index: u64) -> Option<u64> {
+        None
+    }
+    /// What an entry of a grain table says.
+    fn entry(&self, raw: &[u8]) -> Result<Grain>;
+}
+
+/// How the grains of an extent are stored.
+#[derive(Debug)]
+pub(super) enum Storage {
+    /// As they are.
+    Plain,
+    /// Each as a zlib stream, after a marker where there are any.
+    Packed {
+        markers: bool,
+        unpacker: ZlibUnpacker,
+    },
+}
+
+/// The tables of one sparse extent.
+#[derive(Debug)]
+pub(super) struct GrainMap<T> {
+    pub(super) file: Arc<dyn BlockSource>,
+    pub(super) tables: T,
+    pub(super) storage: Storage,
+    /// Bytes of a grain.
+    pub(super) grain: u64,
+    /// Entries of a grain table.
+    pub(super) entries: u64,
+    /// Bytes of the guest that the extent holds.
+    pub(super) size: u64,
+    pub(super) regions: Regions,
+    pub(super) seen: Seen,
+    pub(super) cache: TableCache,
+}
+
+impl<T: Tables> GrainMap<T> {
+    /// Guest bytes for which one grain table answers.
+    fn table_span(&self) -> u64 {
+        self.entries * self.grain
+    }
+
+    /// The grain table number `index`, checked, if there is one.
+    fn load(&self, index: u64) -> Result<Option<Arc<Vec<u8>>>> {
+        let Some(host) = self.tables.table(index)? else {
+            return Ok(None);
+        };
+        let read = || {
+            let first = self.read_table(index, host);
+            match (first, self.tables.second_table(index)) {
+                (Err(error @ Error::Malformed { .. }), Some(second)) => {
+                    self.read_table(index, second).map_err(|_| error)
+                }
+                (result, _) => result,
+            }
+        };
+        self.cache.table(host, read).map(Some)
+    }
+
+    fn read_table(&self, index: u64, host: u64) -> Result<Arc<Vec<u8>>> {
+        let len = usize::try_from(self.entries).unwrap_or(0) * self.tables.entry_len();
+        let mut table = vec![0; len];
+        let end = host.saturating_add(len as u64);
+        if end > self.file.size() {
+            return Err(malformed(
+                "grain table",
+                host,
+                "lies past the end of the file",
+            ));
+        }
+        self.file.read_exact_at(&mut table, host)?;
+        self.check_table(index, host, &table)?;
+        Ok(Arc::new(table))
+    }
+
+    /// Checks that all grains of a table are in the file, and nobody else's.
+    fn check_table(&self, index: u64, host: u64, table: &[u8]) -> Result<()> {
+        let start = index * self.table_span();
+        let file_size = self.file.size();
+        let mut grains = Vec::new();
+        for (raw, guest) in table
+            .chunks_exact(self.tables.entry_len())
+            .zip((start..self.size).step_by(usize::try_from(self.grain).unwrap_or(usize::MAX)))
+        {
+            let Grain::At(at) = self.tables.entry(raw)? else {
+                continue;
+            };
+            let len = match self.storage {
+                Storage::Plain => self.grain.min(self.size - guest),
+                // All that is known of it is that it begins there.
+                Storage::Packed { .. } => SECTOR.min(self.grain),
+            };
+            let end = at.saturating_add(len);
+            let in_file = match self.storage {
+                Storage::Plain => end <= file_size,
+                Storage::Packed { .. } => at < file_size,
+            };
+            let problem = if !in_file {
+                format!("refers to byte {at}, and the file ends at {file_size}")
+            } else if self.regions.overlap(at, end) {
+                format!("refers to byte {at}, which is metadata")
+            } else {
+                grains.push(at);
+                continue;
+            };
+            let problem = format!("{problem} (guest offset {guest})");
+            return Err(malformed("grain table", host, problem));
+        }
+        // A packed grain says itself where it belongs, if there are markers.
+        let marked = matches!(self.storage, Storage::Packed { markers: true, .. });
+        if marked {
+            return Ok(());
+        }
+        self.seen.note(index, &grains).map_err(|at| {
+            let problem = format!("refers to byte {at}, and so does another entry");
+            malformed("grain table", host, problem)
+        })
+    }
+
+    /// The entry for the grain at `guest` of its table.
+    fn grain_in(&self, table: &[u8], guest: u64) -> Result<Grain> {
+        let number = guest % self.table_span() / self.grain;
+        let len = self.tables.entry_len();
+        let at = usize::try_from(number)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(len);
+        let raw = table.get(at..).and_then(|rest| rest.get(..len));
+        raw.map_or(Ok(Grain::Unallocated), |raw| self.tables.entry(raw))
+    }
+
+    /// The most bytes of the file that the packed grain at `guest` can take up: up to the next one, if
+    /// that comes next.
+    fn packed_len(&self, table: &[u8], guest: u64, host: u64) -> Result<u64> {
+        let mut next = guest - guest % self.grain + self.grain;
+        let end = (guest / self.table_span() + 1) * self.table_span();
+        // The longest that zlib gets what it cannot shorten, and its marker.
+        let most = 2 * self.grain + SECTOR;
+        while next < end.min(self.size) {
+            match self.grain_in(table, next)? {
+                Grain::At(after) if after > host => return Ok(most.min(after - host)),
+                Grain::At(_) => break,
+                _ => next += self.grain,
+            }
+        }
+        Ok(most)
+    }
+
+    /// How far the table that answers for `guest` goes, from there.
+    fn left_in_table(&self, guest: u64) -> u64 {
+        self.table_span() - guest % self.table_span()
+    }
+
+    fn unpack_grain(
+        &self,
+        unpacker: &ZlibUnpacker,
+        packed: &[u8],
+        guest: u64,
+        host: u64,
+        unit: &mut [u8],
+    ) -> Result<()> {
+        let about = |problem: String| {
+            let problem = format!("{problem} (guest offset {guest})");
+            malformed("compressed grain", host, problem)
+        };
+        let made = unpacker.unpack(packed, unit).map_err(|error| match error {
+            UnpackError::Damaged(problem) => about(problem.into_owned()),
+            UnpackError::NotBuilt(feature) => Error::Unsupported {
+                format: VMDK,
+                feature: "reading compressed grains".to_owned(),
+                hint: match feature {
+                    "zlib" => "build with the feature zlib",
+                    _ => "",
+                },
+            },
+        })?;
+        // Writers pack of the disk's last grain only what there is.
+        let wanted = self.grain.min(self.size.saturating_sub(guest));
+        if (made as u64) < wanted {
+            return Err(about(format!("holds {made} of {wanted} bytes")));
+        }
+        unit.get_mut(made..).unwrap_or_default().fill(0);
+        Ok(())
+    }
+}
+
+impl<T: Tables> BlockMap for GrainMap<T> {
+    fn unit(&self) -> u64 {
+        self.grain
+    }
+
+    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
+        let limit = limit.min(self.left_in_table(guest));
+        let Some(table) = self.load(guest / self.table_span())? else {
+            return Ok((Run::Unallocated, limit));
+        };
+        let into = guest % self.grain;
+        let first = self.grain_in(&table, guest)?;
+        let mut len = self.grain - into;
+        if let (Grain::At(host), Storage::Packed { .. }) = (first, &self.storage) {
+            let max_len = self.packed_len(&table, guest, host)?;
+            return Ok((Run::Packed { host, max_len }, len.min(limit)));
+        }
+        while len < limit {
+            let expected = match first {
+                Grain::At(host) => Grain::At(host + into + len),
+                other => other,
+            };
+            if self.grain_in(&table, guest + len)? != expected {
+                break;
+            }
+            len += self.grain;
+        }
+        let run = match first {
+            Grain::At(host) => Run::Stored { host: host + into },
+            Grain::Zero => Run::Zero,
+            Grain::Unallocated => Run::Unallocated,
+        };
+        Ok((run, len.min(limit)))
+    }
+
+    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
+        let status = |grain: Grain| match (grain, &self.storage) {
+            (Grain::Unallocated, _) => None,
+            (Grain::Zero, _) => Some(ExtentKind::Zero),
+            (Grain::At(_), Storage::Plain) => Some(ExtentKind::Data),
+            (Grain::At(_), Storage::Packed { .. }) => Some(ExtentKind::Compressed),
+        };
+        let mut first = None;
+        let mut len = 0;
+        // A table of another status ends the run, and so does the end of one that is there and not
+        // empty: the next would have to be read.
+        while len < limit {
+            let at = guest + len;
+            let stop = limit.min(len + self.left_in_table(at));
+            let Some(table) = self.load(at / self.table_span())? else {
+                match first {
+                    None | Some(Grain::Unallocated) => first = Some(Grain::Unallocated),
+                    Some(_) => break,
+                }
+                len = stop;
+                continue;
+            };
+            let begin = *first.get_or_insert(self.grain_in(&table, at)?);
+            while len < stop && status(self.grain_in(&table, guest + len)?) == status(begin) {
+                len += self.grain - (guest + len) % self.grain;
+            }
+            if len < stop || begin != Grain::Unallocated {
+                break;
+            }
+        }
+        let into = guest % self.grain;
+        let span = match first.unwrap_or(Grain::Unallocated) {
+            Grain::Unallocated => Span::Unallocated,
+            Grain::Zero => Span::Recorded(ExtentKind::Zero, None),
+            Grain::At(host) => match self.storage {
+                // The grains of the run may be anywhere: only where it begins is known.
+                Storage::Plain if len <= self.grain - into => {
+                    Span::Recorded(ExtentKind::Data, Some(host + into))
+                }
+                Storage::Plain => Span::Recorded(ExtentKind::Data, None),
+                Storage::Packed { .. } => Span::Recorded(ExtentKind::Compressed, None),
+            },
+        };
+        Ok((span, len.min(limit)))
+    }
+
+    fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {
+        self.unpack_at(packed, 0, host, unit)
+    }
+
+    fn unpack_at(&self, packed: &[u8], guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
+        let Storage::Packed { markers, unpacker } = &self.storage else {
+            return Err(malformed("grain", host, "is not compressed"));
+        };
+        if !markers {
+            return self.unpack_grain(unpacker, packed, guest, host, unit);
+        }
+        let marker = Marker::parse(packed, host)?;
+        if marker.size == 0 {
+            return Err(Marker::malformed(host, "size", "is 0: no grain is here"));
+        }
+        if marker.val.checked_mul(SECTOR) != Some(guest) {
+            let problem = format!(
+                "is {}, and the grain of sector {} is expected here",
+                marker.val,
+                guest / SECTOR
+            );
+            return Err(Marker::malformed(host, "val", problem));
+        }
+        let data = packed.get(GRAIN_MARKER_LEN..).unwrap_or_default();
+        let size = usize::try_from(marker.size).unwrap_or(usize::MAX);
+        let Some(data) = data.get(..size) else {
+            let problem = format!("is {size}, and {} bytes are there", data.len());
+            return Err(Marker::malformed(host, "size", problem));
+        };
+        self.unpack_grain(unpacker, data, guest, host, unit)
+    }
+
+    fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {
+        let problem =
+            format!("needs byte {host} for guest offset {guest} of a file of {file_size}");
+        malformed("grain", host, problem)
+    }
+}
+
+/// An error about a structure that starts at byte `at` of the extent file.
+pub(super) fn malformed(
+    structure: &'static str,
+    at: u64,
+    problem: impl Into<std::borrow::Cow<'static, str>>,
+) -> Error {
+    Error::malformed(VMDK, structure, at, problem)
+}

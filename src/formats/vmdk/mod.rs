@@ -1,0 +1,62 @@
+//! VMDK (VMware, "Virtual Disk Format 5.0"): descriptors, flat, sparse and stream-optimized extents.
+
+mod alias;
+mod descriptor;
+mod extent;
+mod header;
+mod map;
+mod open;
+mod sesparse;
+mod sparse;
+mod stream;
+mod write;
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::format_id::FormatId;
+use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::source::BlockSource;
+
+pub use open::VmdkImage;
+pub use write::{AdapterType, Subformat, VmdkOptions};
+
+/// `vmdk`.
+pub const VMDK: FormatId = FormatId::new("vmdk");
+
+/// The format VMDK.
+#[derive(Debug, Clone, Copy)]
+pub struct Vmdk;
+
+impl Format for Vmdk {
+    fn id(&self) -> FormatId {
+        VMDK
+    }
+
+    fn probe(&self, window: &Probe<'_>) -> Verdict {
+        // What begins like a VMDK and is no whole one is for opening to refuse.
+        let magics: [(&[u8], &'static str); 4] = [
+            (&header::SPARSE_MAGIC, "KDMV"),
+            (&header::COWD_MAGIC, "COWD"),
+            (&header::SE_SPARSE_MAGIC, "be ba fe ca 00 00 00 00"),
+            (&header::CHANGE_TRACKING_MAGIC, "a2 72 19 f6"),
+        ];
+        for (magic, shown) in magics {
+            if window.has(0, magic) {
+                return Verdict::found(shown, 0);
+            }
+        }
+        match descriptor::recognize(window.head) {
+            Some(what) => Verdict::found(what, 0),
+            None => Verdict::Reject,
+        }
+    }
+
+    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
+        Ok(Box::new(VmdkImage::open(source, opener)?))
+    }
+
+    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
+        VmdkOptions::parse(options)?.writer(options.virtual_size, options.file_name.as_ref())
+    }
+}

@@ -1,0 +1,404 @@
+//! Opening a disk, and what it says of itself.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::extent::Extent;
+use crate::format_id::FormatId;
+use crate::image::{FileInfo, Image, ImageInfo, Opener, Value};
+use crate::map::Below;
+use crate::name::ImageName;
+use crate::reference::{Reference, ReferenceKind};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
+use crate::storage::Concat;
+
+use super::VMDK;
+use super::descriptor::{self, Descriptor, NO_CID, malformed};
+use super::extent::{Builder, ExtentInfo, Part};
+use super::header::{
+    CHANGE_TRACKING_MAGIC, COWD_MAGIC, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader,
+    unsupported,
+};
+use super::sparse;
+
+/// An open VMDK.
+#[derive(Debug)]
+pub struct VmdkImage {
+    file: Arc<dyn BlockSource>,
+    disk: Concat,
+    backing: Option<Arc<dyn Image>>,
+    references: Vec<Reference>,
+    info: ImageInfo,
+}
+
+impl VmdkImage {
+    /// Opens the disk whose descriptor, or whose only extent, is in `source`.
+    ///
+    /// # Errors
+    /// As [`Format::open`](crate::Format::open).
+    pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
+        if opener.snapshot().is_some() {
+            return Err(Error::invalid(
+                "a VMDK has no internal snapshots: each is a disk of its own",
+            ));
+        }
+        let mut magic = [0; 8];
+        let n = source.read_at(&mut magic, 0)?;
+        let starts = |known: &[u8]| n >= known.len() && magic.starts_with(known);
+        if starts(&SPARSE_MAGIC) {
+            Self::open_monolithic(source, opener)
+        } else if starts(&COWD_MAGIC) {
+            Self::open_bare_cowd(source, opener)
+        } else if starts(&SE_SPARSE_MAGIC) {
+            Err(extent_alone("a seSparse extent without its descriptor"))
+        } else if starts(&CHANGE_TRACKING_MAGIC) {
+            Err(unsupported("a change-tracking file".into()))
+        } else {
+            let text = read_text_file(&source)?;
+            Self::open_text(source, &text, opener)
+        }
+    }
+
+    /// A hosted sparse extent with the descriptor in it.
+    fn open_monolithic(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
+        let header = sparse::read_header(&source)?;
+        let text = embedded_text(&source, &header)?;
+        if header.capacity == 0 && header.descriptor_offset > 0 {
+            return Self::open_text(source, &text, opener);
+        }
+        let descriptor = Descriptor::parse(&text, opener.limits())?;
+        if descriptor.create_type().is_none() && descriptor.cid.is_none() {
+            return Err(extent_alone("an extent file of a disk in several"));
+        }
+        if descriptor.extents.len() > 1 {
+            return Err(malformed(format!(
+                "is within one extent and lists {}",
+                descriptor.extents.len()
+            )));
+        }
+        let size = header.capacity * SECTOR;
+        let mut disk = Opening::new(&descriptor, opener)?;
+        let mut builder = disk.builder(opener);
+        // The name in the line is what the file was once called.
+        let part = builder.hosted(own_extent(size), Arc::clone(&source), &header)?;
+        if let Some(line) = descriptor.extents.first() {
+            let described = line.sectors * SECTOR;
+            if described != size {
+                disk.warnings.push(format!(
+                    "the descriptor says that the disk has {described} bytes, the header {size}"
+                ));
+            }
+        }
+        let create_type = match part.info.compressed {
+            true => "streamOptimized",
+            false => "monolithicSparse",
+        };
+        disk.finish(source, vec![part], create_type.into(), &descriptor)
+    }
+
+    /// A COWD extent, which has no descriptor in it.
+    fn open_bare_cowd(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
+        let header = sparse::read_cowd_header(&source)?;
+        if header.names_parent() {
+            return Err(extent_alone(
+                "a COWD extent of a child without its descriptor",
+            ));
+        }
+        let size = u64::from(header.num_sectors) * SECTOR;
+        let descriptor = Descriptor::parse(b"", opener.limits())?;
+        let mut disk = Opening::new(&descriptor, opener)?;
+        let map = sparse::open_cowd(Arc::clone(&source), &header, None, opener.limits())?;
+        let mut builder = disk.builder(opener);
+        let part = builder.mapped(own_extent(size), Arc::clone(&source), map, Vec::new())?;
+        disk.finish(source, vec![part], "vmfsSparse".into(), &descriptor)
+    }
+
+    /// A descriptor that names the extent files.
+    fn open_text(source: Arc<dyn BlockSource>, text: &[u8], opener: &dyn Opener) -> Result<Self> {
+        let descriptor = Descriptor::parse(text, opener.limits())?;
+        let Some(create_type) = descriptor.create_type() else {
+            return Err(malformed("has no createType"));
+        };
+        const DEVICES: [&[u8]; 7] = [
+            b"fulldevice",
+            b"partitioneddevice",
+            b"vmfsraw",
+            b"vmfsrdm",
+            b"vmfsrdmp",
+            b"vmfsrawdevicemap",
+            b"vmfspassthroughrawdevicemap",
+        ];
+        let create_type = ImageName::from(create_type);
+        let lower = create_type.as_bytes().to_ascii_lowercase();
+        if DEVICES.contains(&lower.as_slice()) {
+            let create_type = create_type.quoted();
+            return Err(unsupported(format!("a disk on a device ({create_type})")));
+        }
+        if descriptor.extents.iter().all(|line| line.sectors == 0) {
+            return Err(malformed("has no extents"));
+        }
+        let mut disk = Opening::new(&descriptor, opener)?;
+        let mut builder = disk.builder(opener);
+        let mut parts = Vec::new();
+        for line in descriptor.extents.iter().filter(|line| line.sectors > 0) {
+            let mut line = line.clone();
+            line.name = line.name.map(|name| descriptor.decoded(name));
+            parts.push(builder.open(&line)?);
+        }
+        disk.finish(source, parts, create_type, &descriptor)
+    }
+}
+
+/// What a disk is made of, while it is opened.
+struct Opening {
+    below: Below,
+    backing: Option<Arc<dyn Image>>,
+    references: Vec<Reference>,
+    warnings: Vec<String>,
+}
+
+impl Opening {
+    /// Opens the parent, if there is one.
+    fn new(descriptor: &Descriptor, opener: &dyn Opener) -> Result<Self> {
+        let mut opening = Opening {
+            below: Below::Nothing,
+            backing: None,
+            references: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let Some(name) = descriptor.parent_hint() else {
+            if let Some(parent) = descriptor.nameless_parent() {
+                opening.warnings.push(format!(
+                    "the disk records changes to a parent ({parent}) without its file name: what it \
+                     does not record cannot be read"
+                ));
+                let parent = ImageName::from(parent.as_str());
+                let reference = Reference::new(ReferenceKind::BackingFile, parent);
+                opening.below = Below::Detached(Box::new(reference));
+            }
+            return Ok(opening);
+        };
+        let reference = Reference::new(ReferenceKind::BackingFile, descriptor.decoded(name))
+            .with_format(Some(ImageName::from(VMDK.as_str())));
+        opening.references.push(reference.clone());
+        match opener.open_image(&reference)? {
+            None => opening.below = Below::Detached(Box::new(reference)),
+            Some(image) => {
+                check_parent(descriptor, &*image)?;
+                opening.below = Below::Image(Arc::new(Arc::clone(&image)));
+                opening.backing = Some(image);
+            }
+        }
+        Ok(opening)
+    }
+
+    fn builder<'a>(&'a mut self, opener: &'a dyn Opener) -> Builder<'a> {
+        Builder {
+            opener,
+            backing: self.below.clone(),
+            references: &mut self.references,
+            start: 0,
+            taken: Vec::new(),
+        }
+    }
+
+    fn finish(
+        mut self,
+        file: Arc<dyn BlockSource>,
+        parts: Vec<Part>,
+        create_type: ImageName,
+        descriptor: &Descriptor,
+    ) -> Result<VmdkImage> {
+        let mut extents = Vec::new();
+        let mut sources = Vec::new();
+        let mut files = Vec::new();
+        for (number, part) in parts.into_iter().enumerate() {
+            self.warnings.extend(part.warnings);
+            files.extend(part.file.map(|file| FileInfo {
+                node: format!("extents.{number}"),
+                ..file
+            }));
+            extents.push(part.info);
+            sources.push(part.source);
+        }
+        let disk = Concat::new(sources)?;
+        let mut data = Value::map();
+        if let Some(cid) = descriptor.cid {
+            data.insert("cid", cid);
+        }
+        data.insert("parent-cid", descriptor.parent_cid);
+        data.insert("create-type", create_type);
+        let values: Vec<Value> = extents.iter().map(ExtentInfo::value).collect();
+        data.insert("extents", values);
+        let mut info = ImageInfo {
+            virtual_size: disk.size(),
+            cluster_size: common_grain(&extents),
+            warnings: self.warnings,
+            files,
+            specific: Some(data),
+            ..ImageInfo::default()
+        };
+        info.ids.content_id = descriptor.cid;
+        Ok(VmdkImage {
+            file,
+            disk,
+            backing: self.backing,
+            references: self.references,
+            info,
+        })
+    }
+}
+
+impl BlockSource for VmdkImage {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.disk.read_at(buf, offset)
+    }
+
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+        self.disk.extent_at(offset, limit)
+    }
+
+    fn block_size(&self) -> u64 {
+        self.disk.block_size()
+    }
+
+    fn identity(&self) -> Option<FileIdentity> {
+        self.file.identity()
+    }
+
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        let backing = self.backing.as_ref();
+        self.file.uses_file(file)
+            || self.disk.uses_file(file)
+            || backing.is_some_and(|image| image.uses_file(file))
+    }
+
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+        if self.identity() == Some(file) && format == VMDK {
+            return Some(0);
+        }
+        self.backing
+            .as_ref()?
+            .depth_of(file, format)?
+            .checked_add(1)
+    }
+}
+
+impl Image for VmdkImage {
+    fn format(&self) -> FormatId {
+        VMDK
+    }
+
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn references(&self) -> &[Reference] {
+        &self.references
+    }
+
+    fn backing(&self) -> Option<&Arc<dyn Image>> {
+        self.backing.as_ref()
+    }
+}
+
+/// The extent that is the image's own file.
+fn own_extent(size: u64) -> ExtentInfo {
+    ExtentInfo {
+        name: None,
+        kind: String::new(),
+        size,
+        grain: None,
+        compressed: false,
+        known: true,
+    }
+}
+
+/// The size of a grain, if all extents are of one kind and have some.
+fn common_grain(extents: &[ExtentInfo]) -> Option<u64> {
+    let first = extents.first()?;
+    let like_first =
+        |e: &ExtentInfo| e.known && (e.grain, e.compressed) == (first.grain, first.compressed);
+    first.grain.filter(|_| extents.iter().all(like_first))
+}
+
+/// Fails if the parent was changed since its child was made: what the child does not record is then
+/// no longer what it was.
+fn check_parent(descriptor: &Descriptor, parent: &dyn Image) -> Result<()> {
+    let expected = descriptor.parent_cid;
+    let found = parent.info().ids.content_id;
+    if !descriptor.compares_cid() || found == Some(expected) {
+        return Ok(());
+    }
+    let found = found.map_or("none".to_owned(), |cid| format!("{cid:08x}"));
+    let expected = match expected {
+        NO_CID => "that it has no parent".to_owned(),
+        cid => format!("CID {cid:08x}"),
+    };
+    Err(malformed(format!(
+        "expects {expected}, and the parent that it names has CID {found}: it was changed, or is \
+         another disk"
+    )))
+}
+
+fn extent_alone(feature: &str) -> Error {
+    Error::Unsupported {
+        format: VMDK,
+        feature: feature.to_owned(),
+        hint: "open the descriptor that names it",
+    }
+}
+
+/// The text of a file that is a descriptor and nothing else.
+fn read_text_file(source: &dyn BlockSource) -> Result<Vec<u8>> {
+    let size = source.size();
+    check_text_len(size)?;
+    let mut text = vec![0; usize::try_from(size).unwrap_or(0)];
+    source.read_exact_at(&mut text, 0)?;
+    if descriptor::recognize(&text).is_none() {
+        return Err(Error::malformed(
+            VMDK,
+            "file",
+            0,
+            "has neither a header nor a descriptor",
+        ));
+    }
+    Ok(text)
+}
+
+/// The text of the descriptor in a sparse extent; empty if there is none.
+fn embedded_text(source: &dyn BlockSource, header: &SparseExtentHeader) -> Result<Vec<u8>> {
+    if header.descriptor_offset == 0 || header.descriptor_size == 0 {
+        return Ok(Vec::new());
+    }
+    let range = header
+        .descriptor_offset
+        .checked_mul(SECTOR)
+        .zip(header.descriptor_size.checked_mul(SECTOR));
+    let inside =
+        |(at, len): &(u64, u64)| at.checked_add(*len).is_some_and(|end| end <= source.size());
+    let Some((at, len)) = range.filter(inside) else {
+        let problem = "and its size lie past the end of the file";
+        return Err(SparseExtentHeader::malformed(
+            0,
+            "descriptor_offset",
+            problem,
+        ));
+    };
+    check_text_len(len)?;
+    let mut text = vec![0; usize::try_from(len).unwrap_or(0)];
+    source.read_exact_at(&mut text, at)?;
+    Ok(text)
+}
+
+fn check_text_len(len: u64) -> Result<()> {
+    if len > descriptor::MAX_LEN {
+        let most = descriptor::MAX_LEN;
+        return Err(malformed(format!("is {len} bytes long, more than {most}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! Space-efficient sparse extents of ESXi hosts (`seSparse`), as QEMU and dissect found them to be:
+//! VMware published nothing. No file of a real host was seen.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::limits::Limits;
+use crate::map::TableCache;
+use crate::source::{BlockSource, BlockSourceExt};
+
+use super::alias::{Regions, Seen};
+use super::header::{
+    SE_SPARSE_MAGIC, SE_SPARSE_VOLATILE_MAGIC, SECTOR, SECTOR_LEN, SeSparseConstHeader,
+    SeSparseVolatileHeader, unsupported,
+};
+use super::map::{Grain, GrainMap, Storage, Tables, malformed};
+
+const ENTRY_LEN: u64 = 8;
+/// The upper half of a grain directory entry that is in use.
+const TABLE_IN_USE: u64 = 0x1000_0000;
+
+/// Tables of 64-bit entries, in an area of their own.
+#[derive(Debug)]
+pub(super) struct SeSparseTables {
+    /// The grain directory as it stands in the file.
+    directory: Vec<u8>,
+    tables_start: u64,
+    tables_end: u64,
+    table_len: u64,
+    grains_start: u64,
+    grain: u64,
+}
+
+impl Tables for SeSparseTables {
+    fn entry_len(&self) -> usize {
+        8
+    }
+
+    fn table(&self, index: u64) -> Result<Option<u64>> {
+        let entry = usize::try_from(index)
+            .ok()
+            .and_then(|index| read_entry(&self.directory, index))
+            .unwrap_or(0);
+        self.table_of(entry)
+    }
+
+    fn entry(&self, raw: &[u8]) -> Result<Grain> {
+        let entry = read_entry(raw, 0).unwrap_or(0);
+        match entry >> 60 {
+            0 if entry == 0 => Ok(Grain::Unallocated),
+            // 1 is a grain that the guest unmapped, 2 one that it zeroed.
+            1 | 2 => Ok(Grain::Zero),
+            3 => {
+                let number = ((entry >> 48) & 0xfff) | ((entry & 0xffff_ffff_ffff) << 12);
+                let at = number
+                    .checked_mul(self.grain)
+                    .and_then(|offset| offset.checked_add(self.grains_start));
+                at.map(Grain::At).ok_or_else(|| bad_entry(entry))
+            }
+            _ => Err(bad_entry(entry)),
+        }
+    }
+}
+
+impl SeSparseTables {
+    fn table_of(&self, entry: u64) -> Result<Option<u64>> {
+        if entry == 0 {
+            return Ok(None);
+        }
+        let start = self.tables_start + (entry & 0xffff_ffff) * self.table_len;
+        if entry >> 32 != TABLE_IN_USE || start + self.table_len > self.tables_end {
+            let problem = format!("has the entry {entry:#x}, which means no grain table");
+            return Err(malformed("grain directory", 0, problem));
+        }
+        Ok(Some(start))
+    }
+}
+
+fn bad_entry(entry: u64) -> crate::Error {
+    let problem = format!("has the entry {entry:#x}, which is not known");
+    malformed("grain table", 0, problem)
+}
+
+fn read_entry(table: &[u8], index: usize) -> Option<u64> {
+    let raw = table.get(index.checked_mul(8)?..)?.first_chunk()?;
+    Some(u64::from_le_bytes(*raw))
+}
+
+/// Opens such an extent. `size` is how much of it the guest sees, in bytes.
+pub(super) fn open(
+    file: Arc<dyn BlockSource>,
+    size: Option<u64>,
+    limits: &Limits,
+) -> Result<GrainMap<SeSparseTables>> {
+    let header = SeSparseConstHeader::parse(&sector_at(&file, 0)?, 0)?;
+    if header.magic != u64::from_le_bytes(SE_SPARSE_MAGIC) {
+        return Err(SeSparseConstHeader::malformed(0, "magic", "is another"));
+    }
+    header.check()?;
+    check_volatile(&file, header.volatile_header_offset)?;
+
+    let span = |field: &'static str, offset: u64, sectors: u64| {
+        let start = offset.checked_mul(SECTOR);
+        let end = offset
+            .checked_add(sectors)
+            .and_then(|end| end.checked_mul(SECTOR));
+        match (start, end) {
+            (Some(start), Some(end)) if end <= file.size() => Ok((start, end)),
+            _ => {
+                let problem = format!("and its size lie past the end at {}", file.size());
+                Err(SeSparseConstHeader::malformed(0, field, problem))
+            }
+        }
+    };
+    let directory = span(
+        "grain_dir_offset",
+        header.grain_dir_offset,
+        header.grain_dir_size,
+    )?;
+    let tables = span(
+        "grain_tables_offset",
+        header.grain_tables_offset,
+        header.grain_tables_size,
+    )?;
+    let grains = span("grains_offset", header.grains_offset, 0)?;
+    let reserved = vec![(0, SECTOR), directory, tables];
+    let regions = Regions::new(reserved).map_err(|at| {
+        let problem = format!("overlap at byte {at}");
+        malformed("seSparse directory and tables", 0, problem)
+    })?;
+
+    let capacity = header.capacity * SECTOR;
+    let grain = header.grain_size * SECTOR;
+    let table_len = header.grain_table_size * SECTOR;
+    let entries = table_len / ENTRY_LEN;
+    let len = capacity.div_ceil(entries * grain) * ENTRY_LEN;
+    limits.check_metadata("the grain directory", len)?;
+    if len > directory.1 - directory.0 {
+        let problem = "is too small for the capacity";
+        return Err(SeSparseConstHeader::malformed(0, "grain_dir_size", problem));
+    }
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    file.read_exact_at(&mut bytes, directory.0)?;
+    let tables = SeSparseTables {
+        directory: bytes,
+        tables_start: tables.0,
+        tables_end: tables.1,
+        table_len,
+        grains_start: grains.0,
+        grain,
+    };
+    refuse_shared_tables(&tables)?;
+    let seen = Seen::new(grain, file.size());
+    Ok(GrainMap {
+        file,
+        tables,
+        storage: Storage::Plain,
+        grain,
+        entries,
+        size: size.unwrap_or(capacity),
+        regions,
+        seen,
+        cache: TableCache::new(limits.cache_bytes),
+    })
+}
+
+/// The size in bytes that the header of such an extent gives.
+pub(super) fn capacity(file: &dyn BlockSource) -> Result<u64> {
+    let header = SeSparseConstHeader::parse(&sector_at(file, 0)?, 0)?;
+    header.check()?;
+    Ok(header.capacity * SECTOR)
+}
+
+fn refuse_shared_tables(tables: &SeSparseTables) -> Result<()> {
+    let mut starts = Vec::new();
+    for raw in tables.directory.chunks_exact(8) {
+        starts.extend(tables.table_of(read_entry(raw, 0).unwrap_or(0))?);
+    }
+    starts.sort_unstable();
+    match starts
+        .iter()
+        .zip(starts.iter().skip(1))
+        .find(|(a, b)| a == b)
+    {
+        None => Ok(()),
+        Some((at, _)) => {
+            let problem = format!("has two entries for the grain table at byte {at}");
+            Err(malformed("grain directory", 0, problem))
+        }
+    }
+}
+
+/// What was written last may only be in the journal: then the tables are behind.
+fn check_volatile(file: &dyn BlockSource, offset: u64) -> Result<()> {
+    let at = offset.saturating_mul(SECTOR);
+    let header = SeSparseVolatileHeader::parse(&sector_at(file, at)?, at)?;
+    if header.magic != SE_SPARSE_VOLATILE_MAGIC {
+        return Err(SeSparseVolatileHeader::malformed(at, "magic", "is another"));
+    }
+    if header.replay_journal != 0 {
+        return Err(unsupported("a seSparse journal to be replayed".into()));
+    }
+    Ok(())
+}
+
+fn sector_at(file: &dyn BlockSource, at: u64) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; SECTOR_LEN];
+    let n = file.read_at(&mut bytes, at)?;
+    bytes.truncate(n);
+    Ok(bytes)
+}

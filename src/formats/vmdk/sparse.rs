@@ -1,0 +1,292 @@
+//! Hosted sparse extents (`KDMV`) and those of ESXi hosts (`COWD`).
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::limits::Limits;
+use crate::map::TableCache;
+use crate::source::{BlockSource, BlockSourceExt};
+
+use super::alias::{Regions, Seen};
+use super::header::{
+    COWD_TABLE_ENTRIES, CowdHeader, Flags, GD_AT_END, SECTOR, SECTOR_LEN, SparseExtentHeader,
+};
+use super::map::{Grain, GrainMap, Storage, Tables, malformed};
+use super::stream;
+
+/// Tables of 32-bit entries that count in sectors.
+#[derive(Debug)]
+pub(super) struct SectorTables {
+    file: Arc<dyn BlockSource>,
+    /// The grain directory as it stands in the file.
+    directory: Vec<u8>,
+    /// Where the other directory is in the file, if there is one to fall back on.
+    second: Option<u64>,
+    zeroed_grains: bool,
+}
+
+impl Tables for SectorTables {
+    fn entry_len(&self) -> usize {
+        4
+    }
+
+    fn table(&self, index: u64) -> Result<Option<u64>> {
+        let sector = entry(&self.directory, index).unwrap_or(0);
+        Ok((sector != 0).then(|| u64::from(sector) * SECTOR))
+    }
+
+    fn second_table(&self, index: u64) -> Option<u64> {
+        let mut raw = [0; 4];
+        let at = self.second?.checked_add(index.checked_mul(4)?)?;
+        self.file.read_exact_at(&mut raw, at).ok()?;
+        let sector = u32::from_le_bytes(raw);
+        (sector != 0).then(|| u64::from(sector) * SECTOR)
+    }
+
+    fn entry(&self, raw: &[u8]) -> Result<Grain> {
+        Ok(match entry(raw, 0).unwrap_or(0) {
+            0 => Grain::Unallocated,
+            1 if self.zeroed_grains => Grain::Zero,
+            sector => Grain::At(u64::from(sector) * SECTOR),
+        })
+    }
+}
+
+fn entry(table: &[u8], index: u64) -> Option<u32> {
+    let at = usize::try_from(index).ok()?.checked_mul(4)?;
+    let raw = table.get(at..)?.first_chunk()?;
+    Some(u32::from_le_bytes(*raw))
+}
+
+/// A hosted sparse extent: its header, and where its grains are.
+#[derive(Debug)]
+pub(super) struct SparseExtent {
+    pub(super) map: GrainMap<SectorTables>,
+    /// What is odd about it.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Reads the header at the start of a hosted sparse extent.
+pub(super) fn read_header(file: &dyn BlockSource) -> Result<SparseExtentHeader> {
+    let header = header_at(file, 0)?;
+    header.check(0)?;
+    Ok(header)
+}
+
+/// The structure at byte `at`, unchecked.
+pub(super) fn header_at(file: &dyn BlockSource, at: u64) -> Result<SparseExtentHeader> {
+    let mut bytes = [0; SECTOR_LEN];
+    let n = file.read_at(&mut bytes, at)?;
+    SparseExtentHeader::parse(bytes.get(..n).unwrap_or_default(), at)
+}
+
+/// Opens a hosted sparse extent whose header was read. `size` is how much of it the guest sees, in
+/// bytes.
+pub(super) fn open_hosted(
+    file: Arc<dyn BlockSource>,
+    first: &SparseExtentHeader,
+    size: Option<u64>,
+    limits: &Limits,
+) -> Result<SparseExtent> {
+    let header = match first.gd_offset {
+        GD_AT_END => stream::read_footer(&file, first)?,
+        _ => *first,
+    };
+    if header.is_compressed() {
+        limits.check_metadata("a compressed grain", header.grain_size * SECTOR)?;
+    }
+    let capacity = header.capacity * SECTOR;
+    if header.over_head.saturating_mul(SECTOR) > file.size() && capacity > 0 {
+        let problem = format!(
+            "is {} sectors, and the file has {} bytes",
+            header.over_head,
+            file.size()
+        );
+        return Err(SparseExtentHeader::malformed(0, "over_head", problem));
+    }
+    let layout = Layout {
+        entries: header.num_gtes_per_gt.into(),
+        grain: header.grain_size * SECTOR,
+        capacity,
+        reserved: vec![
+            (0, SECTOR),
+            range(first.descriptor_offset, first.descriptor_size)?,
+        ],
+    };
+    let redundant = header.flag_set().contains(Flags::REDUNDANT_DIRECTORY) && header.rgd_offset > 0;
+    let mut warnings = Vec::new();
+    let mut second = redundant.then(|| header.rgd_offset.saturating_mul(SECTOR));
+    let mut found = layout.directory(&file, header.gd_offset, limits);
+    if let (Err(error @ Error::Malformed { .. }), Some(_)) = (&found, second) {
+        if let Ok(other) = layout.directory(&file, header.rgd_offset, limits) {
+            warnings.push(format!("the redundant grain directory is used: {error}"));
+            (found, second) = (Ok(other), None);
+        }
+    }
+    let (directory, regions) = found?;
+    if header.unclean_shutdown != 0 {
+        warnings.push("the extent was not closed: its tables may be behind its data".to_owned());
+    }
+    let storage = match header.is_compressed() {
+        false => Storage::Plain,
+        true => Storage::Packed {
+            markers: header.flag_set().contains(Flags::MARKERS),
+            unpacker: Default::default(),
+        },
+    };
+    // Packed grains begin at any sector.
+    let unit = if header.is_compressed() {
+        SECTOR
+    } else {
+        layout.grain
+    };
+    let seen = Seen::new(unit, file.size());
+    let tables = SectorTables {
+        file: Arc::clone(&file),
+        directory,
+        second,
+        zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
+    };
+    let map = GrainMap {
+        file,
+        tables,
+        storage,
+        grain: layout.grain,
+        entries: layout.entries,
+        size: size.unwrap_or(capacity),
+        regions,
+        seen,
+        cache: TableCache::new(limits.cache_bytes),
+    };
+    Ok(SparseExtent { map, warnings })
+}
+
+/// Reads the header of a COWD extent.
+pub(super) fn read_cowd_header(file: &dyn BlockSource) -> Result<CowdHeader> {
+    let mut bytes = [0; CowdHeader::LEN];
+    let n = file.read_at(&mut bytes, 0)?;
+    let header = CowdHeader::parse(bytes.get(..n).unwrap_or_default(), 0)?;
+    header.check()?;
+    Ok(header)
+}
+
+/// Opens a COWD extent whose header was read, likewise.
+pub(super) fn open_cowd(
+    file: Arc<dyn BlockSource>,
+    header: &CowdHeader,
+    size: Option<u64>,
+    limits: &Limits,
+) -> Result<GrainMap<SectorTables>> {
+    let capacity = u64::from(header.num_sectors) * SECTOR;
+    let layout = Layout {
+        entries: COWD_TABLE_ENTRIES,
+        grain: u64::from(header.grain_size) * SECTOR,
+        capacity,
+        reserved: vec![(0, CowdHeader::LEN as u64)],
+    };
+    if u64::from(header.num_gd_entries) < layout.directory_entries() {
+        let problem = format!(
+            "is {}, and the capacity needs {}",
+            header.num_gd_entries,
+            layout.directory_entries()
+        );
+        return Err(CowdHeader::malformed(0, "num_gd_entries", problem));
+    }
+    let (directory, regions) = layout.directory(&file, header.gd_offset.into(), limits)?;
+    let seen = Seen::new(layout.grain, file.size());
+    Ok(GrainMap {
+        tables: SectorTables {
+            file: Arc::clone(&file),
+            directory,
+            second: None,
+            zeroed_grains: false,
+        },
+        file,
+        storage: Storage::Plain,
+        grain: layout.grain,
+        entries: layout.entries,
+        size: size.unwrap_or(capacity),
+        regions,
+        seen,
+        cache: TableCache::new(limits.cache_bytes),
+    })
+}
+
+/// What the place and size of a grain directory follow from.
+struct Layout {
+    entries: u64,
+    grain: u64,
+    /// Bytes of the guest that the extent has room for.
+    capacity: u64,
+    /// What no table may lie in, in bytes.
+    reserved: Vec<(u64, u64)>,
+}
+
+impl Layout {
+    fn directory_entries(&self) -> u64 {
+        self.capacity.div_ceil(self.entries * self.grain)
+    }
+
+    /// Reads the grain directory at a sector, and checks that its tables are in the file and apart.
+    fn directory(
+        &self,
+        file: &dyn BlockSource,
+        sector: u64,
+        limits: &Limits,
+    ) -> Result<(Vec<u8>, Regions)> {
+        let len = self.directory_entries().saturating_mul(4);
+        limits.check_metadata("the grain directory", len)?;
+        let start = sector.saturating_mul(SECTOR);
+        let end = start.checked_add(len);
+        if end.is_none_or(|end| end > file.size()) {
+            let problem = format!(
+                "{len} bytes long, lies past the end of the file at {}",
+                file.size()
+            );
+            return Err(malformed("grain directory", start, problem));
+        }
+        let mut directory = vec![0; usize::try_from(len).unwrap_or(0)];
+        file.read_exact_at(&mut directory, start)?;
+        let table_len = self.entries * 4;
+        let mut ranges = self.reserved.clone();
+        ranges.push((start, start + len));
+        for raw in directory.chunks_exact(4) {
+            let table = u64::from(entry(raw, 0).unwrap_or(0)) * SECTOR;
+            if table == 0 {
+                continue;
+            }
+            if table + table_len > file.size() {
+                let problem = format!(
+                    "refers to a grain table at byte {table}, and the file ends at {}",
+                    file.size()
+                );
+                return Err(malformed("grain directory", start, problem));
+            }
+            ranges.push((table, table + table_len));
+        }
+        let regions = Regions::new(ranges).map_err(|at| {
+            let problem = format!("or one of its tables overlaps other metadata at byte {at}");
+            malformed("grain directory", start, problem)
+        })?;
+        Ok((directory, regions))
+    }
+}
+
+/// The bytes of so many sectors.
+fn range(sector: u64, sectors: u64) -> Result<(u64, u64)> {
+    let end = sector.checked_add(sectors);
+    match (
+        sector.checked_mul(SECTOR),
+        end.and_then(|end| end.checked_mul(SECTOR)),
+    ) {
+        (Some(start), Some(end)) => Ok((start, end)),
+        _ => {
+            let problem = format!("is sector {sector}, which no file has");
+            Err(SparseExtentHeader::malformed(
+                0,
+                "descriptor_offset",
+                problem,
+            ))
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Streams: the footer that holds what a forward-only writer could not know at the start (section
+//! "Stream-Optimized Compressed Sparse Extents").
+
+use crate::error::Result;
+use crate::source::BlockSource;
+
+use super::header::{
+    GD_AT_END, GRAIN_MARKER_LEN, MARKER_EOS, MARKER_FOOTER, MARKER_GD, MARKER_GT, MARKER_PROGRESS,
+    Marker, SECTOR, SPARSE_MAGIC, SparseExtentHeader,
+};
+use super::map::malformed;
+use super::sparse::header_at;
+
+/// Finds and reads the footer of a stream whose header is `first`. It stands before the last sector of
+/// the file, or, where bytes follow the stream, after the marker that a walk from the start finds.
+///
+/// # Errors
+/// [`Error::Malformed`](crate::Error::Malformed) if there is none: the stream is cut short.
+pub(super) fn read_footer(
+    file: &dyn BlockSource,
+    first: &SparseExtentHeader,
+) -> Result<SparseExtentHeader> {
+    let at = match at_end(file)? {
+        Some(at) => at,
+        None => walk(file, first)?,
+    };
+    let footer = header_at(file, at)?;
+    if footer.magic_number != SPARSE_MAGIC {
+        return Err(malformed("footer", at, "has no magic number"));
+    }
+    footer.check(at)?;
+    if footer.gd_offset == GD_AT_END {
+        let problem = "says that the grain directory is at the end, as the header does";
+        return Err(SparseExtentHeader::malformed(at, "gd_offset", problem));
+    }
+    Ok(footer)
+}
+
+/// Where the footer is in a file that ends with its stream.
+fn at_end(file: &dyn BlockSource) -> Result<Option<u64>> {
+    let Some(at) = file.size().checked_sub(3 * SECTOR) else {
+        return Ok(None);
+    };
+    if at % SECTOR != 0 {
+        return Ok(None);
+    }
+    let footer = marker_at(file, at)?;
+    let end = marker_at(file, at + 2 * SECTOR)?;
+    let is_footer = footer.size == 0 && footer.kind == MARKER_FOOTER;
+    let is_end = end.val == 0 && end.size == 0 && end.kind == MARKER_EOS;
+    let magic = header_at(file, at + SECTOR)?.magic_number == SPARSE_MAGIC;
+    Ok((is_footer && is_end && magic).then_some(at + SECTOR))
+}
+
+/// Where the footer is, by following the markers from the first grain on. Every step goes on by a
+/// sector or more.
+fn walk(file: &dyn BlockSource, first: &SparseExtentHeader) -> Result<u64> {
+    let missing = |at| malformed("stream", at, "has no footer: the file is cut short");
+    let mut footer = None;
+    let mut at = first.over_head.max(1).saturating_mul(SECTOR);
+    while at.checked_add(SECTOR).is_some_and(|end| end <= file.size()) {
+        let marker = marker_at(file, at)?;
+        let sectors = match (marker.size, marker.kind) {
+            (0, MARKER_EOS) => return footer.ok_or_else(|| missing(at)),
+            (0, MARKER_GT | MARKER_GD | MARKER_PROGRESS) => marker.val.checked_add(1),
+            (0, MARKER_FOOTER) => {
+                footer = Some(at + SECTOR);
+                marker.val.checked_add(1)
+            }
+            (0, kind) => {
+                let problem = format!("is {kind}, which is not known");
+                return Err(Marker::malformed(at, "kind", problem));
+            }
+            (size, _) => Some((u64::from(size) + GRAIN_MARKER_LEN as u64).div_ceil(SECTOR)),
+        };
+        at = sectors
+            .and_then(|sectors| sectors.checked_mul(SECTOR))
+            .and_then(|len| at.checked_add(len))
+            .ok_or_else(|| missing(at))?;
+    }
+    Err(missing(at))
+}
+
+fn marker_at(file: &dyn BlockSource, at: u64) -> Result<Marker> {
+    let mut bytes = [0; Marker::LEN];
+    let n = file.read_at(&mut bytes, at)?;
+    Marker::parse(bytes.get(..n).unwrap_or_default(), at)
+}

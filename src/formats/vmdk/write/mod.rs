@@ -1,0 +1,146 @@
+//! Laying a disk out: one sparse extent or several, flat ones, or a stream.
+
+mod encoder;
+mod flat;
+mod options;
+mod sparse;
+mod stream;
+mod text;
+
+pub use options::{AdapterType, Subformat, VmdkOptions};
+
+use crate::error::{Error, Result};
+use crate::image::{ImageWriter, OutputFile, Payload, Write};
+use crate::name::ImageName;
+
+use super::header::SECTOR;
+
+/// Sectors of a grain: 64 KiB, which every tool writes.
+const GRAIN_SECTORS: u64 = 128;
+/// Bytes of a grain.
+const GRAIN: u64 = GRAIN_SECTORS * SECTOR;
+/// Entries of a grain table.
+const TABLE_ENTRIES: u64 = 512;
+/// Sectors of a grain table.
+const TABLE_SECTORS: u64 = TABLE_ENTRIES * 4 / SECTOR;
+/// Bytes of the guest for which a grain table answers.
+const TABLE_SPAN: u64 = TABLE_ENTRIES * GRAIN;
+/// Where the descriptor is in a sparse extent, in sectors, and how much room it has there.
+const DESCRIPTOR_OFFSET: u64 = 1;
+const DESCRIPTOR_SECTORS: u64 = 20;
+/// Bytes of an extent of a disk that is split.
+const SPLIT: u64 = 2 << 30;
+
+impl VmdkOptions {
+    /// What lays such a disk of `virtual_size` bytes out, rounded up to a sector. `file_name` is what
+    /// the file will be called; those of its extents are named after it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for options that exclude each other, and for a size that the format
+    /// cannot hold; [`Error::Unsupported`] without the codec of a stream.
+    pub fn writer(
+        self,
+        virtual_size: u64,
+        file_name: Option<&ImageName>,
+    ) -> Result<Box<dyn ImageWriter>> {
+        self.check()?;
+        let size = virtual_size
+            .checked_next_multiple_of(SECTOR)
+            .filter(|size| i64::try_from(*size).is_ok())
+            .ok_or_else(|| Error::invalid("a VMDK cannot be as large as 8 EiB"))?;
+        if size == 0 {
+            return Err(Error::invalid("a VMDK cannot have a size of 0"));
+        }
+        let names = Names::new(file_name);
+        match self.subformat {
+            Subformat::MonolithicSparse | Subformat::TwoGbMaxExtentSparse => {
+                Ok(Box::new(sparse::SparseWriter::new(&self, size, &names)?))
+            }
+            Subformat::StreamOptimized => {
+                Ok(Box::new(stream::StreamWriter::new(&self, size, &names)?))
+            }
+            _ => Ok(Box::new(flat::FlatWriter::new(&self, size, &names)?)),
+        }
+    }
+}
+
+/// What the files are called: `disk.vmdk`, `disk-flat.vmdk`, `disk-s001.vmdk`.
+#[derive(Debug)]
+struct Names {
+    image: Vec<u8>,
+}
+
+impl Names {
+    fn new(file_name: Option<&ImageName>) -> Self {
+        let image = file_name.map_or(&b"disk.vmdk"[..], ImageName::as_bytes);
+        Names {
+            image: image.to_vec(),
+        }
+    }
+
+    /// The image's own name as a descriptor can quote it. Readers do not use it.
+    fn own(&self) -> ImageName {
+        match is_quotable(&self.image) {
+            true => ImageName::from(self.image.as_slice()),
+            false => ImageName::from("disk.vmdk"),
+        }
+    }
+
+    /// The image's name with a suffix before its extension.
+    fn with(&self, suffix: &str) -> Result<ImageName> {
+        if !is_quotable(&self.image) {
+            let name = ImageName::from(self.image.as_slice());
+            return Err(Error::invalid(format!(
+                "the descriptor cannot hold names made from {}",
+                name.quoted()
+            )));
+        }
+        let dot = self.image.iter().rposition(|byte| *byte == b'.');
+        let (stem, extension) = self.image.split_at(dot.unwrap_or(self.image.len()));
+        Ok(ImageName::new(
+            [stem, suffix.as_bytes(), extension].concat(),
+        ))
+    }
+}
+
+/// Whether a name can stand between quotes in a descriptor.
+fn is_quotable(name: &[u8]) -> bool {
+    !name.is_empty()
+        && !name
+            .iter()
+            .any(|byte| *byte == b'"' || byte.is_ascii_control())
+}
+
+/// The files of an image that is a descriptor and these extents.
+fn files_of(extents: &[ImageName]) -> Vec<OutputFile> {
+    let extents = extents.iter().cloned().map(OutputFile::Named);
+    std::iter::once(OutputFile::Image).chain(extents).collect()
+}
+
+fn bytes_at(file: usize, offset: u64, bytes: Vec<u8>) -> Write {
+    Write {
+        file,
+        offset,
+        payload: Payload::Bytes(bytes),
+    }
+}
+
+fn zeroed(len: u64) -> Vec<u8> {
+    vec![0; usize::try_from(len).unwrap_or(0)]
+}
+
+/// Sets the entry number `index` of a table of sectors.
+fn set_entry(table: &mut [u8], index: u64, sector: u64) -> Result<()> {
+    let value = u32::try_from(sector).map_err(|_| too_large())?;
+    let at = usize::try_from(index)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(4);
+    if let Some(raw) = table.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
+        *raw = value.to_le_bytes();
+    }
+    Ok(())
+}
+
+fn too_large() -> Error {
+    Error::invalid("a sparse extent cannot hold 2 TiB or more; use subformat=twoGbMaxExtentSparse")
+}

@@ -1,0 +1,289 @@
+//! VMDK: golden and damaged images, and what nobody else gets right.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr
+)]
+
+mod support;
+
+use std::sync::Arc;
+
+use blockform::inspect::Report;
+use blockform::storage::Memory;
+use blockform::{BlockSource, BlockSourceExt, Error, OpenOptions, PathPolicy};
+use serde_json::Value;
+use support::{Rng, read_all, sha256, testdata};
+
+fn manifest() -> Value {
+    let text = std::fs::read_to_string(testdata("vmdk/manifest.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn entries(kind: &str) -> Vec<Value> {
+    manifest()[kind].as_array().unwrap().clone()
+}
+
+fn file(entry: &Value) -> String {
+    entry["file"].as_str().unwrap().to_owned()
+}
+
+fn options() -> OpenOptions {
+    OpenOptions::new().references(PathPolicy::SameDirectory)
+}
+
+/// Whether this build can read a file: without zlib there are no streams.
+fn can_read(file: &str) -> bool {
+    cfg!(feature = "zlib") || !file.starts_with("stream")
+}
+
+#[test]
+fn guests_see_what_was_written() {
+    for entry in entries("images") {
+        let name = file(&entry);
+        if !can_read(&name) {
+            continue;
+        }
+        let path = testdata(&format!("vmdk/good/{name}"));
+        let image = options().open_path(path).expect(&name);
+        assert_eq!(image.format().as_str(), "vmdk");
+        assert_eq!(image.size(), entry["virtual_size"], "{name}");
+        let bytes = read_all(&image).expect(&name);
+        assert_eq!(sha256(&bytes), entry["sha256"], "{name}");
+        let mut at = 0;
+        for extent in image.extents() {
+            let extent = extent.expect(&name);
+            assert_eq!(extent.start, at, "{name}");
+            at = extent.end();
+            let range = usize::try_from(extent.start).unwrap()..usize::try_from(at).unwrap();
+            let zero = bytes[range].iter().all(|b| *b == 0);
+            assert!(zero || !extent.kind.reads_as_zero(), "{name}: {extent:?}");
+        }
+        assert_eq!(at, image.size(), "{name}");
+        let mut rng = Rng(5);
+        for _ in 0..40 {
+            let start = rng.below(image.size());
+            let mut buf = vec![0xee; usize::try_from(1 + rng.below(200_000)).unwrap()];
+            let n = image.read_at(&mut buf, start).unwrap();
+            let from = usize::try_from(start).unwrap();
+            let want = &bytes[from..bytes.len().min(from + buf.len())];
+            assert!(buf[..n] == *want, "{name} from {start}");
+        }
+    }
+}
+
+#[test]
+fn files_are_opened_only_where_that_is_allowed() {
+    for entry in entries("images") {
+        let name = file(&entry);
+        let path = testdata(&format!("vmdk/good/{name}"));
+        let opened = OpenOptions::new().open_path(path);
+        let needs = entry["needs"].as_array().unwrap();
+        match opened {
+            Err(Error::Denied { .. }) => assert!(!needs.is_empty(), "{name}"),
+            Err(error) => panic!("{name}: {error}"),
+            Ok(_) => assert!(needs.is_empty(), "{name}"),
+        }
+    }
+}
+
+#[test]
+fn info_says_what_qemu_img_says() {
+    for entry in entries("images") {
+        if entry["info"].is_null() {
+            continue;
+        }
+        let name = file(&entry);
+        let path = testdata(&format!("vmdk/good/{name}"));
+        let report = Report::of_path(path, &options()).unwrap();
+        let told: Value = serde_json::from_str(&report.to_json()).unwrap();
+        let mut data = told["format-specific"]["data"].clone();
+        for extent in data["extents"].as_array_mut().unwrap() {
+            let path = extent["filename"].as_str().unwrap().to_owned();
+            extent["filename"] = path.rsplit('/').next().unwrap().into();
+        }
+        assert_eq!(data, entry["info"], "{name}");
+    }
+}
+
+#[test]
+fn every_damaged_image_is_refused_by_name() {
+    let listed = entries("bad");
+    let on_disk = std::fs::read_dir(testdata("vmdk/bad")).unwrap().count();
+    assert_eq!(listed.len(), on_disk, "the table lists every file");
+    let mut wrong = Vec::new();
+    for bad in listed {
+        let name = file(&bad);
+        if !can_read(&name) {
+            continue;
+        }
+        let opened = options().open_path(testdata(&format!("vmdk/bad/{name}")));
+        let (when, error) = match opened {
+            Err(error) => ("open", Some(error)),
+            Ok(image) => ("read", read_all(&image).err()),
+        };
+        let kind = match &error {
+            Some(Error::Malformed { .. }) => "Malformed",
+            Some(Error::Unsupported { .. }) => "Unsupported",
+            Some(Error::LimitExceeded { .. }) => "LimitExceeded",
+            Some(Error::Detached { .. }) => "Detached",
+            _ => "another",
+        };
+        let words = bad["error"].as_str().unwrap();
+        let said = error.as_ref().is_some_and(|e| e.chain().contains(words));
+        if when != bad["when"] || kind != bad["kind"] || !said {
+            wrong.push(format!("{name}: at {when}: {error:?}; expected {bad}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn open_bytes(bytes: Vec<u8>) -> Result<Box<dyn blockform::Image>, Error> {
+    OpenOptions::new().open(Arc::new(Memory::new(bytes)))
+}
+
+#[test]
+fn a_file_cut_short_is_refused_or_still_right() {
+    let (mut right, mut refused) = (0, 0);
+    for entry in entries("images") {
+        let name = file(&entry);
+        if !entry["needs"].as_array().unwrap().is_empty() || !can_read(&name) {
+            continue;
+        }
+        let whole = std::fs::read(testdata(&format!("vmdk/good/{name}"))).unwrap();
+        let mut lengths: Vec<usize> = (0..whole.len()).step_by(4093).collect();
+        lengths.extend((0..whole.len()).rev().step_by(509).take(60));
+        lengths.extend([1, 511, 512, 513, 1024, 1536].map(|n| whole.len() - n));
+        for len in lengths {
+            let read = open_bytes(whole[..len].to_vec()).and_then(|image| read_all(&image));
+            match read {
+                Err(_) => refused += 1,
+                Ok(bytes) => {
+                    assert_eq!(sha256(&bytes), entry["sha256"], "{name} cut to {len} bytes");
+                    right += 1;
+                }
+            }
+        }
+    }
+    assert!(refused > 100 && right > 0, "{refused} {right}");
+}
+
+#[test]
+fn no_flipped_bit_makes_a_panic() {
+    let mut rng = Rng(11);
+    for entry in entries("images") {
+        let name = file(&entry);
+        if !entry["needs"].as_array().unwrap().is_empty() {
+            continue;
+        }
+        let whole = std::fs::read(testdata(&format!("vmdk/good/{name}"))).unwrap();
+        let most = whole.len().min(24 << 10) as u64;
+        for _ in 0..200 {
+            let mut bytes = whole.clone();
+            let at = usize::try_from(rng.below(most)).unwrap();
+            bytes[at] ^= 1 << rng.below(8);
+            let Ok(image) = open_bytes(bytes) else {
+                continue;
+            };
+            if image.size() < 1 << 24 {
+                drop(image.extents().collect::<Result<Vec<_>, _>>());
+                drop(read_all(&image));
+            }
+        }
+    }
+}
+
+/// qemu-img passes over `RDONLY`, `NOACCESS` and `ZERO` lines, and what follows moves down.
+#[test]
+fn no_extent_is_passed_over() {
+    let image = options()
+        .open_path(testdata("vmdk/good/rdonly.vmdk"))
+        .unwrap();
+    let flat = std::fs::read(testdata("vmdk/good/flat.bin")).unwrap();
+    let bytes = read_all(&image).unwrap();
+    assert_eq!(bytes.len(), 16 * 512);
+    assert!(
+        bytes[12 * 512..] == flat[12 * 512..],
+        "the last extent is where it belongs"
+    );
+}
+
+/// A child that does not say where its parent is reads as zeros elsewhere, with a good exit status.
+#[test]
+fn a_child_is_not_read_without_its_parent() {
+    for name in ["child-alone", "virtualbox-child"] {
+        let path = testdata(&format!("vmdk/bad/{name}.vmdk"));
+        let image = OpenOptions::new().open_path(path).unwrap();
+        assert!(!image.info().warnings.is_empty());
+        assert!(matches!(read_all(&image), Err(Error::Detached { .. })));
+        let extents: Result<Vec<_>, _> = image.extents().collect();
+        assert!(matches!(extents, Err(Error::Detached { .. })));
+    }
+}
+
+/// What an archive leaves after a stream makes others look for the footer in the wrong place.
+#[cfg(feature = "zlib")]
+#[test]
+fn what_follows_a_stream_is_not_part_of_it() {
+    let whole = std::fs::read(testdata("vmdk/good/stream.vmdk")).unwrap();
+    let content = read_all(&open_bytes(whole.clone()).unwrap()).unwrap();
+    for (len, byte) in [
+        (1, 0),
+        (511, 0),
+        (512, 0),
+        (1536, 0),
+        (9000, 0),
+        (70_000, 0x5a),
+    ] {
+        let mut longer = whole.clone();
+        longer.resize(whole.len() + len, byte);
+        let read = read_all(&open_bytes(longer).unwrap()).unwrap();
+        assert!(read == content, "{len} bytes of {byte}");
+    }
+}
+
+#[test]
+fn a_parent_that_was_changed_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |name: &str| {
+        let bytes = std::fs::read(testdata(&format!("vmdk/good/{name}"))).unwrap();
+        std::fs::write(folder.path().join(name), &bytes).unwrap();
+        bytes
+    };
+    copy("child.vmdk");
+    let mut parent = copy("monolithicSparse.vmdk");
+    let child = folder.path().join("child.vmdk");
+    options().open_path(&child).unwrap();
+    let at = parent.windows(4).position(|w| w == b"CID=").unwrap() + 4;
+    parent[at..at + 8].copy_from_slice(b"00000001");
+    std::fs::write(folder.path().join("monolithicSparse.vmdk"), parent).unwrap();
+    let error = options().open_path(&child).unwrap_err().to_string();
+    assert!(error.contains("00000001"), "{error}");
+}
+
+#[test]
+fn a_chain_that_comes_back_to_itself_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = |hint: &str| {
+        format!(
+            "# Disk DescriptorFile\nversion=1\nCID=00000001\nparentCID=00000001\n\
+             createType=\"monolithicFlat\"\nparentFileNameHint=\"{hint}\"\nRW 8 ZERO\n"
+        )
+    };
+    for (name, hint) in [("a.vmdk", "b.vmdk"), ("b.vmdk", "a.vmdk")] {
+        std::fs::write(folder.path().join(name), text(hint)).unwrap();
+    }
+    assert!(options().open_path(folder.path().join("a.vmdk")).is_err());
+    // An extent that is the descriptor itself.
+    let own = text("").replace("RW 8 ZERO", "RW 1 FLAT \"c.vmdk\" 0");
+    let own = own.replace("parentCID=00000001", "parentCID=ffffffff");
+    std::fs::write(
+        folder.path().join("c.vmdk"),
+        own.replace("parentFileNameHint=\"\"\n", ""),
+    )
+    .unwrap();
+    assert!(options().open_path(folder.path().join("c.vmdk")).is_err());
+}

@@ -268,7 +268,15 @@ impl BlockMap for VhdxMap {
     fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
         let (run, len) = self.run(guest, limit)?;
         let span = match run {
-            Run::Stored { host } => Span::Recorded(ExtentKind::Data, Some(host)),
+            Run::Stored { host } => {
+                // A block of many mebibytes that a guest hardly wrote to is mostly a hole of the file.
+                let stored = self.file.extent_at(host, len)?;
+                let span = match stored.kind.reads_as_zero() {
+                    true => Span::Recorded(ExtentKind::Zero, None),
+                    false => Span::Recorded(ExtentKind::Data, Some(host)),
+                };
+                return Ok((span, stored.len.min(len)));
+            }
             Run::Zero => Span::Recorded(ExtentKind::Zero, None),
             Run::Packed { .. } => Span::Recorded(ExtentKind::Compressed, None),
             Run::Unallocated => Span::Unallocated,

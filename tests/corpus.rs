@@ -1,4 +1,4 @@
-//! Raw and qcow2 images that other people's tools wrote, where the collection is at hand.
+//! Raw, qcow2 and VMDK images that other people's tools wrote, where the collection is at hand.
 
 #![cfg(all(feature = "zlib", feature = "zstd"))]
 #![allow(
@@ -67,7 +67,7 @@ fn images_by_other_tools_read_as_they_should() {
     let manifest = std::fs::read_to_string(corpus.join("manifest.json")).unwrap();
     let manifest: Value = serde_json::from_str(&manifest).unwrap();
     let entries = manifest.as_array().unwrap().iter();
-    let ours = entries.filter(|e| e["format"] == "raw" || e["format"] == "qcow2");
+    let ours = entries.filter(|e| ["raw", "qcow2", "vmdk"].iter().any(|f| e["format"] == *f));
     let ours: Vec<&Value> = ours.collect();
     assert!(ours.len() > 20);
     let wrong: Vec<String> = ours

@@ -18,7 +18,7 @@ use common::example;
 use support::{has_tool, run, shared};
 
 /// The cases that are about the formats that we read, or about no format.
-const OURS: &str = "^(qcow2-|raw-|fs-|poly-luks-qcow2)";
+const OURS: &str = "^(qcow2-|raw-|fs-|vmdk-|poly-luks-qcow2|poly-vmdk)";
 
 #[test]
 fn no_hostile_image_gets_its_way() {

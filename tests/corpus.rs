@@ -50,7 +50,17 @@ fn wrong(folder: &Path, entry: &Value) -> Option<String> {
 }
 
 /// The formats that are read.
-const READ: [&str; 5] = ["raw", "qcow2", "qcow", "qed", "parallels"];
+const READ: [&str; 9] = [
+    "raw",
+    "qcow2",
+    "vmdk",
+    "vhd",
+    "vhdx",
+    "vdi",
+    "qcow",
+    "qed",
+    "parallels",
+];
 
 #[test]
 fn images_by_other_tools_read_as_they_should() {

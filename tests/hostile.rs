@@ -17,8 +17,8 @@ use std::process::Command;
 use common::example;
 use support::{has_tool, run, shared};
 
-/// The cases that are about the formats that we read, or about no format.
-const OURS: &str = "^(qcow2-|raw-|fs-|poly-luks-qcow2|qcow1|qed|parallels)";
+/// All cases.
+const OURS: &str = ".";
 
 #[test]
 fn no_hostile_image_gets_its_way() {

@@ -14,10 +14,7 @@
 //!         |         |
 //!       detect ── open (limits, reference policy, chain)         the one door into an image
 //!         |
-//!       formats/  raw  qcow2  vhdx                               one folder per format
-//!       formats/  raw  qcow2  vhd  vdi                           one folder per format
-//!       formats/  raw  qcow2  vmdk                               one folder per format
-//!       formats/  raw  qcow2  qcow  qed  parallels               one folder per format
+//!       formats/  raw qcow2 vmdk vhd vhdx vdi qcow qed parallels one folder per format
 //!         |          \
 //!         |           map/   codec/                              tables to reads; packing, by pools
 //!         |             |

@@ -6,13 +6,23 @@
 #[allow(dead_code, unreachable_pub)]
 mod model;
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use blockform::BlockTarget;
 use blockform::convert::ConvertOptions;
 use blockform::storage::Memory;
+use blockform::{BlockTarget, OpenOptions};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use model::{Fill, Model, Way, reopen};
+
+/// The other formats that are written to one file, with what tells their kinds apart.
+const OTHERS: [(&str, &[(&str, &str)]); 5] = [
+    ("vmdk", &[("subformat", "monolithicSparse")]),
+    ("vmdk", &[("subformat", "streamOptimized")]),
+    ("vhd", &[("subformat", "dynamic"), ("force_size", "on")]),
+    ("vhdx", &[("subformat", "dynamic")]),
+    ("vdi", &[]),
+];
 
 const SIZE: usize = 64 << 20;
 
@@ -53,6 +63,31 @@ fn benches(c: &mut Criterion) {
             let files = way.write(&disk).unwrap();
             let image = reopen(&files, None).unwrap();
             group.bench_function(format!("{name}-to-raw"), |b| {
+                b.iter(|| {
+                    let targets = [Arc::new(Memory::default()) as Arc<dyn BlockTarget>];
+                    ConvertOptions::to("raw")
+                        .convert_to_targets(&image, &targets)
+                        .unwrap()
+                });
+            });
+        }
+        for (format, options) in OTHERS {
+            let name = options.first().map_or(format, |(_, value)| *value);
+            let to = || {
+                let to = ConvertOptions::to(format).threads(NonZeroUsize::MIN.saturating_add(1));
+                options
+                    .iter()
+                    .fold(to, |to, (name, value)| to.option(*name, *value))
+            };
+            let write = || {
+                let target = Arc::new(Memory::default());
+                let targets = [Arc::clone(&target) as Arc<dyn BlockTarget>];
+                to().convert_to_targets(&disk, &targets).unwrap();
+                target
+            };
+            group.bench_function(format!("raw-to-{format}-{name}"), |b| b.iter(write));
+            let image = OpenOptions::new().open(write()).unwrap();
+            group.bench_function(format!("{format}-{name}-to-raw"), |b| {
                 b.iter(|| {
                     let targets = [Arc::new(Memory::default()) as Arc<dyn BlockTarget>];
                     ConvertOptions::to("raw")

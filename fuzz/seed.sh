@@ -15,3 +15,32 @@ for target in qcow qed parallels; do
         find "../testdata/$target" -name "*.$target" -size -200k -exec cp -t "corpus/$corpus" {} +
     done
 done
+mkdir -p corpus/container
+for target in detect container; do
+    find ../testdata/kinds -type f -size -64k ! -name manifest.json -exec cp -t "corpus/$target" {} +
+done
+for folder in ../testdata/parallels/bundles/*/; do
+    for target in detect container parallels; do
+        cp "${folder}DiskDescriptor.xml" "corpus/$target/$(basename "$folder").xml"
+    done
+done
+mkdir -p corpus/stream
+find ../testdata -type f -size -100k ! -name '*.md' ! -name '*.py' ! -name '*.json' -exec cp -t corpus/stream {} +
+mkdir -p corpus/plan
+for target in '"raw","options":[]' '"vhd","options":[["subformat","fixed"],["force_size","on"]]' \
+    '"vmdk","options":[["subformat","twoGbMaxExtentFlat"]]' '"vdi","options":[["static","on"]]'; do
+    part='"data":9,"sample":"00112233445566778899aabbccddeeff"'
+    printf '{"version":1,"source":{"format":"raw","virtual_size":2097152,"file":{"size":1,"modified_seconds":2,"modified_nanoseconds":3}},"target":{"format":%s,"virtual_size":2097152,"sparse_size":4096,"target_is_zero":false,"sync":true},"parts":[{"start":0,"len":1048576,%s},{"start":1048576,"len":1048576,%s}]}' \
+        "$target" "$part" "$part" >"corpus/plan/$(printf %s "$target" | md5sum | cut -c -8)"
+done
+for corpus in ova detect; do
+    mkdir -p "corpus/$corpus"
+    find ../testdata/ova -name '*.ov[af]' -size -80k -exec cp -t "corpus/$corpus" {} +
+done
+for target in iso partitions fat; do
+    mkdir -p "corpus/$target"
+done
+cp -t corpus/iso ../testdata/content/*.iso
+cp -t corpus/partitions ../testdata/content/{gpt,mbr-logical}.img
+cp -t corpus/fat ../testdata/content/{esp-fat12.img,os-release.ext4}
+cp -t corpus/detect ../testdata/content/*.{iso,img,ext4}

@@ -17,9 +17,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// The variants are sorted by who has to act: the environment ([`Io`](Self::Io)), whoever made the
 /// image ([`Malformed`](Self::Malformed)), this crate ([`Unsupported`](Self::Unsupported)), whoever
 /// must say what the image is ([`Unrecognized`](Self::Unrecognized),
-/// [`Ambiguous`](Self::Ambiguous)), the policy of the caller ([`Denied`](Self::Denied),
-/// [`Detached`](Self::Detached), [`LimitExceeded`](Self::LimitExceeded)) or its code
-/// ([`OutOfRange`](Self::OutOfRange), [`InvalidInput`](Self::InvalidInput)).
+/// [`Ambiguous`](Self::Ambiguous)), the policy of the caller ([`NotAllowed`](Self::NotAllowed),
+/// [`Denied`](Self::Denied), [`Detached`](Self::Detached), [`LimitExceeded`](Self::LimitExceeded)), its
+/// expectation ([`DigestMismatch`](Self::DigestMismatch)), its scheduler
+/// ([`PartsMissing`](Self::PartsMissing)) or its code ([`OutOfRange`](Self::OutOfRange), [`InvalidInput`](Self::InvalidInput)).
 ///
 /// A message never repeats its [`source`](std::error::Error::source); print the chain to see both.
 /// Everything that came from an image is escaped in the message.
@@ -68,11 +69,29 @@ pub enum Error {
     /// Several formats' signatures were found, and they are no pair that occurs in honest files.
     #[error(
         "the file is {} at once; name the format that it is meant to have (-f FORMAT)",
-        list(matches)
+        list(matches, evidence)
     )]
     Ambiguous {
         /// All formats whose signatures were found.
         matches: Vec<FormatId>,
+        /// For each of them what was found, and at which byte of the file.
+        evidence: Vec<(&'static str, u64)>,
+    },
+
+    /// The file is not of a format that the caller allows.
+    #[error(
+        "{}; only {} may be here",
+        unexpected(found, *offset),
+        allowed.join(", ")
+    )]
+    NotAllowed {
+        /// What it was found to be. Empty where it is of no format that is known, or where it only shows
+        /// that it is none of the allowed ones.
+        found: Vec<FormatId>,
+        /// How many bytes of the file were known when that was certain.
+        offset: u64,
+        /// What the caller allows.
+        allowed: Vec<String>,
     },
 
     /// The image refers to another file and the [`Resolver`](crate::Resolver) did not allow it.
@@ -120,6 +139,24 @@ pub enum Error {
     /// The caller asked for something that cannot be.
     #[error("{0}")]
     InvalidInput(Cow<'static, str>),
+
+    /// The bytes have another digest than the caller expects.
+    #[error("the digest is {found}, and {expected} was expected")]
+    DigestMismatch {
+        /// The digest that was expected.
+        expected: String,
+        /// The digest of the bytes.
+        found: String,
+    },
+
+    /// Parts of a conversion in parts are not done yet.
+    #[error("{} of {total} parts are not done: {}", missing.len(), numbers(missing))]
+    PartsMissing {
+        /// Their numbers, in order, counted from 0.
+        missing: Vec<usize>,
+        /// How many parts there are.
+        total: usize,
+    },
 
     /// The caller stopped the operation.
     #[error("cancelled")]
@@ -174,13 +211,17 @@ impl Error {
     pub fn io_kind(&self) -> io::ErrorKind {
         match self {
             Error::Io { source, .. } => source.kind(),
-            Error::Malformed { .. } | Error::Unrecognized | Error::Ambiguous { .. } => {
-                io::ErrorKind::InvalidData
-            }
+            Error::Malformed { .. }
+            | Error::Unrecognized
+            | Error::Ambiguous { .. }
+            | Error::NotAllowed { .. } => io::ErrorKind::InvalidData,
             Error::Unsupported { .. } => io::ErrorKind::Unsupported,
             Error::Denied { .. } | Error::Detached { .. } => io::ErrorKind::PermissionDenied,
-            Error::LimitExceeded { .. } => io::ErrorKind::InvalidData,
+            Error::LimitExceeded { .. } | Error::DigestMismatch { .. } => {
+                io::ErrorKind::InvalidData
+            }
             Error::OutOfRange { .. } | Error::InvalidInput(_) => io::ErrorKind::InvalidInput,
+            Error::PartsMissing { .. } => io::ErrorKind::NotFound,
             Error::Cancelled => io::ErrorKind::Interrupted,
         }
     }
@@ -243,7 +284,44 @@ fn advice(hint: &str) -> String {
     }
 }
 
-fn list(formats: &[FormatId]) -> String {
+fn list(formats: &[FormatId], evidence: &[(&'static str, u64)]) -> String {
+    let told = formats.iter().zip(evidence);
+    let told = told.map(|(format, (what, at))| format!("{format} ({what} at byte {at})"));
+    told.collect::<Vec<_>>().join(" and ")
+}
+
+fn unexpected(found: &[FormatId], offset: u64) -> String {
+    match found {
+        [] => format!("the first {offset} bytes are of no format that is allowed"),
+        found => format!("the first {offset} bytes are of {}", names(found)),
+    }
+}
+
+fn names(formats: &[FormatId]) -> String {
     let names: Vec<&str> = formats.iter().map(|f| f.as_str()).collect();
     names.join(" and ")
+}
+
+/// Numbers in order, runs of them as `3-7`, and not more than a person reads.
+fn numbers(numbers: &[usize]) -> String {
+    const MOST: usize = 20;
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(number) => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let mut told: Vec<String> = runs
+        .iter()
+        .take(MOST)
+        .map(|(first, last)| match first == last {
+            true => first.to_string(),
+            false => format!("{first}-{last}"),
+        })
+        .collect();
+    if runs.len() > MOST {
+        told.push("…".to_owned());
+    }
+    told.join(", ")
 }

@@ -1,20 +1,24 @@
 //! Virtual-machine disk images: open, detect, describe and convert them, without trusting a byte.
 //!
-//! Start with [`OpenOptions`], which opens an image; [`inspect::Report`] describes one and
-//! [`convert::ConvertOptions`] writes one.
+//! Start with [`OpenOptions`], which opens an image; [`inspect::Report`] describes one,
+//! [`convert::ConvertOptions`] writes one, [`compare::CompareOptions`] compares two,
+//! [`extents::Entries`] tells where the bytes are and [`measure::MeasureOptions`] how many there would be.
+//! [`stream::StreamInspector`] describes one while its bytes go by.
 //!
 //! Every layer is a [`BlockSource`]: a file, a slice of one, a qcow2 image, its backing file. A format
 //! is a function from [`BlockSource`] to [`BlockSource`]. Imports run downwards only: a format never
 //! opens a file, starts a thread or prints, storage knows no format, and the verbs know none by name.
 //!
 //! ```text
-//!    img-info   img-convert   your service                       examples/ and users
-//!         \         |          /
-//!       inspect ── convert                                       verbs: work on any image
+//!    img-info img-convert img-compare img-map img-measure …      examples/, and your service
+//!         \         |         |          |         /
+//!       inspect ─ convert ─ compare ─ extents ─ measure          verbs: work on any image
 //!         |         |
 //!       detect ── open (limits, reference policy, chain)         the one door into an image
+//!         |  \
+//!         |   content/  partitions filesystems iso udf efi       what a disk holds, not mounted
 //!         |
-//!       formats/  raw qcow2 vmdk vhd vhdx vdi qcow qed parallels one folder per format
+//!       formats/  raw qcow2 vmdk vhd vhdx vdi qcow qed … ova     one folder per format
 //!         |          \
 //!         |           map/   codec/                              tables to reads; packing, by pools
 //!         |             |
@@ -22,9 +26,9 @@
 //!         |
 //!       ondisk/  field tables, bounds-checked reader             pure functions of bytes
 //!         |
-//!       storage/  file memory slice concat pending seek          bytes beneath the formats
+//!       storage/  file memory slice concat pending seek forward  bytes beneath the formats
 //!         |
-//!       BlockSource · BlockTarget · Extent · Reference · Error   the vocabulary everything speaks
+//!       BlockSource · BlockTarget · Extent · Reference · Error   the vocabulary everything speaks; digest/
 //! ```
 //!
 //! # Trust
@@ -35,22 +39,31 @@
 //! absent.
 
 mod codec;
+pub mod compare;
+pub mod content;
 pub mod convert;
 mod detect;
+pub mod digest;
 mod error;
 mod extent;
+pub mod extents;
 mod format_id;
 pub mod formats;
 pub mod image;
 pub mod inspect;
 mod limits;
 mod map;
+pub mod measure;
 mod name;
 mod ondisk;
 mod open;
+mod packed;
+mod page_buf;
+mod progress;
 mod reference;
 mod source;
 pub mod storage;
+pub mod stream;
 mod target;
 mod zero;
 
@@ -62,10 +75,11 @@ pub use image::{Format, Image, ImageInfo, ImageWriter};
 pub use limits::Limits;
 pub use name::{Escaped, ImageName};
 pub use open::{OpenOptions, PathPolicy, PathResolver};
+pub use packed::{Codec, PackedSource, PackedUnit};
 pub use reference::{
     DenyReferences, DetachReferences, Reference, ReferenceKind, Resolved, Resolver,
 };
-pub use source::{BlockSource, BlockSourceExt, Extents, FileIdentity, check_extent};
+pub use source::{BlockSource, BlockSourceExt, Extents, FileIdentity, Place, check_extent};
 pub use target::{BlockTarget, Zeroes};
 
 /// The code in the README is tested with that of the documentation.

@@ -17,8 +17,19 @@ pub struct Limits {
     pub chain_depth: u64,
     /// Internal snapshots in one image. 65,536.
     pub snapshots: u64,
+    /// Bytes that a packed file may unpack to beyond 64 times its own length. 1 GiB.
+    pub inflated_bytes: u64,
     /// Virtual size in bytes. 2^63 - 1, the largest offset of a file.
     pub virtual_size: u64,
+    /// Bytes that a [stream's inspector](crate::stream::StreamInspector) keeps of what went by: its
+    /// start, its end, and the tables in between. 16 MiB; it never works with less than 64 KiB. A packed
+    /// stream has it twice, for what arrives and for what that unpacks to.
+    pub stream_bytes: u64,
+    /// Bytes of the window (the dictionary) that a packed stream may ask for. 64 MiB, which is what
+    /// `xz -9` asks for.
+    pub window_bytes: u64,
+    /// Bytes that a packed stream may unpack to. 1 TiB.
+    pub unpacked_bytes: u64,
 }
 
 impl Default for Limits {
@@ -28,7 +39,11 @@ impl Default for Limits {
             cache_bytes: 4 << 20,
             chain_depth: 64,
             snapshots: 65_536,
+            inflated_bytes: 1 << 30,
             virtual_size: i64::MAX as u64,
+            stream_bytes: 16 << 20,
+            window_bytes: 64 << 20,
+            unpacked_bytes: 1 << 40,
         }
     }
 }

@@ -66,6 +66,8 @@ pub enum ReferenceKind {
     DataFile,
     /// One of the files that a disk is split into (VMDK).
     ExtentFile,
+    /// A file of an appliance (OVF).
+    PackageFile,
 }
 
 impl fmt::Display for ReferenceKind {
@@ -74,6 +76,7 @@ impl fmt::Display for ReferenceKind {
             ReferenceKind::BackingFile => "backing file",
             ReferenceKind::DataFile => "data file",
             ReferenceKind::ExtentFile => "extent file",
+            ReferenceKind::PackageFile => "package file",
         })
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
+use crate::packed::PackedSource;
 
 /// Bytes addressable at any offset by any number of threads at once.
 ///
@@ -65,6 +66,19 @@ pub trait BlockSource: Debug + Send + Sync {
         let _ = (file, format);
         None
     }
+
+    /// In which file the bytes at `offset`, up to `limit` of them, lie as they are. Two sources that
+    /// tell the same place in a file that is known have the same bytes, so whoever compares them need
+    /// not read. `None` where nothing is known, and it never has to be.
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+        let _ = (offset, limit);
+        None
+    }
+
+    /// The units that are stored packed, if there can be any, to be handed out as they are.
+    fn packed(&self) -> Option<&dyn PackedSource> {
+        None
+    }
 }
 
 /// What tells one file of this machine from another, whatever it is called: its device and number.
@@ -74,6 +88,17 @@ pub struct FileIdentity {
     pub device: u64,
     /// The number of the file on its device.
     pub file: u64,
+}
+
+/// Where bytes lie, in one piece and all of them inside of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The file, where the system tells which it is.
+    pub file: Option<FileIdentity>,
+    /// Where in the file, in bytes.
+    pub offset: u64,
+    /// For how many bytes that holds; never 0.
+    pub len: u64,
 }
 
 macro_rules! forward_source {
@@ -93,6 +118,10 @@ macro_rules! forward_source {
             fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
                 (**self).depth_of(file, format)
             }
+            fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+                (**self).place_of(offset, limit)
+            }
+            fn packed(&self) -> Option<&dyn PackedSource> { (**self).packed() }
         }
     )*};
 }

@@ -4,6 +4,7 @@
 #![allow(
     missing_docs,
     clippy::indexing_slicing,
+    clippy::panic,
     clippy::unwrap_used,
     reason = "tests state what they expect"
 )]
@@ -120,7 +121,13 @@ fn wrong_arguments_are_told_in_one_line() {
 #[test]
 fn help_and_version_are_no_errors() {
     let folder = tempfile::tempdir().unwrap();
-    for command in ["img-info", "img-convert"] {
+    for command in [
+        "img-info",
+        "img-convert",
+        "img-compare",
+        "img-map",
+        "img-measure",
+    ] {
         for flag in ["--help", "--version"] {
             let out = run(folder.path(), example(command), [flag]);
             assert_eq!(out.status.code(), Some(0));
@@ -396,6 +403,153 @@ fn files_that_can_be_described_are_described_beside_one_that_cannot() {
     assert_eq!(json.as_array().unwrap().len(), 2);
 }
 
+/// Runs a line of the shell in a folder that has `img-convert` in its path; returns its exit status,
+/// which is that of the first command of a pipe that fails, and what it said on standard error.
+#[cfg(unix)]
+fn shell(folder: &Path, line: &str) -> (Option<i32>, String) {
+    let bin = example("img-convert");
+    let path = std::env::var("PATH").unwrap();
+    let path = format!("{}:{path}", bin.parent().unwrap().display());
+    let mut command = std::process::Command::new("bash");
+    command.args(["-c", &format!("set -o pipefail; {line}")]);
+    let out = command
+        .current_dir(folder)
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    assert!(out.stdout.is_empty(), "{line}: {out:?}");
+    (out.status.code(), String::from_utf8(out.stderr).unwrap())
+}
+
+#[cfg(unix)]
+#[test]
+fn every_format_goes_through_a_pipe() {
+    let (folder, bytes) = folder_with_disk();
+    let at = folder.path();
+    let pipe = |line: &str| assert_eq!(shell(at, line), (Some(0), String::new()), "{line}");
+    for (format, options) in [
+        ("raw", ""),
+        ("qcow2", ""),
+        ("qcow2", "-o compat=0.10"),
+        ("qcow2", "-o extended_l2=on"),
+        ("vpc", "-o force_size=on"),
+        ("vpc", "-o force_size=on,subformat=fixed"),
+        ("vhdx", ""),
+        ("vhdx", "-o subformat=fixed"),
+        ("vdi", ""),
+        ("vdi", "-o static=on"),
+        ("vmdk", ""),
+        #[cfg(feature = "zlib")]
+        ("vmdk", "-o subformat=streamOptimized"),
+    ] {
+        let convert = |more: &str| format!("img-convert -f raw -O {format} {options} {more}");
+        pipe(&convert("disk.raw - | cat > piped"));
+        pipe(&convert("disk.raw - > file"));
+        pipe(&format!("img-convert -f {format} piped back"));
+        assert!(
+            fs::read(at.join("back")).unwrap() == bytes,
+            "{format} {options}"
+        );
+        assert!(fs::read(at.join("file")).unwrap() == fs::read(at.join("piped")).unwrap());
+        // Where no zeros are searched for, files and streams are the same, but for the name in a VMDK.
+        pipe(&convert("-S 0 disk.raw disk.vmdk"));
+        pipe(&convert("-S 0 disk.raw - | cmp - disk.vmdk"));
+        if has_qemu() {
+            must(
+                at,
+                &format!("qemu-img compare -f raw -F {format} disk.raw piped"),
+            );
+        }
+        fs::remove_file(at.join("piped")).unwrap();
+    }
+    pipe("img-convert -f raw disk.raw - | cmp - disk.raw");
+    pipe("img-convert -f raw disk.raw ./- && cmp ./- disk.raw && rm ./-");
+    // What stands in the file already stays.
+    pipe(
+        "printf abc > some && img-convert -f raw disk.raw - >> some && tail -c +4 some | cmp - disk.raw",
+    );
+    let overlay = "--allow-references=same-dir -O qcow2 -B base.raw -F raw disk.raw -";
+    pipe(&format!(
+        "cp disk.raw base.raw; img-convert -f raw {overlay} | cat > overlay"
+    ));
+    pipe("img-convert --allow-references=same-dir overlay - | cmp - disk.raw");
+}
+
+#[cfg(unix)]
+#[test]
+fn standard_output_has_the_image_and_nothing_else() {
+    let (folder, bytes) = folder_with_disk();
+    let at = folder.path();
+    let (code, told) = shell(at, "img-convert -f raw -p disk.raw - | cmp - disk.raw");
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.starts_with("    (0.00/100%)\r"), "{told:?}");
+    assert!(told.ends_with("    (100.00/100%)\r\n"), "{told:?}");
+    for (line, words) in [
+        ("-n disk.raw - > out", "-n has no meaning"),
+        ("-n --target-is-zero disk.raw - > out", "-n has no meaning"),
+        ("--target-is-zero disk.raw - > out", "requires -n"),
+        ("-t none disk.raw - > out", "-t has no meaning"),
+        ("-t directsync disk.raw - > out", "-t has no meaning"),
+        (
+            "-O vmdk -o subformat=monolithicFlat disk.raw - > out",
+            "2 files",
+        ),
+        ("absent - > out", "absent"),
+        (
+            "disk.raw - >> disk.raw",
+            "is a file that the conversion reads",
+        ),
+        #[cfg(feature = "zlib")]
+        ("-O qcow2 -c disk.raw - > out", "streamOptimized"),
+    ] {
+        let (code, told) = shell(at, &format!("img-convert -f raw {line}"));
+        assert_eq!(code, Some(1), "{line}: {told}");
+        assert!(told.contains(words), "{line}: {told}");
+        assert_eq!(told.matches('\n').count(), 1, "{line}: {told}");
+        let out = fs::read(at.join("out")).unwrap_or_default();
+        assert!(out.is_empty(), "{line} wrote something");
+    }
+    assert!(fs::read(at.join("disk.raw")).unwrap() == bytes);
+    assert!(!at.join("-").exists());
+    for format in ["raw", "qcow2"] {
+        let line =
+            format!("img-convert -f raw -O {format} disk.raw - | head -c 100000 | wc -c >&2");
+        let (code, told) = shell(at, &line);
+        assert_eq!(code, Some(1), "{told}");
+        assert!(told.contains("its reader has gone away"), "{told}");
+        assert!(told.contains("100000\n"), "{told}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_does_not_read_cannot_keep_a_conversion_from_being_stopped() {
+    let (folder, _) = folder_with_disk();
+    let at = folder.path();
+    let mut child = std::process::Command::new(example("img-convert"))
+        .args(["-f", "raw", "disk.raw", "-"])
+        .current_dir(at)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let unread = child.stdout.take();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "the pipe took it all");
+    must(at, &format!("kill -TERM {}", child.id()));
+    let start = std::time::Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed().as_secs() > 20 {
+            child.kill().unwrap();
+            panic!("it waits for its reader");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let out = child.wait_with_output().unwrap();
+    told_in_one_line("img-convert", "TERM", &out, "cancelled");
+    drop(unread);
+}
+
 #[cfg(unix)]
 #[test]
 fn a_signal_leaves_nothing() {
@@ -428,4 +582,46 @@ fn a_signal_leaves_nothing() {
         assert_eq!(names(at), before);
         assert_eq!(fs::read(at.join("out")).unwrap(), b"precious");
     }
+}
+
+#[cfg(all(feature = "zlib", feature = "checksum"))]
+#[test]
+fn several_images_and_the_digest_come_from_one_read() {
+    let (folder, bytes) = folder_with_disk();
+    let folder = folder.path();
+    let line = "-f raw --also vhdx,block_size=1M:b.vhdx --also raw:c.raw \
+                --content-digest sha256 -O qcow2 disk.raw a.qcow2";
+    let out = convert(folder, line);
+    assert!(out.status.success(), "{out:?}");
+    let told = String::from_utf8(out.stdout).unwrap();
+    let digest = told.trim();
+    assert!(digest.starts_with("content-sha256:"), "{told}");
+    assert_eq!(fs::read(folder.join("c.raw")).unwrap(), bytes);
+    let line = "-q -f raw --source-digest md5 disk.raw quiet.raw";
+    converts(folder, line);
+    let told = |line: &str| String::from_utf8(convert(folder, line).stdout).unwrap();
+    let told = told("-f raw --source-digest sha256 --target-digest sha256 disk.raw same.raw");
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines.len(), 2, "{told}");
+    assert_eq!(
+        lines[0].replace("source ", ""),
+        lines[1].replace("target ", "")
+    );
+    let expect = format!("--expect-content {digest} -O raw");
+    converts(folder, &format!("-q {expect} b.vhdx d.raw"));
+    assert_eq!(fs::read(folder.join("d.raw")).unwrap(), bytes);
+    fs::write(folder.join("other.raw"), &bytes[1..]).unwrap();
+    refuses(
+        folder,
+        &format!("{expect} -f raw other.raw e.raw"),
+        "was expected",
+    );
+    refuses(
+        folder,
+        "-f raw --also raw:./a.out disk.raw a.out",
+        "two files",
+    );
+    // What goes wrong with one leaves the others only if that is said.
+    let line = "-f raw --also vhdx:none/b.vhdx disk.raw f.raw";
+    refuses(folder, line, "none/b.vhdx");
 }

@@ -42,6 +42,13 @@ fn wrong(folder: &Path, entry: &Value) -> Option<String> {
             Ok(report) => report,
             Err(error) => return Some(error.chain()),
         };
+        let mut told = report.matches.iter().map(|(id, _)| id.as_str());
+        let format = entry["format"].as_str().unwrap();
+        if entry["expect"] == "identify" {
+            // Where nothing is read, readers do not agree on the size either.
+            let named = report.format.as_str() == format || told.any(|id| id == format);
+            return (!named).then(|| format!("is no {format}"));
+        }
         let (ours, size) = (report.info.virtual_size, entry["virtual_size"].as_u64());
         return size
             .filter(|size| *size != ours)
@@ -69,8 +76,8 @@ fn wrong(folder: &Path, entry: &Value) -> Option<String> {
     }
 }
 
-/// The formats that are read.
-const READ: [&str; 9] = [
+/// The formats that are read, and those that are only told by name.
+const KNOWN: [&str; 15] = [
     "raw",
     "qcow2",
     "vmdk",
@@ -80,6 +87,12 @@ const READ: [&str; 9] = [
     "qcow",
     "qed",
     "parallels",
+    "dmg",
+    "bochs",
+    "cloop",
+    "ewf",
+    "luks",
+    "ova",
 ];
 
 #[test]
@@ -100,7 +113,7 @@ fn images_by_other_tools_read_as_they_should() {
     let manifest = std::fs::read_to_string(corpus.join("manifest.json")).unwrap();
     let manifest: Value = serde_json::from_str(&manifest).unwrap();
     let entries = manifest.as_array().unwrap().iter();
-    let ours = entries.filter(|e| READ.iter().any(|format| e["format"] == *format));
+    let ours = entries.filter(|e| KNOWN.iter().any(|format| e["format"] == *format));
     let ours: Vec<&Value> = ours.collect();
     assert!(ours.len() > 20);
     let wrong: Vec<String> = ours

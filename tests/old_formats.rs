@@ -160,6 +160,11 @@ fn a_raw_base_that_shows_a_format_is_refused_unless_it_is_declared() {
     // QED has a bit that says raw; qcow has nothing.
     assert_eq!(open("qed").unwrap()[..4096], base[..4096]);
     assert!(matches!(open("qcow"), Err(Error::InvalidInput(_))));
+    // A disk to which somebody wrote an archive is a raw one still.
+    let archive = fs::read(testdata("kinds/good/files.tar")).unwrap();
+    base[..1024].copy_from_slice(&archive[..1024]);
+    fs::write(at("base.raw"), &base).unwrap();
+    assert_eq!(open("qcow").unwrap()[..4096], base[..4096]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the commands share: how they read their arguments and how they say what went wrong.
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,8 +11,9 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 
 /// The arguments of this command, or the exit status with which it is over: help was asked for, or
-/// something is wrong with the arguments, which is said on standard error in one line.
-pub(crate) fn arguments<T: Parser>(command: &str) -> Result<T, ExitCode> {
+/// something is wrong with the arguments, which is said on standard error in one line; the status is
+/// `wrong` then.
+pub(crate) fn arguments<T: Parser>(command: &str, wrong: ExitCode) -> Result<T, ExitCode> {
     T::try_parse().map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
             Ok(()) => ExitCode::SUCCESS,
@@ -28,18 +30,16 @@ pub(crate) fn arguments<T: Parser>(command: &str) -> Result<T, ExitCode> {
             let told = told.join(" ");
             let told = told.strip_prefix("error: ").unwrap_or(&told);
             complain(command, &format!("{told} (try '{command} --help')"));
-            ExitCode::FAILURE
+            wrong
         }
     })
 }
 
 /// Says on standard error what went wrong, in one line, whatever the text holds.
 pub(crate) fn complain(command: &str, problem: &str) {
-    let line = ImageName::from(problem);
-    #[expect(clippy::print_stderr, reason = "a command says here what went wrong")]
-    {
-        eprintln!("{command}: {}", line.escaped());
-    }
+    let line = format!("{command}: {}\n", ImageName::from(problem).escaped());
+    // In one write, so that what others say there does not come between.
+    drop(io::stderr().write_all(line.as_bytes()));
 }
 
 /// Takes an argument as a path, and nothing else than a path.

@@ -3,13 +3,16 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use blockform::image::{SnapshotSelector, parse_size};
-use clap::{Parser, ValueEnum};
+use blockform::digest::{Algorithm, ContentDigest, Digest};
+use blockform::image::{SnapshotSelector, parse_options, parse_size};
+use clap::Parser;
 
 use crate::common::{Policy, path};
+use crate::values::{CacheMode, snapshot};
 
 /// Converts disk images as `qemu-img convert` does. SRC and DST are paths and nothing else; several
-/// SRC are taken one behind the other. DST is replaced only when the whole of it is written.
+/// SRC are taken one behind the other. DST is replaced only when the whole of it is written. The DST -
+/// is standard output: whoever reads it has to look at the exit status.
 #[derive(Debug, Parser)]
 #[command(name = crate::COMMAND, version)]
 pub(crate) struct Arguments {
@@ -25,7 +28,7 @@ pub(crate) struct Arguments {
     /// Options of the format to write, NAME=VALUE[,NAME=VALUE]…
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub(crate) options: Vec<String>,
-    /// Shows how far the conversion is
+    /// Shows how far the conversion is, on standard error if DST is -
     #[arg(short = 'p')]
     pub(crate) progress: bool,
     /// How many threads work; as many as there are processors unless given
@@ -49,12 +52,49 @@ pub(crate) struct Arguments {
     /// Converts an internal snapshot: snapshot.id=ID, snapshot.name=NAME, or an id or a name
     #[arg(short = 'l', value_name = "SNAPSHOT", value_parser = snapshot)]
     pub(crate) snapshot: Option<SnapshotSelector>,
+    /// Converts this disk of an appliance: its place in the list of img-info, or its file's name
+    #[arg(long, value_name = "DISK")]
+    pub(crate) disk: Option<String>,
+    /// Compares an appliance with its manifest first
+    #[arg(long)]
+    pub(crate) verify_manifest: bool,
     /// Writes an overlay that records only what differs from FILE, a path relative to DST's directory
     #[arg(short = 'B', value_name = "FILE", requires = "backing_format", value_parser = path())]
     pub(crate) backing: Option<PathBuf>,
     /// The format of -B FILE
     #[arg(short = 'F', value_name = "FMT", requires = "backing")]
     pub(crate) backing_format: Option<String>,
+    /// Writes another image in the same read: its format, options as -o has them, a colon and a path
+    #[arg(long, value_name = "FMT[,NAME=VALUE…]:PATH", value_parser = Also::parse)]
+    pub(crate) also: Vec<Also>,
+    /// Keeps the images that are whole if another of DST and --also fails; the exit status is 1 then
+    #[arg(long, requires = "also")]
+    pub(crate) allow_failure: bool,
+    /// Goes on where an earlier call with the same arguments was stopped, and keeps what is unfinished
+    /// beside DST
+    #[arg(long, conflicts_with_all = ["no_create", "also", "content_digest", "expect_content"])]
+    pub(crate) resumable: bool,
+    /// Prints the digest of the disk's content: md5, sha1, sha256, sha512 or blake3
+    #[arg(long, value_name = "ALGORITHM")]
+    pub(crate) content_digest: Option<Algorithm>,
+    /// Fails, and leaves nothing, if the disk's content has another digest than this
+    #[arg(long, value_name = "DIGEST", conflicts_with = "content_digest")]
+    pub(crate) expect_content: Option<ContentDigest>,
+    /// Prints the digest of the bytes of SRC, which is made meanwhile
+    #[arg(long, value_name = "ALGORITHM")]
+    pub(crate) source_digest: Vec<Algorithm>,
+    /// Fails, and leaves nothing, if the bytes of SRC have another digest than this, sha256:9f86… say
+    #[arg(long, value_name = "DIGEST")]
+    pub(crate) expect_source: Vec<Digest>,
+    /// Prints the digest of the bytes of DST
+    #[arg(long, value_name = "ALGORITHM", conflicts_with = "no_create")]
+    pub(crate) target_digest: Vec<Algorithm>,
+    /// Reads the result back and compares it with SRC before it gets its name
+    #[arg(long, conflicts_with_all = ["no_create", "backing"])]
+    pub(crate) verify: bool,
+    /// Unpacks what is copied packed, to see that it can be
+    #[arg(long)]
+    pub(crate) check_packed: bool,
     /// Shows nothing but errors
     #[arg(short = 'q')]
     pub(crate) quiet: bool,
@@ -77,14 +117,30 @@ pub(crate) struct Arguments {
     files: Vec<PathBuf>,
 }
 
-/// What QEMU calls a cache mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum CacheMode {
-    None,
-    Writeback,
-    Unsafe,
-    Writethrough,
-    Directsync,
+/// Another target.
+#[derive(Debug, Clone)]
+pub(crate) struct Also {
+    pub(crate) format: String,
+    pub(crate) options: Vec<(String, String)>,
+    pub(crate) path: PathBuf,
+}
+
+impl Also {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (what, path) = text
+            .split_once(':')
+            .filter(|(_, path)| !path.is_empty())
+            .ok_or("it has to be a format, a colon and a path")?;
+        let (format, options) = what.split_once(',').unwrap_or((what, ""));
+        Ok(Also {
+            format: format.to_owned(),
+            options: match options {
+                "" => Vec::new(),
+                options => parse_options(options).map_err(|e| e.chain())?,
+            },
+            path: path.into(),
+        })
+    }
 }
 
 impl Arguments {
@@ -93,6 +149,8 @@ impl Arguments {
         let Some((destination, sources)) = self.files.split_last() else {
             return Err("no files were given".to_owned());
         };
+        let to_stdout = crate::output::is_standard(destination);
+        let waits = !matches!(self.cache, CacheMode::Writeback | CacheMode::Unsafe);
         let conflicts = [
             (
                 self.target_is_zero && !self.no_create,
@@ -103,12 +161,33 @@ impl Arguments {
                 "-o has no meaning with -n: nothing is created",
             ),
             (
+                self.no_create && !self.also.is_empty(),
+                "--also has no meaning with -n",
+            ),
+            (
                 self.no_create && self.backing.is_some(),
                 "-B has no meaning with -n: nothing is created",
             ),
             (
+                to_stdout && self.no_create,
+                "-n has no meaning for standard output; a file that is called - is ./-",
+            ),
+            (
+                to_stdout && !self.also.is_empty(),
+                "--also cannot go with standard output",
+            ),
+            (
+                to_stdout && waits,
+                "-t has no meaning for standard output: what becomes of it is for its reader to say",
+            ),
+            (
                 sources.len() > 1 && self.backing.is_some(),
                 "-B has no meaning for several sources",
+            ),
+            (
+                sources.len() > 1
+                    && !(self.source_digest.is_empty() && self.expect_source.is_empty()),
+                "the digest of SRC has no meaning for several sources",
             ),
             (
                 sources.len() > 1 && self.snapshot.is_some(),
@@ -127,20 +206,5 @@ fn sparse_size(text: &str) -> Result<u64, String> {
         Some(bytes) if bytes % 512 == 0 => Ok(bytes),
         Some(_) => Err("it has to be a multiple of 512".to_owned()),
         None => Err("it has to be a size such as 4k".to_owned()),
-    }
-}
-
-fn snapshot(text: &str) -> Result<SnapshotSelector, String> {
-    let value = |value: &str| match value {
-        "" => Err("it names no snapshot".to_owned()),
-        value if value.contains(",snapshot.") => Err("give an id or a name, not both".to_owned()),
-        value => Ok(value.to_owned()),
-    };
-    if let Some(id) = text.strip_prefix("snapshot.id=") {
-        value(id).map(SnapshotSelector::Id)
-    } else if let Some(name) = text.strip_prefix("snapshot.name=") {
-        value(name).map(SnapshotSelector::Name)
-    } else {
-        value(text).map(SnapshotSelector::Any)
     }
 }

@@ -1,16 +1,23 @@
-//! Converts disk images as `qemu-img convert` does, into a file that is whole in the end or absent.
+//! Converts disk images as `qemu-img convert` does, into a file that is whole in the end or absent, or
+//! to standard output.
 
 mod arguments;
 #[path = "../common/mod.rs"]
 mod common;
+mod output;
+#[path = "../common/progress.rs"]
 mod progress;
+#[path = "../common/values.rs"]
+mod values;
 
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
-use arguments::{Arguments, CacheMode};
-use blockform::convert::{Cancel, ConvertOptions};
+use arguments::Arguments;
+use blockform::convert::{Cancel, Conversion, ConvertOptions, Summary};
 use blockform::image::{Backing, parse_options};
 use blockform::storage::Concat;
 use blockform::{
@@ -19,11 +26,14 @@ use blockform::{
 };
 use common::{complain, quoted};
 use progress::Meter;
+use values::CacheMode;
 
 const COMMAND: &str = "img-convert";
+/// How long whoever reads standard output may take to notice that the conversion was stopped.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let arguments = match common::arguments::<Arguments>(COMMAND) {
+    let arguments = match common::arguments::<Arguments>(COMMAND, ExitCode::FAILURE) {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
@@ -38,33 +48,156 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), String> {
     let (sources, destination) = arguments.check()?;
-    let mut images = Vec::new();
+    let (mut images, mut files) = (Vec::new(), Vec::new());
     for path in sources {
-        images.push(open(path, arguments).map_err(|e| about(path, &e))?);
+        let (image, file) = open(path, arguments).map_err(|e| about(path, &e))?;
+        images.push(image);
+        files.push(file);
     }
     let cancel = Cancel::new();
     let stop = cancel.clone();
-    ctrlc::set_handler(move || stop.cancel())
-        .map_err(|e| format!("cannot prepare for being interrupted: {e}"))?;
-    let options = options(arguments, destination)?.cancel(cancel);
-    let meter = Meter::new(arguments.progress && !arguments.quiet);
-    let options = meter.attach(options);
+    let to_stdout = output::is_standard(destination);
+    ctrlc::set_handler(move || {
+        stop.cancel();
+        if to_stdout {
+            // A reader that does not read would keep us for ever, and there is nothing to clear away.
+            std::thread::sleep(PATIENCE);
+            complain(COMMAND, "cancelled");
+            std::process::exit(1);
+        }
+    })
+    .map_err(|e| format!("cannot prepare for being interrupted: {e}"))?;
+    let options = options(arguments, destination)?.cancel(cancel.clone());
+    let options = with_file_digests(options, &files, arguments);
+    let meter = Meter::new(arguments.progress && !arguments.quiet, to_stdout);
+    let options = match meter.report() {
+        Some(report) => options.progress(report),
+        None => options,
+    };
     let converted = joined(images).and_then(|source| {
-        if arguments.no_create {
+        if to_stdout {
+            output::convert(&options, &*source)
+        } else if arguments.no_create {
             options.convert_into_existing(&*source, destination)
-        } else {
+        } else if arguments.also.is_empty() {
             options.convert_to_path(&*source, destination)
+        } else {
+            convert_to_all((&*source, &files), options, destination, arguments, cancel)
         }
     });
     meter.finish(converted.is_ok());
-    converted.map(drop).map_err(|error| error.chain())
+    let summary = converted.map_err(|error| error.chain())?;
+    if arguments.quiet {
+        return Ok(());
+    }
+    let digests = summary
+        .content
+        .iter()
+        .map(ToString::to_string)
+        .chain(summary.file_digests.iter().map(|d| format!("source {d}")))
+        .chain(summary.target_digests.iter().map(|d| format!("target {d}")));
+    let text: String = digests.map(|digest| digest + "\n").collect();
+    // Where the image is on standard output, nothing else is.
+    let told = match to_stdout {
+        true => io::stderr().write_all(text.as_bytes()),
+        false => io::stdout().write_all(text.as_bytes()),
+    };
+    told.map_err(|e| format!("cannot write the digests: {e}"))?;
+    Ok(())
+}
+
+/// Converts into DST and all others in one read. Of what fails while others go on each is told on a
+/// line of its own, and the last of them is the error.
+fn convert_to_all(
+    (source, files): (&dyn BlockSource, &[Arc<dyn BlockSource>]),
+    options: ConvertOptions,
+    destination: &Path,
+    arguments: &Arguments,
+    cancel: Cancel,
+) -> Result<Summary> {
+    let mut paths = vec![destination];
+    let mut conversion = Conversion::of(source)
+        .allow_failure(arguments.allow_failure)
+        .check_packed(arguments.check_packed)
+        .cancel(cancel)
+        .to_path(options, destination);
+    for also in &arguments.also {
+        let mut options = ConvertOptions::to(&also.format)
+            .compress(arguments.compress)
+            .verify(arguments.verify)
+            .sync(arguments.cache != CacheMode::Unsafe);
+        for (name, value) in &also.options {
+            options = options.option(name, value);
+        }
+        if let Some(bytes) = arguments.sparse_size {
+            options = options.sparse_size(bytes);
+        }
+        conversion = conversion.to_path(options, &also.path);
+        paths.push(&also.path);
+    }
+    if let Some(threads) = arguments.threads {
+        conversion = conversion.threads(threads);
+    }
+    if let Some(algorithm) = arguments.content_digest {
+        conversion = conversion.content_digest(algorithm);
+    }
+    if let Some(digest) = &arguments.expect_content {
+        conversion = conversion.expect_content(digest.clone());
+    }
+    if let [file] = files {
+        for digest in &arguments.expect_source {
+            conversion = conversion.expect_file(Arc::clone(file), digest.clone());
+        }
+        for algorithm in &arguments.source_digest {
+            conversion = conversion.file_digest(Arc::clone(file), *algorithm);
+        }
+    }
+    let outcome = conversion.run()?;
+    let mut first = None;
+    let mut last = Ok(());
+    let mut failed = Vec::new();
+    for (result, path) in outcome.targets.into_iter().zip(paths) {
+        match result {
+            Ok(summary) => first = first.or(Some(summary)),
+            Err(error) => {
+                failed.push(about(path, &error));
+                last = Err(error);
+            }
+        }
+    }
+    failed.pop();
+    failed.iter().for_each(|problem| complain(COMMAND, problem));
+    let mut summary = first.unwrap_or_default();
+    summary.file_digests = outcome.file_digests;
+    last.map(|()| summary)
+}
+
+/// Of an image that has a file of its own: several sources have none.
+fn with_file_digests(
+    options: ConvertOptions,
+    files: &[Arc<dyn BlockSource>],
+    arguments: &Arguments,
+) -> ConvertOptions {
+    let mut options = options;
+    if let [file] = files {
+        for digest in &arguments.expect_source {
+            options = options.expect_file(Arc::clone(file), digest.clone());
+        }
+        for algorithm in &arguments.source_digest {
+            options = options.file_digest(Arc::clone(file), *algorithm);
+        }
+    }
+    for algorithm in &arguments.target_digest {
+        options = options.target_digest(*algorithm);
+    }
+    options
 }
 
 fn about(path: &Path, error: &Error) -> String {
     format!("{}: {}", quoted(path), error.chain())
 }
 
-fn open(path: &Path, arguments: &Arguments) -> Result<Box<dyn Image>> {
+fn open(path: &Path, arguments: &Arguments) -> Result<(Box<dyn Image>, Arc<dyn BlockSource>)> {
     let mut options = OpenOptions::new().references(arguments.allow_references.0.clone());
     if let Some(format) = &arguments.source_format {
         options = options.format(format);
@@ -72,7 +205,12 @@ fn open(path: &Path, arguments: &Arguments) -> Result<Box<dyn Image>> {
     if let Some(snapshot) = &arguments.snapshot {
         options = options.snapshot(snapshot.clone());
     }
-    options.open_path(path)
+    if let Some(disk) = &arguments.disk {
+        options = options.disk(disk.as_str());
+    }
+    options
+        .verify_manifest(arguments.verify_manifest)
+        .open_path_and_file(path)
 }
 
 /// The images one behind the other. One alone stays what it is, so that what it has packed can be
@@ -101,6 +239,18 @@ fn options(arguments: &Arguments, destination: &Path) -> Result<ConvertOptions, 
     }
     if let Some(threads) = arguments.threads {
         options = options.threads(threads);
+    }
+    if let Some(algorithm) = arguments.content_digest {
+        options = options.content_digest(algorithm);
+    }
+    if let Some(digest) = &arguments.expect_content {
+        options = options.expect_content(digest.clone());
+    }
+    options = options
+        .check_packed(arguments.check_packed)
+        .verify(arguments.verify);
+    if arguments.resumable {
+        options = options.resumable(ConvertOptions::CHECKPOINT);
     }
     if let Some(bytes) = arguments.sparse_size {
         options = options.sparse_size(bytes);

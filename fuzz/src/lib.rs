@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use arbitrary::Arbitrary;
 use blockform::convert::ConvertOptions;
+use blockform::convert::partition;
+use blockform::extents::Entries;
 use blockform::image::Image;
+use blockform::inspect::{Report, Safety};
 use blockform::storage::Memory;
+use blockform::stream::StreamOptions;
 use blockform::{
-    BlockSource, BlockSourceExt, BlockTarget, DenyReferences, DetachReferences, Error, Limits,
-    OpenOptions, Reference, Resolved, Resolver, detect as detect_format,
+    BlockSource, BlockSourceExt, BlockTarget, DenyReferences, DetachReferences, Error, ImageName,
+    Limits, OpenOptions, Reference, Resolved, Resolver, detect as detect_format,
 };
 
 #[path = "../../tests/support/model.rs"]
@@ -18,7 +22,7 @@ mod vhdx;
 
 pub use vhdx::{Patch, VhdxPlan, vhdx, vhdx_write};
 
-use model::{Fill, Model, Way, over, reopen};
+use model::{Fill, Model, Way, open_stream, over, over_written, reopen, streamed};
 
 /// Bytes read of one image at most, so that a small file with a large disk takes no time.
 const MOST_READ: u64 = 1 << 20;
@@ -30,17 +34,20 @@ pub fn detect(bytes: &[u8]) {
     let source: Arc<dyn BlockSource> = Arc::new(Memory::new(bytes));
     let detected = detect_format(&source).expect("memory can be read");
     let (formats, contents) = (detected.matches.len(), detected.content.len());
+    // What a file starts with whose signature is at its end is the disk's.
+    let at_end = |name: &str| {
+        let mut matches = detected.matches.iter();
+        matches.any(|(id, evidence)| id.as_str() == name && evidence.offset > 0)
+    };
     match OpenOptions::new().limits(small()).open(source) {
         Ok(image) if formats == 0 => {
             assert!(contents > 0, "raw is never a fallback");
             assert_eq!(image.format().as_str(), "raw");
         }
         Ok(image) => {
-            let (id, evidence) = &detected.matches[0];
+            let (id, _) = &detected.matches[0];
             assert_eq!(image.format(), *id);
-            // What a fixed VHD starts with is the disk's.
-            let fixed = id.as_str() == "vhd" && evidence.offset > 0;
-            assert!(formats == 1 && (contents == 0 || fixed));
+            assert!(formats == 1 && (contents == 0 || at_end("vhd")));
         }
         Err(Error::Unrecognized) => assert_eq!((formats, contents), (0, 0)),
         Err(error @ Error::Ambiguous { .. }) => {
@@ -48,15 +55,196 @@ pub fn detect(bytes: &[u8]) {
             printable(&error);
         }
         Err(error) => {
-            assert_eq!(formats, 1);
+            assert!(formats == 1 || (formats > 1 && at_end("dmg")));
             printable(&error);
         }
+    }
+}
+
+/// Describes whatever the bytes are, in both forms, without opening what is not read.
+pub fn container(bytes: &[u8]) {
+    let source: Arc<dyn BlockSource> = Arc::new(Memory::new(bytes));
+    let options = OpenOptions::new().limits(small());
+    match Report::of_source(Arc::clone(&source), ImageName::from("x"), &options) {
+        Err(error) => printable(&error),
+        Ok(report) => {
+            let text = report.to_string();
+            let plain = |c: char| c == '\n' || !c.is_control();
+            assert!(text.chars().all(plain), "{text:?}");
+            assert!(report.to_json().is_ascii());
+            let known = report.format.as_str() == "raw" || !report.matches.is_empty();
+            assert!(known, "no format without evidence");
+        }
+    }
+}
+
+/// A plan that is taken covers its disk, and its text is the same when it is written again.
+pub fn plan(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    match partition::Plan::from_json(text, &small()) {
+        Ok(plan) => {
+            let mut end = 0;
+            for part in plan.parts() {
+                assert_eq!(part.start, end);
+                end = part.end();
+            }
+            assert_eq!(end, plan.virtual_size());
+            let text = plan.to_json().expect("it came from text");
+            let again =
+                partition::Plan::from_json(&text, &Limits::default()).expect("it was taken before");
+            assert_eq!(again.to_json().expect("it came from text"), text);
+        }
+        Err(error) => printable(&error),
+    }
+}
+
+/// The bytes as a disk with the signature of a volume descriptor and of a boot catalogue.
+pub fn iso(bytes: &[u8]) {
+    let mut disk = bytes.to_vec();
+    look_into(&disk);
+    if disk.len() > 18 * 2048 {
+        disk[16 * 2048 + 1..16 * 2048 + 6].copy_from_slice(b"CD001");
+        disk[17 * 2048 + 1..17 * 2048 + 6].copy_from_slice(b"CD001");
+        look_into(&disk);
+    }
+}
+
+/// The bytes as a disk with tables of partitions, whose checksums are made right.
+pub fn partitions(bytes: &[u8]) {
+    look_into(bytes);
+    let mut disk = bytes.to_vec();
+    if disk.len() < 2048 {
+        return;
+    }
+    disk[510..512].copy_from_slice(b"\x55\xaa");
+    let last = disk.len() / 512 * 512 - 512;
+    for header in [512, last] {
+        if !disk[header..].starts_with(b"EFI PART") {
+            continue;
+        }
+        let number = |at: usize| {
+            let raw = disk[header + at..header + at + 4].try_into();
+            u32::from_le_bytes(raw.expect("four bytes")) as usize
+        };
+        let (array, length) = (
+            number(72).saturating_mul(512),
+            number(80).saturating_mul(number(84)),
+        );
+        let summed = disk.get(array..).and_then(|rest| rest.get(..length));
+        if let Some(sum) = summed.map(|summed| crc32fast::hash(summed)) {
+            disk[header + 88..header + 92].copy_from_slice(&sum.to_le_bytes());
+        }
+        disk[header + 12..header + 16].copy_from_slice(&92_u32.to_le_bytes());
+        disk[header + 16..header + 20].fill(0);
+        let sum = crc32fast::hash(&disk[header..header + 92]);
+        disk[header + 16..header + 20].copy_from_slice(&sum.to_le_bytes());
+    }
+    look_into(&disk);
+}
+
+/// The bytes as a filesystem of FAT with programs for UEFI, or another one.
+pub fn fat(bytes: &[u8]) {
+    look_into(bytes);
+    if bytes.len() >= 512 {
+        let mut disk = bytes.to_vec();
+        disk[..3].copy_from_slice(b"\xeb\x3c\x90");
+        disk[510..512].copy_from_slice(b"\x55\xaa");
+        look_into(&disk);
+    }
+}
+
+/// Whatever a disk holds, an examination ends, and what it tells is fit for a terminal.
+fn look_into(bytes: &[u8]) {
+    let contents = blockform::content::examine(&Memory::new(bytes), &Limits::default())
+        .expect("memory can be read");
+    let plain = |text: &str| assert!(!text.chars().any(char::is_control), "{text:?}");
+    contents.warnings.iter().for_each(|text| plain(text));
+    for finding in &contents.findings {
+        plain(&finding.source);
+        plain(finding.fact.value());
+    }
+    for (_, value) in contents.properties() {
+        plain(&value);
+    }
+    let partitions = contents.partitions.iter();
+    let filesystems = partitions.filter_map(|p| p.filesystem.as_ref());
+    for filesystem in contents.filesystems.iter().chain(filesystems) {
+        plain(filesystem.uuid.as_deref().unwrap_or_default());
     }
 }
 
 /// Opens the bytes as qcow2, alone, and reads what it is asked to read.
 pub fn qcow2(bytes: &[u8]) {
     open_as("qcow2", bytes);
+}
+
+/// The bytes as a stream, cut in two ways, are what they are as a file, and no more of them is kept than
+/// may be.
+pub fn stream(bytes: &[u8]) {
+    let options = OpenOptions::new().limits(small());
+    let source: Arc<dyn BlockSource> = Arc::new(Memory::new(bytes));
+    let detected = detect_format(&source).expect("memory can be read");
+    let name = || ImageName::from("-");
+    let file = told(Report::without_contents(
+        Arc::clone(&source),
+        name(),
+        &options,
+    ));
+    let checks = Safety::of_source(source, &options).expect("memory can be read");
+    let cuts: Vec<usize> = bytes
+        .iter()
+        .rev()
+        .take(64)
+        .map(|b| 1 + usize::from(*b) * 40)
+        .collect();
+    for cuts in [cuts.as_slice(), &[4096]] {
+        let mut limits = small();
+        limits.stream_bytes = 4 << 20;
+        limits.window_bytes = 1 << 20;
+        limits.unpacked_bytes = 8 << 20;
+        let mut inspector = StreamOptions::new().limits(limits).inspector();
+        let mut rest = bytes;
+        for len in cuts.iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let (chunk, after) = rest.split_at(rest.len().min(*len));
+            inspector.feed(chunk).expect("anything is allowed");
+            assert!(inspector.kept_bytes() <= 8 << 20);
+            rest = after;
+        }
+        let packed = inspector.packing().is_some();
+        let report = match inspector.finish() {
+            Ok(report) => report,
+            Err(error) => {
+                assert!(packed);
+                printable(&error);
+                continue;
+            }
+        };
+        if packed {
+            continue;
+        }
+        assert_eq!(report.detected, detected);
+        if report.unknown.is_empty() {
+            assert_eq!(told(report.description), file);
+            assert_eq!(report.safety, checks);
+        } else {
+            assert!(report.description.is_err() || !report.safety.is_safe());
+        }
+    }
+}
+
+fn told(report: blockform::Result<Report>) -> Result<String, String> {
+    match report {
+        Ok(report) => Ok(report.to_json()),
+        Err(error) => {
+            printable(&error);
+            Err(error.chain())
+        }
+    }
 }
 
 /// The same as VHD. The checksums are made right, or nothing would get past them.
@@ -85,6 +273,28 @@ pub fn vhd(bytes: &[u8]) {
 /// The same as VDI.
 pub fn vdi(bytes: &[u8]) {
     open_as("vdi", bytes);
+}
+
+/// The same as an appliance. The checksums of what is in the place of the first headers are made right,
+/// and the bytes are tried as a descriptor, too.
+pub fn ova(bytes: &[u8]) {
+    open_as("ova", bytes);
+    let mut archive = bytes.to_vec();
+    let mut at = 0;
+    for _ in 0..16 {
+        let Some(header) = archive.get_mut(at..at + 512) else {
+            break;
+        };
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        let digits = std::str::from_utf8(&header[124..135]).unwrap_or_default();
+        let size = usize::from_str_radix(digits, 8).unwrap_or(0);
+        at = at.saturating_add(size).next_multiple_of(512) + 512;
+    }
+    open_as("ova", &archive);
+    let text = [b"<Envelope xmlns='ovf'>", bytes].concat();
+    open_as("ova", &text);
 }
 
 /// The same for VMDK.
@@ -131,9 +341,17 @@ pub fn qed(bytes: &[u8]) {
     open_as("qed", bytes);
 }
 
-/// The same for Parallels.
+/// The same for Parallels; where the bytes are a descriptor, every file that it names is one image.
 pub fn parallels(bytes: &[u8]) {
     open_as("parallels", bytes);
+    let image = include_bytes!("../../testdata/parallels/good/some.parallels");
+    let files = One(Arc::new(Memory::new(&image[..])));
+    let options = OpenOptions::new().format("parallels").limits(small());
+    let bytes = Arc::new(Memory::new(bytes));
+    match options.resolver(Arc::new(files)).open(bytes) {
+        Err(error) => printable(&error),
+        Ok(image) => look_around(image.as_ref()),
+    }
 }
 
 fn open_as(format: &str, bytes: &[u8]) {
@@ -156,6 +374,7 @@ fn small() -> Limits {
     limits.metadata_bytes = 1 << 20;
     limits.cache_bytes = 64 << 10;
     limits.snapshots = 100;
+    limits.inflated_bytes = 1 << 20;
     limits.chain_depth = 4;
     limits
 }
@@ -183,6 +402,13 @@ fn look_around(image: &dyn Image) {
         assert_eq!(extent.start, at);
         assert!(extent.len > 0 && extent.len <= size - at);
         at = extent.end();
+        if let Some(place) = image.place_of(extent.start, extent.len) {
+            assert!((1..=extent.len).contains(&place.len));
+            assert!(
+                !extent.kind.reads_as_zero(),
+                "zeros with a place: {extent:?}"
+            );
+        }
         let len = extent.len.min(1 << 16);
         if read + len > MOST_READ {
             continue;
@@ -202,6 +428,17 @@ fn look_around(image: &dyn Image) {
                     .read_exact_at(&mut again, offset)
                     .expect("it was read before");
                 assert_eq!(again, buf[middle..]);
+            }
+            Err(error) => printable(&error),
+        }
+    }
+    let mut end = 0;
+    let entries = Entries::of(image, "disk".into()).within(0, 64 << 20);
+    for entry in entries.take(MOST_EXTENTS) {
+        match entry {
+            Ok(entry) => {
+                assert_eq!(entry.start, end);
+                end += entry.length;
             }
             Err(error) => printable(&error),
         }
@@ -246,6 +483,27 @@ fn disk(sectors: u16, fills: &[(u8, u32, u32, u64)]) -> Model {
         );
     }
     disk
+}
+
+/// Writes the disk into a stream, opens that and compares every byte. Where no zeros are searched for,
+/// it is the same as the file.
+fn stream_write(
+    options: &ConvertOptions,
+    source: &Model,
+    format: &str,
+    below: Option<Arc<Memory>>,
+    file: Option<&Memory>,
+) {
+    let stream = streamed(options, source).expect("a stream takes it, too");
+    if let Some(file) = file {
+        assert!(stream == file.to_bytes(), "{options:?}: not the file");
+    }
+    let image = open_stream(stream, format, below);
+    let mut read = vec![0xee; source.bytes.len()];
+    image
+        .read_exact_at(&mut read, 0)
+        .expect("what was streamed reads");
+    assert!(read == source.bytes, "{options:?}: other bytes in a stream");
 }
 
 /// Writes the disk as qcow2, opens the result and compares every byte.
@@ -296,6 +554,19 @@ pub fn qcow2_write(plan: &Plan) {
         .expect("what was written reads");
     assert!(read == source.bytes, "{}: other bytes", way.text());
     look_around(image.as_ref());
+    let options = match &base {
+        None => way.options(),
+        Some(base) => over(way.options(), base),
+    };
+    if way.compress || way.data_file {
+        let refused = streamed(&options, &source).expect_err("no stream can hold it");
+        assert!(matches!(refused, Error::InvalidInput(_)), "{refused}");
+        printable(&refused);
+        return;
+    }
+    let file = (base.is_none() && way.sparse_size == 0).then(|| files[0].as_ref());
+    let below = base.map(|base| Arc::new(Memory::new(base)));
+    stream_write(&options, &source, "qcow2", below, file);
 }
 
 /// A disk, what lies below it, and one of the ways to write it as VHD or VDI.
@@ -343,9 +614,18 @@ fn block_write(format: &'static str, extra: &[(&str, &str)], plan: &BlockPlan) {
     };
     let fixed = plan.fixed && base.is_none();
     let image = match &base {
-        None => model::written(way(fixed), format, &source, None),
+        None => {
+            let file = model::written(way(fixed), format, &source, None);
+            let same = plan.sparse_bits % 4 == 0;
+            let bytes = same.then_some(file.file.as_ref());
+            stream_write(&way(fixed), &source, format, None, bytes);
+            file
+        }
         Some(base) => {
             let below = model::written(way(plan.fixed), format, base, None);
+            let options = over_written(way(false), format, &below);
+            let file = Arc::clone(&below.file);
+            stream_write(&options, &source, format, Some(file), None);
             model::written(way(false), format, &source, Some(below))
         }
     };
@@ -396,6 +676,9 @@ pub fn vmdk_write(plan: &VmdkPlan) {
         options = options.option("compression_level", (1 + plan.level % 9).to_string());
     } else if plan.zeroed_grain {
         options = options.option("zeroed_grain", "on");
+    }
+    if which < 2 {
+        stream_write(&options, &source, "vmdk", None, None);
     }
     let files: Vec<Arc<Memory>> = (0..if which < 2 { 1 } else { 2 })
         .map(|_| Arc::default())

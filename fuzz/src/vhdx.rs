@@ -13,7 +13,7 @@ use blockform::{
 };
 
 use crate::model::Model;
-use crate::{disk, look_around, printable, small};
+use crate::{disk, look_around, printable, small, stream_write};
 
 /// Bytes that are changed in one of the structures.
 #[derive(Debug, Arbitrary)]
@@ -148,11 +148,16 @@ pub fn vhdx_write(plan: &VhdxPlan) {
         .base
         .as_ref()
         .map(|fills| write(options(), &disk(plan.sectors, fills)));
-    let bytes = match &base {
-        Some(base) => write(over(base, options()), &source),
-        None if plan.fixed => write(options().option("subformat", "fixed"), &source),
-        None => write(options(), &source),
+    let options = match &base {
+        Some(base) => over(base, options()),
+        None if plan.fixed => options().option("subformat", "fixed"),
+        None => options(),
     };
+    let below = base
+        .as_ref()
+        .map(|base| Arc::new(Memory::new(base.clone())));
+    stream_write(&options, &source, "vhdx", below, None);
+    let bytes = write(options, &source);
     let image = open(bytes, &base.unwrap_or_default()).expect("what was written opens");
     let mut read = vec![0xee; source.bytes.len()];
     image

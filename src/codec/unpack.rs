@@ -51,6 +51,19 @@ impl Unpacker {
             Unpacker::Zstd(contexts) => contexts.unpack(packed, unit),
         }
     }
+
+    /// As [`unpack`](Self::unpack), for a deflate stream: how many bytes of `packed` it is, if it ends
+    /// where `unit` is full.
+    pub(crate) fn unpack_whole(
+        &self,
+        packed: &[u8],
+        unit: &mut [u8],
+    ) -> Result<Option<usize>, UnpackError> {
+        match self {
+            Unpacker::Deflate(contexts) => contexts.unpack_whole(packed, unit),
+            Unpacker::Zstd(_) => Ok(None),
+        }
+    }
 }
 
 /// Unpacks zlib streams (RFC 1950): deflate with a header and a checksum.
@@ -69,14 +82,17 @@ impl ZlibUnpacker {
 mod deflate {
     use flate2::{Decompress, FlushDecompress, Status};
 
-    use super::{UnpackError, damaged};
+    use super::{UnpackError, damaged, fast};
     use crate::codec::Pool;
 
     #[derive(Debug, Default)]
-    pub(crate) struct Contexts(Pool<Decompress>);
+    pub(crate) struct Contexts(Pool<Decompress>, fast::Contexts);
 
     impl Contexts {
         pub(super) fn unpack(&self, packed: &[u8], unit: &mut [u8]) -> Result<(), UnpackError> {
+            if self.1.unpack(packed, unit) {
+                return Ok(());
+            }
             self.0.with(
                 || Ok(Decompress::new(false)),
                 |context| {
@@ -97,11 +113,32 @@ mod deflate {
             )
         }
 
+        pub(super) fn unpack_whole(
+            &self,
+            packed: &[u8],
+            unit: &mut [u8],
+        ) -> Result<Option<usize>, UnpackError> {
+            self.0.with(
+                || Ok(Decompress::new(false)),
+                |context| {
+                    context.reset(false);
+                    let status = context.decompress(packed, unit, FlushDecompress::Finish);
+                    let whole = matches!(status, Ok(Status::StreamEnd))
+                        && context.total_out() == unit.len() as u64;
+                    let len = usize::try_from(context.total_in()).ok();
+                    Ok(len.filter(|_| whole))
+                },
+            )
+        }
+
         pub(super) fn unpack_zlib(
             &self,
             packed: &[u8],
             unit: &mut [u8],
         ) -> Result<usize, UnpackError> {
+            if let Some(made) = self.1.unpack_zlib(packed, unit) {
+                return Ok(made);
+            }
             self.0.with(
                 || Ok(Decompress::new(true)),
                 |context| {
@@ -122,6 +159,52 @@ mod deflate {
     }
 }
 
+/// A faster way for whole streams in a buffer, by the C library libdeflate. Whatever it does not like is
+/// looked at again, by the one that tells what is wrong.
+#[cfg(all(feature = "zlib", feature = "libdeflate"))]
+mod fast {
+    use libdeflater::Decompressor;
+
+    use crate::codec::Pool;
+
+    #[derive(Debug, Default)]
+    pub(super) struct Contexts(Pool<Decompressor>);
+
+    impl Contexts {
+        pub(super) fn unpack(&self, packed: &[u8], unit: &mut [u8]) -> bool {
+            let made = self.0.with(
+                || Ok(Decompressor::new()),
+                |context| context.deflate_decompress(packed, unit),
+            );
+            made == Ok(unit.len())
+        }
+
+        pub(super) fn unpack_zlib(&self, packed: &[u8], unit: &mut [u8]) -> Option<usize> {
+            let made = self.0.with(
+                || Ok(Decompressor::new()),
+                |context| context.zlib_decompress(packed, unit),
+            );
+            made.ok()
+        }
+    }
+}
+
+#[cfg(all(feature = "zlib", not(feature = "libdeflate")))]
+mod fast {
+    #[derive(Debug, Default)]
+    pub(super) struct Contexts;
+
+    impl Contexts {
+        pub(super) fn unpack(&self, _: &[u8], _: &mut [u8]) -> bool {
+            false
+        }
+
+        pub(super) fn unpack_zlib(&self, _: &[u8], _: &mut [u8]) -> Option<usize> {
+            None
+        }
+    }
+}
+
 #[cfg(not(feature = "zlib"))]
 mod deflate {
     use super::UnpackError;
@@ -131,6 +214,14 @@ mod deflate {
 
     impl Contexts {
         pub(super) fn unpack(&self, _: &[u8], _: &mut [u8]) -> Result<(), UnpackError> {
+            Err(UnpackError::NotBuilt("zlib"))
+        }
+
+        pub(super) fn unpack_whole(
+            &self,
+            _: &[u8],
+            _: &mut [u8],
+        ) -> Result<Option<usize>, UnpackError> {
             Err(UnpackError::NotBuilt("zlib"))
         }
 

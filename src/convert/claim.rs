@@ -26,7 +26,10 @@ pub(super) enum Ground {
 #[derive(Debug)]
 pub(super) struct Cursor<'a> {
     source: &'a dyn BlockSource,
-    ground: &'a Ground,
+    /// One for each target.
+    grounds: Vec<&'a Ground>,
+    /// Whether packed units travel as they are.
+    packed: bool,
     /// Virtual size of the target, and where the work ends.
     size: u64,
     unit: u64,
@@ -39,23 +42,27 @@ pub(super) struct Cursor<'a> {
     number: u64,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Status {
     Skip,
     Zero,
     Data,
+    Packed,
 }
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(
         source: &'a dyn BlockSource,
-        ground: &'a Ground,
+        grounds: Vec<&'a Ground>,
+        packed: bool,
         size: u64,
         unit: u64,
         capacity: u64,
     ) -> Self {
         Cursor {
             source,
-            ground,
+            grounds,
+            packed,
             size,
             unit,
             capacity,
@@ -63,6 +70,13 @@ impl<'a> Cursor<'a> {
             run: None,
             number: 0,
         }
+    }
+
+    /// The same cursor, from where another one stopped: the number of the next segment, and where it
+    /// begins.
+    pub(super) fn starting_at(mut self, number: u64, position: u64) -> Self {
+        (self.number, self.position) = (number, position);
+        self
     }
 
     /// Fills `segment` with the pieces that come next; `false` if there is nothing left to do.
@@ -90,6 +104,7 @@ impl<'a> Cursor<'a> {
                     None => self.claim_data(segment, &mut used, end),
                 },
                 Status::Data => self.claim_data(segment, &mut used, end),
+                Status::Packed => self.claim_packed(segment, &mut used, end),
             }
         }
         segment.done = self.position.min(self.size);
@@ -119,7 +134,19 @@ impl<'a> Cursor<'a> {
         self.position = start + len;
     }
 
-    /// The whole units in the run of zeros from the position to `end`, if the position is at the
+    /// Takes the whole units from the position to `end`, as far as there is room, as they are packed.
+    fn claim_packed(&mut self, segment: &mut Segment, used: &mut u64, end: u64) {
+        let Some((guest, len)) = self.whole_units(end) else {
+            return self.claim_data(segment, used, end);
+        };
+        let len = len.min(self.capacity - *used);
+        let at = usize::try_from(*used).unwrap_or(usize::MAX);
+        segment.pieces.push(Piece::Packed { guest, len, at });
+        *used += len.next_multiple_of(self.unit);
+        self.position = guest + len;
+    }
+
+    /// The whole units in the run from the position to `end`, if the position is at the
     /// start of one.
     fn whole_units(&self, end: u64) -> Option<(u64, u64)> {
         let end = if end >= self.size {
@@ -131,11 +158,26 @@ impl<'a> Cursor<'a> {
         (aligned && end > self.position).then(|| (self.position, end - self.position))
     }
 
-    /// What to do with the run at the position, and where it ends.
+    /// What to do with the run at the position, and where it ends: the most that a target needs.
     fn status(&mut self) -> Result<(Status, u64)> {
         let run = self.run_at_position()?;
+        let mut found = (Status::Skip, run.end());
+        for ground in &self.grounds {
+            let (status, end) = self.status_over(ground, run)?;
+            found = (found.0.max(status), found.1.min(end));
+        }
+        if self.packed && found.0 == Status::Data && run.kind == ExtentKind::Compressed {
+            // Units of a backing file are read through the image above.
+            if run.depth == 0 && self.whole_units(found.1).is_some() {
+                found.0 = Status::Packed;
+            }
+        }
+        Ok(found)
+    }
+
+    fn status_over(&self, ground: &Ground, run: Extent) -> Result<(Status, u64)> {
         let zero = run.kind.reads_as_zero();
-        match self.ground {
+        match ground {
             Ground::Zero if zero => Ok((Status::Skip, run.end())),
             Ground::Unknown if zero => Ok((Status::Zero, run.end())),
             Ground::Zero | Ground::Unknown => Ok((Status::Data, run.end())),

@@ -5,12 +5,16 @@ use std::sync::Arc;
 
 use crate::convert::claim::Ground;
 use crate::convert::engine::{self, Job};
+use crate::convert::journal::Journal;
+use crate::convert::lane::{Resumable, Target};
 use crate::convert::options::{ConvertOptions, Summary};
+use crate::digest::{Algorithm, ContentDigest, ContentHasher, Hasher};
 use crate::error::{Error, Result, quoted_path};
 use crate::image::{ImageWriter, OutputFile, WriteShape};
 use crate::name::ImageName;
+use crate::progress::Report;
 use crate::source::BlockSource;
-use crate::storage::{FileStorage, PendingFile, identity_of};
+use crate::storage::{FileStorage, PendingFile, beside, identity_of};
 use crate::target::BlockTarget;
 
 impl ConvertOptions {
@@ -26,37 +30,7 @@ impl ConvertOptions {
         source: &dyn BlockSource,
         path: impl AsRef<Path>,
     ) -> Result<Summary> {
-        let path = path.as_ref();
-        let writer = self.writer(source, path.file_name().map(Path::new))?;
-        let shape = writer.shape();
-        let paths: Vec<PathBuf> = shape
-            .files
-            .iter()
-            .map(|file| output_path(path, file))
-            .collect::<Result<_>>()?;
-        for path in &paths {
-            self.refuse_source(source, path)?;
-        }
-        if is_block_device(path) {
-            return self.write_in_place(source, writer, shape, path, false);
-        }
-        refuse_one_for_two(&paths)?;
-        let pending: Vec<PendingFile> = paths
-            .iter()
-            .map(PendingFile::create)
-            .collect::<Result<_>>()?;
-        let targets: Vec<Arc<dyn BlockTarget>> = pending
-            .iter()
-            .map(|file| -> Arc<dyn BlockTarget> { file.storage() })
-            .collect();
-        // The files get their names once they are whole: until then no order has to be kept.
-        let summary = self.run(source, writer, shape, &targets, false, false)?;
-        drop(targets);
-        // The image comes last: where it is, what it refers to is there.
-        for file in pending.into_iter().rev() {
-            file.commit(self.sync)?;
-        }
-        Ok(summary)
+        self.run(source, self.at_path(source, path.as_ref(), true)?)
     }
 
     /// Converts `source` into the file or block device at `path`, which exists and is large enough.
@@ -73,15 +47,14 @@ impl ConvertOptions {
     ) -> Result<Summary> {
         let path = path.as_ref();
         let writer = self.writer(source, path.file_name().map(Path::new))?;
-        let shape = writer.shape();
-        if !shape.plain {
+        if !writer.shape().plain {
             return Err(Error::invalid(format!(
                 "an existing {} image cannot be written into; only a raw disk can",
                 self.format
             )));
         }
         self.refuse_source(source, path)?;
-        self.write_in_place(source, writer, shape, path, true)
+        self.run(source, self.in_place(source, writer, path, true)?)
     }
 
     /// Converts `source` into storage of the caller's: one target for each file that the format
@@ -95,19 +68,149 @@ impl ConvertOptions {
         source: &dyn BlockSource,
         targets: &[Arc<dyn BlockTarget>],
     ) -> Result<Summary> {
+        self.run(source, self.at_targets(source, targets)?)
+    }
+
+    /// Prepares to write a new file at `path`, or the block device that is there. Alone, it is the
+    /// only target.
+    pub(super) fn at_path(
+        &self,
+        source: &dyn BlockSource,
+        path: &Path,
+        alone: bool,
+    ) -> Result<Destination<'static>> {
+        let writer = self.writer(source, path.file_name().map(Path::new))?;
+        let paths: Vec<PathBuf> = writer
+            .shape()
+            .files
+            .iter()
+            .map(|file| output_path(path, file))
+            .collect::<Result<_>>()?;
+        for path in &paths {
+            self.refuse_source(source, path)?;
+        }
+        if is_block_device(path) {
+            return self.in_place(source, writer, path, false);
+        }
+        refuse_one_for_two(&paths)?;
+        self.check_verifiable()?;
+        let journal = match self.resumable {
+            None => None,
+            Some(_) if !alone => {
+                return Err(Error::invalid(
+                    "a conversion into several targets cannot be gone on with",
+                ));
+            }
+            Some(every) => Some(self.journal(source, &writer.shape(), path, every)?),
+        };
+        let begun = journal.as_ref().map(|journal| journal.begun);
+        let pending: Vec<PendingFile> = paths
+            .iter()
+            .map(|path| match begun {
+                None => PendingFile::create(path),
+                Some(begun) => PendingFile::go_on(path, begun),
+            })
+            .collect::<Result<_>>()?;
+        let files = pending
+            .iter()
+            .map(|file| -> Arc<dyn BlockTarget> { file.storage() })
+            .collect();
+        // The files get their names once they are whole: until then no order has to be kept.
+        let mut target = self.target(source, writer, files, alone);
+        target.sync = false;
+        target.journal = journal;
+        Ok(Destination {
+            target,
+            pending,
+            paths,
+            sync: self.sync,
+        })
+    }
+
+    fn check_verifiable(&self) -> Result<()> {
+        match self.verify && self.overlay.is_some() {
+            true => Err(Error::invalid(
+                "an overlay cannot be read back before it has its name, beside its backing file; \
+                 compare it afterwards",
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// Opens the journal of the conversion into `path`.
+    fn journal(
+        &self,
+        source: &dyn BlockSource,
+        shape: &WriteShape,
+        path: &Path,
+        every: u64,
+    ) -> Result<Resumable> {
+        if self.content.is_some() {
+            return Err(Error::invalid(
+                "a conversion that can be gone on with makes no digest: the whole of the disk would \
+                 have to be read again",
+            ));
+        }
+        if self
+            .create
+            .options
+            .iter()
+            .any(|(_, value)| value == "fresh")
+        {
+            return Err(Error::invalid(
+                "a conversion that can be gone on with needs identifiers that stay the same, not fresh \
+                 ones",
+            ));
+        }
+        let mut ends = Hasher::new(Algorithm::Md5)?;
+        let mut bytes = vec![0; 64 << 10];
+        for at in [0, source.size().saturating_sub(bytes.len() as u64)] {
+            let n = source.read_at(&mut bytes, at)?;
+            ends.update(bytes.get(..n).unwrap_or_default());
+        }
+        let identity = format!(
+            "{} {:?} {:?} {} {:?} {} {:?} {}",
+            env!("CARGO_PKG_VERSION"),
+            self.format,
+            self.create,
+            self.sparse_size,
+            shape.files,
+            source.size(),
+            source.identity(),
+            ends.finish(),
+        );
+        let journal_path = beside(path, ".journal")?;
+        let there = shape.files.iter().all(|file| {
+            let part = output_path(path, file).and_then(|path| PendingFile::part_of(&path));
+            part.is_ok_and(|part| part.is_file())
+        });
+        let (journal, begun) = Journal::open(&journal_path, identity.as_bytes(), every)?;
+        Ok(Resumable {
+            journal,
+            begun: begun && there,
+            identity: identity.into_bytes(),
+        })
+    }
+
+    /// Prepares to write storage of the caller's.
+    pub(super) fn at_targets(
+        &self,
+        source: &dyn BlockSource,
+        targets: &[Arc<dyn BlockTarget>],
+    ) -> Result<Destination<'static>> {
         let writer = self.writer(source, None)?;
-        let shape = writer.shape();
-        if shape.files.len() != targets.len() {
+        let files = writer.shape().files.len();
+        if files != targets.len() {
             return Err(Error::invalid(format!(
-                "the image consists of {} files, and there are {} targets",
-                shape.files.len(),
+                "the image consists of {files} files, and there are {} targets",
                 targets.len()
             )));
         }
-        self.run(source, writer, shape, targets, self.sync, false)
+        let target = self.target(source, writer, targets.to_vec(), false);
+        Ok(Destination::of(target))
     }
 
-    fn writer(
+    pub(super) fn writer(
         &self,
         source: &dyn BlockSource,
         file_name: Option<&Path>,
@@ -119,7 +222,7 @@ impl ConvertOptions {
     }
 
     /// Fails if writing to `path` would destroy a file that is read.
-    fn refuse_source(&self, source: &dyn BlockSource, path: &Path) -> Result<()> {
+    pub(super) fn refuse_source(&self, source: &dyn BlockSource, path: &Path) -> Result<()> {
         let Some(identity) = std::fs::metadata(path).ok().as_ref().and_then(identity_of) else {
             return Ok(());
         };
@@ -138,14 +241,14 @@ impl ConvertOptions {
         Ok(())
     }
 
-    fn write_in_place(
+    fn in_place(
         &self,
         source: &dyn BlockSource,
         writer: Box<dyn ImageWriter>,
-        shape: WriteShape,
         path: &Path,
         existing: bool,
-    ) -> Result<Summary> {
+    ) -> Result<Destination<'static>> {
+        let shape = writer.shape();
         let mut storage = FileStorage::open_writable(path)?;
         if shape.plain && storage.size() < shape.virtual_size {
             return Err(Error::invalid(format!(
@@ -158,57 +261,119 @@ impl ConvertOptions {
         if self.target_is_zero {
             storage = storage.assume_zero();
         }
-        let targets: [Arc<dyn BlockTarget>; 1] = [Arc::new(storage)];
-        if shape.files.len() != targets.len() {
+        if shape.files.len() != 1 {
             return Err(Error::invalid(
                 "an image of several files cannot be written to a device",
             ));
         }
-        self.run(source, writer, shape, &targets, self.sync, existing)
+        let mut target = self.target(source, writer, vec![Arc::new(storage)], true);
+        target.keep_size = existing;
+        Ok(Destination::of(target))
     }
 
-    fn run(
+    pub(super) fn target<'a>(
         &self,
         source: &dyn BlockSource,
         writer: Box<dyn ImageWriter>,
-        shape: WriteShape,
-        targets: &[Arc<dyn BlockTarget>],
-        sync: bool,
-        keep_size: bool,
-    ) -> Result<Summary> {
-        let threads = match self.threads {
-            Some(threads) => threads.get(),
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
-        let ground = self.ground(source, &shape, targets);
-        engine::run(Job {
-            source,
-            writer,
+        files: Vec<Arc<dyn BlockTarget + 'a>>,
+        alone: bool,
+    ) -> Target<'a> {
+        let shape = writer.shape();
+        Target {
+            ground: self.ground(source, &shape, &files, alone),
             shape,
-            targets,
-            ground,
-            threads,
-            memory: self.memory,
+            writer,
+            files,
             sparse_size: self.sparse_size,
+            sync: self.sync,
+            whole: false,
+            keep_size: false,
+            journal: None,
+            report: Report::new(self.progress.clone()),
+        }
+    }
+
+    /// Converts into one destination.
+    pub(super) fn run(
+        &self,
+        source: &dyn BlockSource,
+        destination: Destination<'_>,
+    ) -> Result<Summary> {
+        let Destination {
+            target,
+            pending,
             sync,
-            keep_size,
+            ..
+        } = destination;
+        let image = pending.first().map(PendingFile::storage);
+        let shape = target.shape.clone();
+        let job = self.job(source, vec![target])?;
+        let (mut outcome, file_digests) = self.with_file_digests(|| engine::run(job))?;
+        check_content(self.expected.as_ref(), outcome.content.as_ref())?;
+        let mut summary = match outcome.targets.pop() {
+            Some(result) => result?,
+            None => Summary::default(),
+        };
+        if self.verify {
+            self.verify_written(source, &shape, &pending)?;
+        }
+        summary.content = outcome.content;
+        summary.file_digests = file_digests;
+        if let Some(image) = image {
+            summary.target_digests = self.digests_of_target(&*image)?;
+        }
+        commit(pending, sync)?;
+        outcome.journals.into_iter().try_for_each(Journal::remove)?;
+        Ok(summary)
+    }
+
+    /// The work of converting into these targets, with this target's settings for the whole.
+    pub(super) fn job<'a>(
+        &self,
+        source: &'a dyn BlockSource,
+        targets: Vec<Target<'a>>,
+    ) -> Result<Job<'a>> {
+        let content = match self.content {
+            Some(algorithm) => Some(ContentHasher::new(algorithm, source.size())?),
+            None => None,
+        };
+        // What an overlay does not record is not read.
+        let partly = |target: &Target<'_>| matches!(target.ground, Ground::Layer(_));
+        if content.is_some() && targets.iter().any(partly) {
+            return Err(Error::invalid(
+                "the digest of a disk needs all of it, and an overlay on a layer of its own source \
+                 is made without reading all; make the digest apart from it",
+            ));
+        }
+        Ok(Job {
+            source,
+            targets,
+            threads: match self.threads {
+                Some(threads) => threads.get(),
+                None => std::thread::available_parallelism().map_or(1, usize::from),
+            },
+            memory: self.memory,
             cancel: self.cancel.clone(),
-            progress: self.progress.clone(),
+            allow_failure: false,
+            content,
+            check_packed: self.check_packed,
         })
     }
 
     /// What the target shows where nothing is written.
-    fn ground(
+    pub(super) fn ground(
         &self,
         source: &dyn BlockSource,
         shape: &WriteShape,
-        targets: &[Arc<dyn BlockTarget>],
+        targets: &[Arc<dyn BlockTarget + '_>],
+        alone: bool,
     ) -> Ground {
         if let Some(image) = &self.overlay {
             let depth = image
                 .identity()
                 .and_then(|file| source.depth_of(file, image.format()));
-            return match depth.filter(|depth| *depth > 0) {
+            // Beside other targets, all is read, and compared.
+            return match depth.filter(|depth| *depth > 0 && alone) {
                 Some(depth) => Ground::Layer(depth),
                 None => Ground::Image(Arc::clone(image)),
             };
@@ -223,8 +388,51 @@ impl ConvertOptions {
     }
 }
 
-/// Fails if two files of an image would be one.
-fn refuse_one_for_two(paths: &[PathBuf]) -> Result<()> {
+/// Where a result goes, and what has to be done when it is whole.
+pub(super) struct Destination<'a> {
+    pub(super) target: Target<'a>,
+    pub(super) pending: Vec<PendingFile>,
+    /// The names that these files get.
+    pub(super) paths: Vec<PathBuf>,
+    pub(super) sync: bool,
+}
+
+impl<'a> Destination<'a> {
+    pub(super) fn of(target: Target<'a>) -> Self {
+        Destination {
+            target,
+            pending: Vec::new(),
+            paths: Vec::new(),
+            sync: false,
+        }
+    }
+}
+
+/// Gives the files of an image their names.
+pub(super) fn commit(pending: Vec<PendingFile>, sync: bool) -> Result<()> {
+    // The image comes last: where it is, what it refers to is there.
+    for file in pending.into_iter().rev() {
+        file.commit(sync)?;
+    }
+    Ok(())
+}
+
+/// Fails if the content's digest is another than was expected.
+pub(super) fn check_content(
+    expected: Option<&ContentDigest>,
+    found: Option<&ContentDigest>,
+) -> Result<()> {
+    match (expected, found) {
+        (Some(expected), Some(found)) if expected != found => Err(Error::DigestMismatch {
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Fails if two files would be one.
+pub(super) fn refuse_one_for_two(paths: &[PathBuf]) -> Result<()> {
     let settled = |path: &PathBuf| {
         let whole = std::fs::canonicalize(path);
         whole.or_else(|_| {
@@ -250,7 +458,7 @@ fn refuse_one_for_two(paths: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-fn is_block_device(path: &Path) -> bool {
+pub(super) fn is_block_device(path: &Path) -> bool {
     #[cfg(unix)]
     {
         use std::os::unix::fs::FileTypeExt;
@@ -264,7 +472,7 @@ fn is_block_device(path: &Path) -> bool {
 }
 
 /// Where a file of the image goes whose first file goes to `image`.
-fn output_path(image: &Path, file: &OutputFile) -> Result<PathBuf> {
+pub(super) fn output_path(image: &Path, file: &OutputFile) -> Result<PathBuf> {
     match file {
         OutputFile::Image => Ok(image.to_owned()),
         OutputFile::Named(name) => {

@@ -5,199 +5,215 @@
 //! ```text
 //!   slot      wait until fewer than `slots` segments are in flight
 //!   claim     under a lock: take the next pieces of the source, and a number
-//!   prepare   read them, find the zeros, encode
-//!   place     under a lock: in the order of the numbers, ask the writer where everything goes, and
-//!             queue it to be stored
-//!   store     whoever finds nobody storing empties the queue
+//!   read      once for all targets, and hash the content if a digest is wanted
+//!   for each target, in its lane:
+//!     prepare   find the zeros, encode
+//!     place     under a lock: in the order of the numbers, ask the writer where everything goes, and
+//!               queue it to be stored
+//!     store     whoever finds nobody storing empties the queue
 //! ```
 //!
 //! Nobody waits while holding anything but for a slot, and whoever holds the number that is to be
 //! placed next is always running: there is no deadlock.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::convert::claim::{Cursor, Ground};
-use crate::convert::options::{Cancel, Progress, Summary};
-use crate::convert::place::place_steps;
-use crate::convert::prepare::Preparer;
-use crate::convert::segment::{SEGMENT, Segment, Store};
+use crate::convert::journal::Journal;
+use crate::convert::lane::{Lane, Target, lock};
+use crate::convert::options::Summary;
+use crate::convert::order::Order;
+use crate::convert::prepare::{Preparer, Reader};
+use crate::convert::segment::{Leaf, Segment, capacity};
+use crate::digest::{ContentDigest, ContentHasher};
 use crate::error::{Error, Result};
-use crate::image::{ImageWriter, Payload, Write, WriteShape};
+use crate::image::Take;
+use crate::packed::{Codec, PackedSource};
+use crate::progress::Cancel;
 use crate::source::BlockSource;
-use crate::target::{BlockTarget, Zeroes};
 
 /// What a conversion works on.
 pub(super) struct Job<'a> {
     pub(super) source: &'a dyn BlockSource,
-    pub(super) writer: Box<dyn ImageWriter>,
-    pub(super) shape: WriteShape,
-    /// One for each of the writer's files.
-    pub(super) targets: &'a [Arc<dyn BlockTarget>],
-    pub(super) ground: Ground,
+    pub(super) targets: Vec<Target<'a>>,
     pub(super) threads: usize,
     pub(super) memory: u64,
-    pub(super) sparse_size: u64,
-    /// Whether the tables have to be on stable storage before the header is written.
-    pub(super) sync: bool,
-    /// Whether the targets keep their size if it is larger than needed.
-    pub(super) keep_size: bool,
     pub(super) cancel: Cancel,
-    pub(super) progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+    /// Whether the other targets go on when one fails.
+    pub(super) allow_failure: bool,
+    /// Takes the content in.
+    pub(super) content: Option<ContentHasher>,
+    /// Whether packed units that travel as they are are unpacked, to see that they can be.
+    pub(super) check_packed: bool,
+}
+
+/// What became of a conversion.
+pub(super) struct Outcome {
+    /// One for each target.
+    pub(super) targets: Vec<Result<Summary>>,
+    pub(super) content: Option<ContentDigest>,
+    /// Those of targets that are written, to be removed when these have their names.
+    pub(super) journals: Vec<Journal>,
 }
 
 /// Runs a conversion to its end.
-pub(super) fn run(job: Job<'_>) -> Result<Summary> {
-    let (source, targets, shape) = (job.source, job.targets, &job.shape);
-    for write in &shape.preallocation {
-        write_table(targets, write, job.sparse_size)?;
+///
+/// # Errors
+/// What ends all targets: an error of the source, and of any target if no failure is allowed.
+pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
+    let mut job = job;
+    let source = job.source;
+    let mut start = (0, 0);
+    for target in &mut job.targets {
+        start = target.begin()?;
     }
-    let encoder = job.writer.encoder();
-    let capacity = SEGMENT.max(shape.unit).next_multiple_of(shape.unit);
-    let per_segment = if encoder.is_some() {
-        2 * capacity
-    } else {
-        capacity
-    };
-    let affordable = usize::try_from(job.memory / per_segment)
+    let shapes = || job.targets.iter().map(|target| &target.shape);
+    let unit = shapes().map(|shape| shape.unit).max().unwrap_or(1);
+    let size = shapes().map(|shape| shape.virtual_size).max();
+    let size = size.unwrap_or_else(|| source.size());
+    let capacity = capacity(unit);
+    let encoders: Vec<_> = job.targets.iter().map(|t| t.writer.encoder()).collect();
+    let packed = travelling(source, &job, &encoders);
+    let copies = 1 + u64::from(packed.is_some()) + encoders.iter().flatten().count() as u64;
+    let affordable = usize::try_from(job.memory / (copies * capacity))
         .unwrap_or(usize::MAX)
         .max(2);
-    let useful = usize::try_from(shape.virtual_size / capacity)
+    let useful = usize::try_from(size / capacity)
         .unwrap_or(usize::MAX)
         .max(1);
     let threads = job.threads.min(affordable).min(useful).max(1);
-    // What is packed, or compared with what is below, is so by the unit.
-    let by_unit = encoder.is_some() || matches!(job.ground, Ground::Image(_));
-    let granule = if by_unit {
-        shape.unit
-    } else {
-        job.sparse_size.max(1).next_multiple_of(shape.zero_unit)
+    let codec = packed.map(PackedSource::codec);
+    let broken = job
+        .targets
+        .iter()
+        .map(|target| target.report.broken.clone());
+    let cancels: Vec<Cancel> = broken.chain([job.cancel.clone()]).collect();
+    let lanes: Vec<Lane<'_>> = job
+        .targets
+        .into_iter()
+        .zip(encoders)
+        .map(|(mut target, encoder)| {
+            let shape = &target.shape;
+            // What is packed, or compared with what is below, is so by the unit.
+            let by_unit = encoder.is_some() || matches!(target.ground, Ground::Image(_));
+            let granule = match by_unit {
+                true => shape.unit,
+                false => target.sparse_size.max(1).next_multiple_of(shape.zero_unit),
+            };
+            let take = codec.and_then(|codec| Some((encoder.as_ref()?.takes(codec)?, codec)));
+            let preparer = Preparer {
+                source,
+                size: shape.virtual_size,
+                unit: usize::try_from(shape.unit).unwrap_or(usize::MAX),
+                granule: usize::try_from(granule.min(capacity)).unwrap_or(usize::MAX),
+                find_zeros: target.sparse_size > 0,
+                ground: std::mem::replace(&mut target.ground, Ground::Zero),
+                encoder,
+                whole: target.whole,
+                take,
+            };
+            Lane::new(target, preparer, start.0)
+        })
+        .collect();
+    let leaves = job.content.as_ref().map(ContentHasher::leaves);
+    // With no target, all that is not zero is read.
+    let all = Ground::Zero;
+    let grounds = lanes.iter().map(|lane| &lane.preparer.ground);
+    let grounds = match lanes.is_empty() {
+        true => vec![&all],
+        false => grounds.collect(),
     };
+    let is_packed = packed.is_some();
     let engine = Engine {
-        targets,
-        preparer: Preparer {
+        reader: Reader {
             source,
-            ground: &job.ground,
-            unit: usize::try_from(shape.unit).unwrap_or(usize::MAX),
-            granule: usize::try_from(granule.min(capacity)).unwrap_or(usize::MAX),
-            encoder,
-            find_zeros: job.sparse_size > 0,
+            packed,
+            unpack: leaves.is_some() || job.check_packed,
+            leaves,
+            unit: usize::try_from(unit).unwrap_or(usize::MAX),
         },
+        cursor: Mutex::new(
+            Cursor::new(source, grounds, is_packed, size, unit, capacity)
+                .starting_at(start.0, start.1),
+        ),
+        lanes: &lanes,
+        content: Mutex::new((job.content, Order::default())),
         capacity: usize::try_from(capacity).unwrap_or(usize::MAX),
-        sparse_size: job.sparse_size,
-        cursor: Mutex::new(Cursor::new(
-            source,
-            &job.ground,
-            shape.virtual_size,
-            shape.unit,
-            capacity,
-        )),
-        order: Mutex::new(Order {
-            writer: job.writer,
-            next: 0,
-            waiting: BTreeMap::new(),
-        }),
-        store: Mutex::default(),
-        storers: targets
-            .iter()
-            .map(|t| t.concurrent_writes())
-            .min()
-            .unwrap_or(1)
-            .max(1),
         slots: Mutex::new((2 * threads + 2).min(affordable)),
         slot_free: Condvar::new(),
         free: Mutex::default(),
         stop: AtomicBool::new(false),
         failure: Mutex::new(None),
-        cancel: job.cancel.clone(),
-        progress: job.progress.clone(),
-        total: shape.virtual_size,
-        done: AtomicU64::new(0),
+        cancels: cancels.clone(),
+        allow_failure: job.allow_failure,
         bytes_read: AtomicU64::new(0),
-        bytes_written: AtomicU64::new(0),
     };
-    engine.work_on(threads)?;
+    let worked = engine.work_on(threads);
+    if worked.is_err() {
+        // What is stored until now need not be done again; if it cannot be noted, it is.
+        lanes.iter().for_each(|lane| drop(lane.checkpoint()));
+    }
+    worked?;
 
-    let summary = Summary {
-        virtual_size: shape.virtual_size,
-        bytes_read: engine.bytes_read.load(Ordering::Relaxed),
-        bytes_written: engine.bytes_written.load(Ordering::Relaxed),
-    };
-    let order = engine
-        .order
+    let bytes_read = engine.bytes_read.load(Ordering::Relaxed);
+    let (content, _) = engine
+        .content
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
-    let finish = order.writer.finish()?;
-    for write in &finish.tables {
-        write_table(targets, write, job.sparse_size)?;
-    }
-    for (target, size) in targets.iter().zip(&finish.sizes) {
-        if !job.keep_size || target.size() < *size {
-            target.set_size(*size)?;
+    let (mut targets, mut journals) = (Vec::new(), Vec::new());
+    for lane in lanes {
+        let failure = lane.take_failure();
+        let result = match failure {
+            Some(error) => Err(error),
+            None => lane.finish(bytes_read).map(|(summary, journal)| {
+                journals.extend(journal);
+                summary
+            }),
+        };
+        if !job.allow_failure {
+            if let Err(error) = result {
+                return Err(error);
+            }
         }
+        if cancels.iter().any(Cancel::is_cancelled) {
+            return Err(Error::Cancelled);
+        }
+        targets.push(result);
     }
-    if job.sync {
-        targets.iter().try_for_each(|target| target.sync())?;
-    }
-    for write in &finish.seal {
-        write_table(targets, write, job.sparse_size)?;
-    }
-    if job.sync && !finish.seal.is_empty() {
-        targets.iter().try_for_each(|target| target.sync())?;
-    }
-    engine_progress(
-        job.progress.as_deref(),
-        shape.virtual_size,
-        shape.virtual_size,
-    );
-    Ok(summary)
+    Ok(Outcome {
+        targets,
+        content: content.map(ContentHasher::finish),
+        journals,
+    })
 }
 
-fn engine_progress(report: Option<&(dyn Fn(Progress) + Send + Sync)>, done: u64, total: u64) {
-    if let Some(report) = report {
-        report(Progress { done, total });
-    }
-}
-
-/// Writes what is not the guest's.
-fn write_table(targets: &[Arc<dyn BlockTarget>], write: &Write, sparse_size: u64) -> Result<()> {
-    let target = target_of(targets, write.file)?;
-    let offset = write.offset;
-    match &write.payload {
-        Payload::Bytes(bytes) => target.write_all_at(bytes, offset),
-        Payload::Allocate(len) => target.allocate(offset, *len),
-        // The caller wants no holes.
-        Payload::Zeroes(len) if sparse_size == 0 => {
-            target.write_zeroes_at(offset, *len, Zeroes::Keep)
-        }
-        Payload::Zeroes(_) if target.reads_as_zero() => Ok(()),
-        Payload::Zeroes(len) => target.write_zeroes_at(offset, *len, Zeroes::Discard),
-        Payload::WrittenZeroes(len) => {
-            crate::storage::write_zeroes_by(offset, *len, |zeroes, at| {
-                target.write_all_at(zeroes, at)
-            })
-        }
-    }
-}
-
-fn target_of(targets: &[Arc<dyn BlockTarget>], file: usize) -> Result<&Arc<dyn BlockTarget>> {
-    targets
-        .get(file)
-        .ok_or_else(|| Error::invalid(format!("there is no target for file {file}")))
+/// The source's packed units, if every target takes them.
+fn travelling<'a>(
+    source: &'a dyn BlockSource,
+    job: &Job<'_>,
+    encoders: &[Option<Arc<dyn crate::image::Encoder>>],
+) -> Option<&'a dyn PackedSource> {
+    let packed = source.packed()?;
+    let takes = |codec: Codec, index: usize| -> Option<Take> {
+        encoders.get(index)?.as_ref()?.takes(codec)
+    };
+    let all = job.targets.iter().enumerate().all(|(index, target)| {
+        target.shape.unit == packed.unit()
+            && !matches!(target.ground, Ground::Image(_))
+            && takes(packed.codec(), index).is_some()
+    });
+    (all && !job.targets.is_empty()).then_some(packed)
 }
 
 struct Engine<'a> {
-    targets: &'a [Arc<dyn BlockTarget>],
-    preparer: Preparer<'a>,
-    capacity: usize,
-    sparse_size: u64,
+    reader: Reader<'a>,
     cursor: Mutex<Cursor<'a>>,
-    order: Mutex<Order>,
-    store: Mutex<StoreQueue>,
-    /// How many threads may store at once.
-    storers: usize,
+    lanes: &'a [Lane<'a>],
+    content: Mutex<(Option<ContentHasher>, Order<Arc<Segment>>)>,
+    /// Bytes of a segment.
+    capacity: usize,
     /// How many more segments may be in flight.
     slots: Mutex<usize>,
     slot_free: Condvar,
@@ -205,26 +221,10 @@ struct Engine<'a> {
     free: Mutex<Vec<Segment>>,
     stop: AtomicBool,
     failure: Mutex<Option<Error>>,
-    cancel: Cancel,
-    progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
-    total: u64,
-    done: AtomicU64,
+    /// The caller's, and one for each target whose progress may stop the work.
+    cancels: Vec<Cancel>,
+    allow_failure: bool,
     bytes_read: AtomicU64,
-    bytes_written: AtomicU64,
-}
-
-struct Order {
-    writer: Box<dyn ImageWriter>,
-    /// The number of the segment to be placed next.
-    next: u64,
-    /// Segments that are prepared before their turn.
-    waiting: BTreeMap<u64, Segment>,
-}
-
-#[derive(Default)]
-struct StoreQueue {
-    queue: VecDeque<Segment>,
-    storing: usize,
 }
 
 /// Stops everybody else when a worker leaves by an error or a panic.
@@ -244,10 +244,6 @@ impl Drop for StopOnDrop<'_, '_> {
         let _slots = lock(&self.engine.slots);
         self.engine.slot_free.notify_all();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Engine<'_> {
@@ -288,27 +284,61 @@ impl Engine<'_> {
     }
 
     fn work(&self) -> Result<()> {
+        let stopped = || self.is_stopped();
+        let release = |segment| self.release(segment);
         while self.take_slot() {
-            let mut segment = self.free_segment();
-            let stopped = || self.is_stopped();
+            let free = lock(&self.free).pop();
+            let mut segment = free.unwrap_or_else(|| Segment::new(self.capacity));
             if !lock(&self.cursor).claim(&mut segment, &stopped)? {
-                self.release(segment);
+                self.release(Arc::new(segment));
                 break;
             }
-            let read = self.preparer.prepare(&mut segment)?;
+            let read = self.reader.read(&mut segment)?;
             self.bytes_read.fetch_add(read, Ordering::Relaxed);
-            self.place(segment)?;
-            self.store()?;
+            let segment = Arc::new(segment);
+            self.digest(&segment)?;
+            for lane in self.lanes.iter().filter(|lane| !lane.is_dead()) {
+                if let Err(error) = lane.take_in(&segment, &stopped, &release) {
+                    self.lane_failed(lane, error)?;
+                }
+            }
+            self.release(segment);
         }
-        if self.cancel.is_cancelled() {
+        if self.is_cancelled() {
             Err(Error::Cancelled)
         } else {
             Ok(())
         }
     }
 
+    /// Ends a lane; the others go on if that was asked for and there are any.
+    fn lane_failed(&self, lane: &Lane<'_>, error: Error) -> Result<()> {
+        if !self.allow_failure || self.is_stopped() {
+            return Err(error);
+        }
+        for segment in lane.die(error) {
+            self.release(segment);
+        }
+        // The last one takes the work with it; each keeps its own error.
+        if self.lanes.iter().all(Lane::is_dead) {
+            self.stop_quietly();
+        }
+        Ok(())
+    }
+
+    fn stop_quietly(&self) {
+        drop(StopOnDrop {
+            engine: self,
+            armed: true,
+        });
+    }
+
     fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed) || self.cancel.is_cancelled()
+        self.stop.load(Ordering::Relaxed) || self.is_cancelled()
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancels.iter().any(Cancel::is_cancelled)
     }
 
     /// Waits for a slot; `false` if the work was stopped.
@@ -324,94 +354,33 @@ impl Engine<'_> {
         true
     }
 
-    fn free_segment(&self) -> Segment {
-        let free = lock(&self.free).pop();
-        free.unwrap_or_else(|| Segment::new(self.capacity))
-    }
-
-    fn release(&self, segment: Segment) {
+    /// Lets go of a segment; whoever is the last makes room for another.
+    fn release(&self, segment: Arc<Segment>) {
+        let Some(segment) = Arc::into_inner(segment) else {
+            return;
+        };
         lock(&self.free).push(segment);
         *lock(&self.slots) += 1;
         self.slot_free.notify_one();
     }
 
-    /// Hands a prepared segment in, and places those whose turn has come.
-    fn place(&self, segment: Segment) -> Result<()> {
-        let mut order = lock(&self.order);
-        order.waiting.insert(segment.number, segment);
-        loop {
-            let next = order.next;
-            let Some(mut segment) = order.waiting.remove(&next) else {
-                return Ok(());
-            };
-            place_steps(order.writer.as_mut(), &mut segment)?;
-            order.next += 1;
-            // While the order is locked: what is queued first is stored first.
-            lock(&self.store).queue.push_back(segment);
-        }
-    }
-
-    /// Empties the store queue, if not enough others do.
-    fn store(&self) -> Result<()> {
-        {
-            let mut store = lock(&self.store);
-            if store.storing >= self.storers {
-                return Ok(());
-            }
-            store.storing += 1;
-        }
-        loop {
-            let segment = {
-                let mut store = lock(&self.store);
-                let next = store.queue.pop_front();
-                if next.is_none() {
-                    store.storing -= 1;
+    /// Takes the content of the segments whose turn has come into the digest.
+    fn digest(&self, segment: &Arc<Segment>) -> Result<()> {
+        let mut content = lock(&self.content);
+        let (Some(hasher), order) = &mut *content else {
+            return Ok(());
+        };
+        order.put(segment.number, Arc::clone(segment));
+        while let Some(segment) = order.take_next() {
+            for leaf in &segment.leaves {
+                match leaf {
+                    Leaf::Whole { guest, hash } => hasher.push_leaf(*guest, hash.clone())?,
+                    Leaf::Part { guest, at, len } => {
+                        hasher.update(*guest, segment.data.get(*at, *len))?;
+                    }
                 }
-                next
-            };
-            let Some(segment) = segment else {
-                return Ok(());
-            };
-            if self.is_stopped() {
-                return Ok(());
             }
-            self.store_segment(&segment)?;
-            let done = self
-                .done
-                .fetch_max(segment.done, Ordering::Relaxed)
-                .max(segment.done);
-            engine_progress(self.progress.as_deref(), done, self.total);
             self.release(segment);
-        }
-    }
-
-    fn store_segment(&self, segment: &Segment) -> Result<()> {
-        for store in &segment.stores {
-            let (file, host, bytes) = match store {
-                Store::Table(write) => {
-                    write_table(self.targets, write, self.sparse_size)?;
-                    continue;
-                }
-                Store::Data {
-                    file,
-                    host,
-                    at,
-                    len,
-                } => (*file, *host, segment.data.get(*at, *len)),
-                Store::Packed {
-                    file,
-                    host,
-                    at,
-                    len,
-                } => (
-                    *file,
-                    *host,
-                    segment.packed.get(*at..*at + *len).unwrap_or_default(),
-                ),
-            };
-            target_of(self.targets, file)?.write_all_at(bytes, host)?;
-            self.bytes_written
-                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         }
         Ok(())
     }

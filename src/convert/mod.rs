@@ -2,10 +2,23 @@
 
 mod claim;
 mod destination;
+mod digests;
 mod engine;
+mod forward;
+mod journal;
+mod lane;
+mod many;
 mod options;
+mod order;
+#[cfg(feature = "plan")]
+pub mod partition;
 mod place;
+mod plan;
 mod prepare;
 mod segment;
+mod verify;
 
-pub use options::{Cancel, ConvertOptions, Progress, Summary};
+pub use many::{Conversion, Outcome, content_digest};
+pub use options::{ConvertOptions, Summary};
+
+pub use crate::progress::{Cancel, Phase, Progress};

@@ -2,10 +2,14 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::digest::{Algorithm, ContentDigest, Digest};
 use crate::image::{Backing, CreateOptions, Image};
+use crate::name::ImageName;
+use crate::progress::{Cancel, Progress, ProgressFn};
+use crate::source::BlockSource;
 
 /// What to convert to, and how.
 ///
@@ -28,7 +32,17 @@ pub struct ConvertOptions {
     pub(super) target_is_zero: bool,
     pub(super) sync: bool,
     pub(super) cancel: Cancel,
-    pub(super) progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+    pub(super) progress: Option<ProgressFn>,
+    pub(super) content: Option<Algorithm>,
+    pub(super) expected: Option<ContentDigest>,
+    pub(super) check_packed: bool,
+    pub(super) verify: bool,
+    /// The file whose bytes are digested meanwhile, and what is expected of it.
+    pub(super) file_digests: Vec<(Arc<dyn BlockSource>, Algorithm, Option<Digest>)>,
+    /// Of the image file that is written.
+    pub(super) target_digests: Vec<Algorithm>,
+    /// Bytes of the disk between two checkpoints.
+    pub(super) resumable: Option<u64>,
 }
 
 impl fmt::Debug for ConvertOptions {
@@ -55,6 +69,13 @@ impl ConvertOptions {
             sync: true,
             cancel: Cancel::new(),
             progress: None,
+            content: None,
+            expected: None,
+            check_packed: false,
+            verify: false,
+            file_digests: Vec::new(),
+            target_digests: Vec::new(),
+            resumable: None,
         }
     }
 
@@ -62,6 +83,14 @@ impl ConvertOptions {
     #[must_use]
     pub fn option(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.create.options.push((name.into(), value.into()));
+        self
+    }
+
+    /// What the image will be called, where its target does not say: a VMDK names its own file, and some
+    /// readers look for that name. `disk.vmdk` unless told otherwise.
+    #[must_use]
+    pub fn file_name(mut self, name: impl Into<ImageName>) -> Self {
+        self.create.file_name = Some(name.into());
         self
     }
 
@@ -127,44 +156,95 @@ impl ConvertOptions {
         self
     }
 
-    /// Is called now and then, from whatever thread has news.
+    /// Is called now and then, from whatever thread has news. [`ControlFlow::Break`] stops the
+    /// conversion, as [`Cancel::cancel`] does.
     #[must_use]
-    pub fn progress(mut self, report: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+    pub fn progress(
+        mut self,
+        report: impl Fn(Progress) -> ControlFlow<()> + Send + Sync + 'static,
+    ) -> Self {
         self.progress = Some(Arc::new(report));
         self
     }
-}
 
-/// Stops a conversion from outside; all clones stop the same one.
-#[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<AtomicBool>);
-
-impl Cancel {
-    /// One that has not been used yet.
-    pub fn new() -> Self {
-        Cancel::default()
+    /// Makes the digest of the disk's content on the way: [`Summary::content`].
+    #[must_use]
+    pub fn content_digest(mut self, algorithm: Algorithm) -> Self {
+        self.content = Some(algorithm);
+        self
     }
 
-    /// Stops the conversion: it returns [`Error::Cancelled`](crate::Error::Cancelled) soon, and
-    /// leaves nothing. It may be called from a signal handler's thread, and more than once.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+    /// Fails with [`Error::DigestMismatch`](crate::Error::DigestMismatch), and leaves nothing, if the
+    /// disk's content has another digest.
+    #[must_use]
+    pub fn expect_content(mut self, digest: ContentDigest) -> Self {
+        self.content = Some(digest.digest().algorithm());
+        self.expected = Some(digest);
+        self
     }
 
-    /// Whether it was stopped.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    /// Makes the digest of the bytes of `file`, that of the source say, in one more read meanwhile, on a
+    /// thread of its own: [`Summary::file_digests`].
+    #[must_use]
+    pub fn file_digest(mut self, file: Arc<dyn BlockSource>, algorithm: Algorithm) -> Self {
+        self.file_digests.push((file, algorithm, None));
+        self
     }
-}
 
-/// How far a conversion is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Progress {
-    /// How much of the disk has been dealt with, in bytes. It never goes back.
-    pub done: u64,
-    /// Virtual size in bytes.
-    pub total: u64,
+    /// As [`file_digest`](Self::file_digest), and fails with
+    /// [`Error::DigestMismatch`](crate::Error::DigestMismatch), leaving nothing, if it is another one:
+    /// for uploads whose digest is known.
+    #[must_use]
+    pub fn expect_file(mut self, file: Arc<dyn BlockSource>, digest: Digest) -> Self {
+        self.file_digests
+            .push((file, digest.algorithm(), Some(digest)));
+        self
+    }
+
+    /// Makes the digest of the bytes of the image file that [`convert_to_path`](Self::convert_to_path)
+    /// writes, in one more read when it is whole, or that of the stream that
+    /// [`convert_to_writer`](Self::convert_to_writer) writes, on its way: [`Summary::target_digests`].
+    #[must_use]
+    pub fn target_digest(mut self, algorithm: Algorithm) -> Self {
+        self.target_digests.push(algorithm);
+        self
+    }
+
+    /// Makes [`convert_to_path`](Self::convert_to_path) go on where an earlier call with the same
+    /// source, options and path was stopped or failed, or its machine did. The result has the same
+    /// bytes as one that was never interrupted.
+    ///
+    /// What is unfinished is kept beside the destination then, `.NAME.part` and `.NAME.journal`, until
+    /// a later call finishes it. About every `checkpoint` bytes of the disk, and every ten seconds,
+    /// the result is brought to stable storage; [`CHECKPOINT`](Self::CHECKPOINT) is a good value.
+    ///
+    /// The source must not change in between. That it is the same is told by its size, its file's
+    /// identity, and its first and last 64 KiB.
+    #[must_use]
+    pub fn resumable(mut self, checkpoint: u64) -> Self {
+        self.resumable = Some(checkpoint);
+        self
+    }
+
+    /// A distance of checkpoints that hardly costs anything, in bytes.
+    pub const CHECKPOINT: u64 = crate::convert::journal::CHECKPOINT;
+
+    /// Whether the image that [`convert_to_path`](Self::convert_to_path) writes is read back and
+    /// compared with the source before it gets its name. It is not unless told otherwise; what is read
+    /// back comes from the system's cache as a rule, not from the disk.
+    #[must_use]
+    pub fn verify(mut self, verify: bool) -> Self {
+        self.verify = verify;
+        self
+    }
+
+    /// Whether packed units that can travel as they are, from one qcow2 image into another say, are
+    /// unpacked to see that they can be. They are not unless told otherwise.
+    #[must_use]
+    pub fn check_packed(mut self, check: bool) -> Self {
+        self.check_packed = check;
+        self
+    }
 }
 
 /// What a conversion did.
@@ -173,8 +253,14 @@ pub struct Progress {
 pub struct Summary {
     /// Virtual size of the result in bytes.
     pub virtual_size: u64,
-    /// Bytes of the source that were read.
+    /// Bytes of the source that were read; those of packed units count as the guest sees them.
     pub bytes_read: u64,
     /// Bytes of the guest's data that were written, packed or not.
     pub bytes_written: u64,
+    /// The digest of the disk's content, if one was asked for.
+    pub content: Option<ContentDigest>,
+    /// The digests of files that were asked for, in that order.
+    pub file_digests: Vec<Digest>,
+    /// The digests of the image that was written, in the order in which they were asked for.
+    pub target_digests: Vec<Digest>,
 }

@@ -1,14 +1,19 @@
 //! Asking the writer where everything goes.
 
-use crate::convert::segment::{Segment, Step, Store};
+use crate::convert::segment::{Buffer, Segment, Step, Store, Work};
 use crate::error::{Error, Result};
-use crate::image::{ImageWriter, Placed, Write, WriteRun};
+use crate::image::{CopiedPart, ImageWriter, Placed, Write, WriteRun};
+use crate::packed::PackedUnit;
 
 /// Asks the writer where each step of a segment goes, and notes what has to be written.
-pub(super) fn place_steps(writer: &mut dyn ImageWriter, segment: &mut Segment) -> Result<()> {
+pub(super) fn place_steps(
+    writer: &mut dyn ImageWriter,
+    segment: &Segment,
+    work: &mut Work,
+) -> Result<()> {
+    let steps = std::mem::take(&mut work.steps);
+    let parts = std::mem::take(&mut work.parts);
     let mut tables = Vec::new();
-    let steps = std::mem::take(&mut segment.steps);
-    let parts = std::mem::take(&mut segment.parts);
     for step in &steps {
         match *step {
             Step::Verbatim { guest, len, at } => {
@@ -19,9 +24,10 @@ pub(super) fn place_steps(writer: &mut dyn ImageWriter, segment: &mut Segment) -
                         len: len - done,
                     };
                     let placed = took_some(writer.place(run, &mut tables)?)?;
-                    drain_tables(segment, &mut tables);
+                    drain_tables(work, &mut tables);
                     let taken = placed.taken.min(len - done);
-                    segment.push_store(Store::Data {
+                    work.push_store(Store::Bytes {
+                        from: Buffer::Data,
                         file: placed.file,
                         host: placed.host,
                         at: at + usize::try_from(done).unwrap_or(usize::MAX),
@@ -38,7 +44,7 @@ pub(super) fn place_steps(writer: &mut dyn ImageWriter, segment: &mut Segment) -
                         len: len - done,
                     };
                     done += took_some(writer.place(run, &mut tables)?)?.taken;
-                    drain_tables(segment, &mut tables);
+                    drain_tables(work, &mut tables);
                 }
             }
             Step::Packed { first, count, at } => {
@@ -47,12 +53,13 @@ pub(super) fn place_steps(writer: &mut dyn ImageWriter, segment: &mut Segment) -
                 while !parts.is_empty() {
                     let run = WriteRun::Packed { parts };
                     let placed = took_some(writer.place(run, &mut tables)?)?;
-                    drain_tables(segment, &mut tables);
+                    drain_tables(work, &mut tables);
                     let taken = usize::try_from(placed.taken).unwrap_or(usize::MAX);
                     let (taken, rest) = parts.split_at(taken.min(parts.len()));
                     let len = taken.iter().map(|part| part.len as usize).sum();
                     let Placed { file, host, .. } = placed;
-                    segment.push_store(Store::Packed {
+                    work.push_store(Store::Bytes {
+                        from: Buffer::Packed,
                         file,
                         host,
                         at,
@@ -62,10 +69,52 @@ pub(super) fn place_steps(writer: &mut dyn ImageWriter, segment: &mut Segment) -
                     parts = rest;
                 }
             }
+            Step::Copied { first, count } => {
+                let units = segment.units.get(first..first + count).unwrap_or_default();
+                place_copied(writer, units, work, &mut tables)?;
+            }
         }
     }
-    segment.steps = steps;
-    segment.parts = parts;
+    work.steps = steps;
+    work.parts = parts;
+    Ok(())
+}
+
+/// Places packed units as they lie to each other.
+fn place_copied(
+    writer: &mut dyn ImageWriter,
+    units: &[PackedUnit],
+    work: &mut Work,
+    tables: &mut Vec<Write>,
+) -> Result<()> {
+    let mut units = units;
+    while let Some(first) = units.first() {
+        let parts: Vec<CopiedPart> = units
+            .iter()
+            .map(|unit| CopiedPart {
+                guest: unit.guest,
+                at: unit.host - first.host,
+                len: unit.len as u64,
+            })
+            .collect();
+        let run = WriteRun::Copied {
+            parts: &parts,
+            remainder: first.host % 512,
+        };
+        let placed = took_some(writer.place(run, tables)?)?;
+        drain_tables(work, tables);
+        let taken = usize::try_from(placed.taken).unwrap_or(usize::MAX);
+        let (taken, rest) = units.split_at(taken.min(units.len()));
+        let end = taken.iter().map(|unit| unit.at + unit.len).max();
+        work.push_store(Store::Bytes {
+            from: Buffer::Taken,
+            file: placed.file,
+            host: placed.host,
+            at: first.at,
+            len: end.unwrap_or(first.at) - first.at,
+        });
+        units = rest;
+    }
     Ok(())
 }
 
@@ -76,8 +125,8 @@ fn took_some(placed: Placed) -> Result<Placed> {
     Ok(placed)
 }
 
-fn drain_tables(segment: &mut Segment, tables: &mut Vec<Write>) {
+fn drain_tables(work: &mut Work, tables: &mut Vec<Write>) {
     for table in tables.drain(..) {
-        segment.push_store(Store::Table(table));
+        work.push_store(Store::Table(table));
     }
 }

@@ -1,42 +1,43 @@
-//! Preparing a segment: reading it, finding the zeros, encoding the rest. No locks, any thread.
+//! Preparing a segment: reading it, once for all targets, and for each of them finding the zeros and
+//! encoding the rest. No locks, any thread.
 
 use std::sync::Arc;
 
 use crate::convert::claim::Ground;
-use crate::convert::segment::{Piece, Segment, Step};
+use crate::convert::segment::{Leaf, Piece, Segment, Step, Work};
+use crate::digest::{LEAF, Leaves};
 use crate::error::{Error, Result};
-use crate::image::{Encoder, Form, Part};
+use crate::image::{Encoder, Form, Part, Take};
+use crate::packed::{PackedSource, PackedUnit};
 use crate::source::BlockSource;
 use crate::zero::is_zero;
 
-/// What it takes to prepare a segment.
-pub(super) struct Preparer<'a> {
+/// Reads segments.
+pub(super) struct Reader<'a> {
     pub(super) source: &'a dyn BlockSource,
-    pub(super) ground: &'a Ground,
-    pub(super) encoder: Option<Arc<dyn Encoder>>,
-    /// Bytes of the target's unit.
+    /// Where packed units come from that travel as they are.
+    pub(super) packed: Option<&'a dyn PackedSource>,
+    /// Whether they are unpacked all the same, for their bytes to be looked at.
+    pub(super) unpack: bool,
+    /// What hashes the content.
+    pub(super) leaves: Option<Leaves>,
+    /// The largest of the targets' units.
     pub(super) unit: usize,
-    /// Bytes that are stored or left out as one: what is all zero, or the same as below, is left out.
-    pub(super) granule: usize,
-    pub(super) find_zeros: bool,
 }
 
-impl Preparer<'_> {
-    /// Reads the pieces, drops the zeros and encodes the rest. Returns how many bytes were read.
-    pub(super) fn prepare(&self, segment: &mut Segment) -> Result<u64> {
+impl Reader<'_> {
+    /// Reads the pieces of a segment. Returns how many bytes of the guest were read.
+    pub(super) fn read(&self, segment: &mut Segment) -> Result<u64> {
         let mut bytes_read = 0;
         let pieces = std::mem::take(&mut segment.pieces);
         for piece in &pieces {
             match *piece {
-                Piece::Zero { guest, len } => segment.push_step(Step::Zero { guest, len }),
+                Piece::Zero { .. } => {}
                 Piece::Data { guest, len, at } => {
-                    let len_in_memory = usize::try_from(len).unwrap_or(usize::MAX);
-                    let buf = segment.data.get_mut(at, len_in_memory);
-                    let n = self.source.read_at(buf, guest)?;
-                    buf.get_mut(n..).unwrap_or_default().fill(0);
-                    bytes_read += n as u64;
-                    self.read_below(segment, guest, len_in_memory)?;
-                    self.cut(segment, guest, at, len_in_memory)?;
+                    bytes_read += self.data(segment, guest, len, at)?
+                }
+                Piece::Packed { guest, len, at } => {
+                    bytes_read += self.packed(segment, guest, len, at)?;
                 }
             }
         }
@@ -44,18 +45,200 @@ impl Preparer<'_> {
         Ok(bytes_read)
     }
 
-    /// Reads what an overlay would show at `guest` without being written there.
-    fn read_below(&self, segment: &mut Segment, guest: u64, len: usize) -> Result<()> {
-        if let Ground::Image(image) = self.ground {
-            segment.below.clear();
-            segment.below.resize(len, 0);
-            image.read_at(&mut segment.below, guest)?;
+    fn data(&self, segment: &mut Segment, guest: u64, len: u64, at: usize) -> Result<u64> {
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        // The last unit of a disk is padded.
+        let room = segment.data.get_mut(at, len.next_multiple_of(self.unit));
+        let (buf, padding) = room.split_at_mut(len.min(room.len()));
+        let n = self.source.read_at(buf, guest)?;
+        buf.get_mut(n..).unwrap_or_default().fill(0);
+        padding.fill(0);
+        if let Some(leaves) = &self.leaves {
+            let left = self.source.size().saturating_sub(guest);
+            let len = usize::try_from(left).map_or(len, |left| len.min(left));
+            hash(leaves, segment, guest, at, len);
+        }
+        Ok(n as u64)
+    }
+
+    /// Reads units as they are packed. Those that cannot be had so are told by their absence from
+    /// `units`.
+    fn packed(&self, segment: &mut Segment, guest: u64, len: u64, at: usize) -> Result<u64> {
+        let Some(source) = self.packed else {
+            return self.data(segment, guest, len, at);
+        };
+        let (unit, mut done, mut whole) = (source.unit(), 0, true);
+        while done < len {
+            let (buf, units) = (&mut segment.taken, &mut segment.units);
+            let count = source.read_packed(guest + done, len - done, buf, units)?;
+            whole &= count > 0;
+            done += (count as u64).max(1) * unit;
+        }
+        if self.unpack || !whole {
+            self.data(segment, guest, len, at)?;
+        }
+        Ok(len)
+    }
+}
+
+/// Hashes the whole leaves of a piece and notes what is of others.
+fn hash(leaves: &Leaves, segment: &mut Segment, guest: u64, at: usize, len: usize) {
+    let mut done = 0;
+    while done < len {
+        let guest = guest + done as u64;
+        let left = usize::try_from(LEAF - guest % LEAF).unwrap_or(usize::MAX);
+        let n = left.min(len - done);
+        let at = at + done;
+        let leaf = match n as u64 == LEAF {
+            true => Leaf::Whole {
+                guest,
+                hash: leaves.hash(segment.data.get(at, n)),
+            },
+            false => Leaf::Part { guest, at, len: n },
+        };
+        segment.leaves.push(leaf);
+        done += n;
+    }
+}
+
+/// What it takes to prepare segments for one target.
+#[derive(Debug)]
+pub(super) struct Preparer<'a> {
+    pub(super) source: &'a dyn BlockSource,
+    pub(super) ground: Ground,
+    pub(super) encoder: Option<Arc<dyn Encoder>>,
+    /// The target's virtual size in bytes.
+    pub(super) size: u64,
+    /// Bytes of the target's unit.
+    pub(super) unit: usize,
+    /// Bytes that are stored or left out as one: what is all zero, or the same as below, is left out.
+    pub(super) granule: usize,
+    pub(super) find_zeros: bool,
+    /// Whether every piece of data is stored as it is, and nothing is left out.
+    pub(super) whole: bool,
+    /// How it takes the source's packed units, if that is what is done with them.
+    pub(super) take: Option<(Take, crate::packed::Codec)>,
+}
+
+impl Preparer<'_> {
+    /// Decides what of a segment has to be placed.
+    pub(super) fn prepare(&self, segment: &Segment, work: &mut Work) -> Result<()> {
+        work.clear();
+        let mut units = segment.units.as_slice();
+        for piece in &segment.pieces {
+            // Another target may be larger: some round their sizes up.
+            match piece.up_to(self.size) {
+                Piece::Zero { len: 0, .. } | Piece::Data { len: 0, .. } => {}
+                Piece::Zero { guest, len } => {
+                    if !matches!(self.ground, Ground::Zero) {
+                        work.push_step(Step::Zero { guest, len });
+                    }
+                }
+                Piece::Data { guest, len, at } => {
+                    self.data(segment, work, guest, len, at)?;
+                }
+                Piece::Packed { guest, len, at } => match self.take {
+                    Some(_) => units = self.packed(segment, work, units, guest, len, at)?,
+                    None => self.data(segment, work, guest, len, at)?,
+                },
+            }
         }
         Ok(())
     }
 
+    fn data(
+        &self,
+        segment: &Segment,
+        work: &mut Work,
+        guest: u64,
+        len: u64,
+        at: usize,
+    ) -> Result<()> {
+        if self.whole {
+            work.push_step(Step::Verbatim { guest, len, at });
+            return Ok(());
+        }
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        if let Ground::Image(image) = &self.ground {
+            work.below.clear();
+            work.below.resize(len, 0);
+            image.read_at(&mut work.below, guest)?;
+        }
+        self.cut(segment, work, guest, at, len)
+    }
+
+    /// Takes units as they are packed, up to the end of a piece, and returns those behind it.
+    fn packed<'s>(
+        &self,
+        segment: &'s Segment,
+        work: &mut Work,
+        units: &'s [PackedUnit],
+        guest: u64,
+        len: u64,
+        at: usize,
+    ) -> Result<&'s [PackedUnit]> {
+        let first = segment.units.len() - units.len();
+        let mut units = units.iter().enumerate().peekable();
+        let (end, mut position, mut taken) = (guest + len, guest, 0);
+        while position < end {
+            let unit = units.next_if(|(_, unit)| unit.guest == position);
+            let into = usize::try_from(position - guest).unwrap_or(usize::MAX);
+            let n = (self.unit as u64).min(end - position);
+            taken += usize::from(unit.is_some());
+            let wrapped = match (unit, self.take) {
+                (Some((i, unit)), Some((Take::AsTheyAre, _))) => {
+                    work.push_copied(&segment.units, first + i, unit);
+                    true
+                }
+                (Some((_, unit)), Some((Take::Wrapped, codec))) => {
+                    let packed = segment.taken.get(unit.at..unit.at + unit.len);
+                    let packed = packed.unwrap_or_default();
+                    self.pack(work, position, |encoder, out| {
+                        encoder.wrap(position, codec, packed, out)
+                    })? == Form::Packed
+                }
+                _ => false,
+            };
+            match (wrapped, unit) {
+                (true, _) => {}
+                (false, Some(_)) => self.unpacked(work, position, n)?,
+                // Where units are missing, the piece was read.
+                (false, None) => self.data(segment, work, position, n, at + into)?,
+            }
+            position += n;
+        }
+        let left = first + taken;
+        Ok(segment.units.get(left..).unwrap_or_default())
+    }
+
+    /// Encodes a unit anew that could not be wrapped.
+    fn unpacked(&self, work: &mut Work, guest: u64, len: u64) -> Result<()> {
+        let mut unit = vec![0; self.unit];
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let n = self
+            .source
+            .read_at(unit.get_mut(..len).unwrap_or_default(), guest)?;
+        unit.get_mut(n..).unwrap_or_default().fill(0);
+        let form = self.pack(work, guest, |encoder, out| {
+            encoder.encode(guest, &unit, out)
+        })?;
+        match form {
+            Form::Packed => Ok(()),
+            Form::Verbatim => Err(Error::invalid(format!(
+                "the unit at {guest} can neither be wrapped nor packed"
+            ))),
+        }
+    }
+
     /// Cuts the `len` bytes at `at` into what is stored and what need not be.
-    fn cut(&self, segment: &mut Segment, guest: u64, at: usize, len: usize) -> Result<()> {
+    fn cut(
+        &self,
+        segment: &Segment,
+        work: &mut Work,
+        guest: u64,
+        at: usize,
+        len: usize,
+    ) -> Result<()> {
         let granule = self.granule;
         let mut done = 0;
         while done < len {
@@ -66,7 +249,7 @@ impl Preparer<'_> {
             let (from, end) = (at + done, done + n);
             let bytes = segment.data.get(from, n);
             let same = matches!(self.ground, Ground::Image(_))
-                && segment
+                && work
                     .below
                     .get(done..end)
                     .is_some_and(|below| below == bytes);
@@ -75,13 +258,13 @@ impl Preparer<'_> {
                 // It shows through.
             } else if self.find_zeros && is_zero(bytes) {
                 if !matches!(self.ground, Ground::Zero) {
-                    segment.push_step(Step::Zero {
+                    work.push_step(Step::Zero {
                         guest,
                         len: step_len,
                     });
                 }
             } else {
-                self.encode(segment, guest, from, n)?;
+                self.encode(segment, work, guest, from, n)?;
             }
             done = end;
         }
@@ -89,35 +272,101 @@ impl Preparer<'_> {
     }
 
     /// Encodes one granule, or leaves it as it is.
-    fn encode(&self, segment: &mut Segment, guest: u64, at: usize, len: usize) -> Result<()> {
+    fn encode(
+        &self,
+        segment: &Segment,
+        work: &mut Work,
+        guest: u64,
+        at: usize,
+        len: usize,
+    ) -> Result<()> {
         let step = Step::Verbatim {
             guest,
             len: len as u64,
             at,
         };
-        let Some(encoder) = &self.encoder else {
-            segment.push_step(step);
+        let unit = segment.data.get(at, self.unit);
+        // Of an image with packed units, whoever packed it gave up on what looks like noise.
+        let hopeless = matches!(self.take, Some((Take::AsTheyAre, _))) && looks_random(unit);
+        if self.encoder.is_none() || hopeless {
+            work.push_step(step);
             return Ok(());
-        };
-        let unit = self.unit;
-        // The buffer is a multiple of the unit, so that the disk's last one can be padded in place.
-        segment.data.get_mut(at + len, unit - len).fill(0);
-        let start = segment.packed.len();
-        let form = encoder.encode(guest, segment.data.get(at, unit), &mut segment.packed)?;
-        match form {
-            Form::Verbatim => segment.push_step(step),
-            Form::Packed => {
-                let len = u32::try_from(segment.packed.len() - start)
-                    .map_err(|_| Error::invalid("a packed unit is longer than 4 GiB"))?;
-                let first = segment.parts.len();
-                segment.parts.push(Part { guest, len });
-                segment.push_step(Step::Packed {
-                    first,
-                    count: 1,
-                    at: start,
-                });
-            }
+        }
+        let form = self.pack(work, guest, |encoder, out| encoder.encode(guest, unit, out))?;
+        if form == Form::Verbatim {
+            work.push_step(step);
         }
         Ok(())
+    }
+
+    /// Notes what `pack` appends as one packed unit, if it packs.
+    fn pack(
+        &self,
+        work: &mut Work,
+        guest: u64,
+        pack: impl FnOnce(&dyn Encoder, &mut Vec<u8>) -> Result<Form>,
+    ) -> Result<Form> {
+        let Some(encoder) = &self.encoder else {
+            return Ok(Form::Verbatim);
+        };
+        let start = work.packed.len();
+        let form = pack(&**encoder, &mut work.packed)?;
+        if form == Form::Packed {
+            let len = u32::try_from(work.packed.len() - start)
+                .map_err(|_| Error::invalid("a packed unit is longer than 4 GiB"))?;
+            let first = work.parts.len();
+            work.parts.push(Part { guest, len });
+            work.push_step(Step::Packed {
+                first,
+                count: 1,
+                at: start,
+            });
+        }
+        Ok(form)
+    }
+}
+
+/// Whether the bytes in the middle of a unit are spread as evenly as noise.
+fn looks_random(unit: &[u8]) -> bool {
+    const SAMPLE: usize = 4096;
+    if unit.len() < SAMPLE {
+        return false;
+    }
+    let start = (unit.len() - SAMPLE) / 2;
+    let mut counts = [0_u32; 256];
+    for byte in unit.get(start..start + SAMPLE).unwrap_or_default() {
+        if let Some(count) = counts.get_mut(usize::from(*byte)) {
+            *count += 1;
+        }
+    }
+    // Of noise, the squares add up to N + N² / 256, and seldom to a twentieth more.
+    let squares: u32 = counts.iter().map(|count| count * count).sum();
+    let n: u32 = 4096;
+    squares < (n + n * n / 256) / 20 * 21
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_is_told_from_text_and_from_code() {
+        let mut state = 1_u32;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state.to_le_bytes()[0]
+        })
+        .take(65_536)
+        .collect();
+        assert!(looks_random(&noise));
+        let text: Vec<u8> = noise.iter().map(|byte| b'a' + byte % 26).collect();
+        assert!(!looks_random(&text));
+        // Every eighth byte is zero, as in code and in tables of numbers.
+        let mut sparse = noise.clone();
+        sparse.iter_mut().step_by(8).for_each(|byte| *byte = 0);
+        assert!(!looks_random(&sparse));
+        assert!(!looks_random(&noise[..512]));
     }
 }

@@ -1,92 +1,67 @@
 //! A segment: about a mebibyte of guest data on its way through the engine.
 
+use crate::digest::LeafHash;
 use crate::image::{Part, Write};
+use crate::packed::PackedUnit;
+use crate::page_buf::PageBuf;
 
 /// Bytes of guest data in a segment, unless one unit of the target is larger. Large enough that the
 /// locks and system calls around it do not count, small enough to stay in a processor's caches.
-pub(super) const SEGMENT: u64 = 1 << 20;
+const SEGMENT: u64 = 1 << 20;
+
+/// Bytes of a segment's buffer for a target of that unit.
+pub(super) fn capacity(unit: u64) -> u64 {
+    SEGMENT.max(unit).next_multiple_of(unit)
+}
 
 /// The most pieces in a segment, so that a source of many tiny runs is cut, too.
 pub(super) const MAX_PIECES: usize = 2048;
-
-/// Page-aligned memory: the kernel copies to and from it markedly faster.
-#[derive(Debug)]
-pub(super) struct PageBuf {
-    memory: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-const PAGE: usize = 4096;
-
-impl PageBuf {
-    pub(super) fn new(len: usize) -> Self {
-        let memory = vec![0; len + PAGE];
-        let start = memory.as_ptr().align_offset(PAGE).min(PAGE);
-        PageBuf { memory, start, len }
-    }
-
-    pub(super) fn get(&self, at: usize, len: usize) -> &[u8] {
-        let end = (at + len).min(self.len);
-        self.memory
-            .get(self.start + at..self.start + end)
-            .unwrap_or_default()
-    }
-
-    pub(super) fn get_mut(&mut self, at: usize, len: usize) -> &mut [u8] {
-        let end = (at + len).min(self.len);
-        self.memory
-            .get_mut(self.start + at..self.start + end)
-            .unwrap_or_default()
-    }
-}
 
 /// What was claimed of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Piece {
     /// Bytes to be read into the buffer at `at`.
     Data { guest: u64, len: u64, at: usize },
+    /// Units that the source has packed. There is room for them at `at` should they be unpacked.
+    Packed { guest: u64, len: u64, at: usize },
     /// Bytes that have to read as zero.
     Zero { guest: u64, len: u64 },
 }
 
-/// What has to be placed, in guest order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Bytes of the buffer, stored as they are.
-    Verbatim { guest: u64, len: u64, at: usize },
-    /// Packed units: `count` parts from the `first`, whose bytes begin at `at` of the packed buffer.
-    Packed {
-        first: usize,
-        count: usize,
-        at: usize,
-    },
-    /// Bytes that have to read as zero.
-    Zero { guest: u64, len: u64 },
+impl Piece {
+    /// The step that this is if nothing is left out of it.
+    pub(super) fn whole(self) -> Step {
+        match self {
+            Piece::Data { guest, len, at } | Piece::Packed { guest, len, at } => {
+                Step::Verbatim { guest, len, at }
+            }
+            Piece::Zero { guest, len } => Step::Zero { guest, len },
+        }
+    }
+
+    /// The part of the piece before `end`, which may be empty.
+    pub(super) fn up_to(self, end: u64) -> Piece {
+        let cut = |guest: u64, len: u64| len.min(end.saturating_sub(guest));
+        match self {
+            Piece::Data { guest, len, at } => Piece::Data {
+                guest,
+                len: cut(guest, len),
+                at,
+            },
+            Piece::Packed { guest, len, at } => Piece::Packed {
+                guest,
+                len: cut(guest, len),
+                at,
+            },
+            Piece::Zero { guest, len } => Piece::Zero {
+                guest,
+                len: cut(guest, len),
+            },
+        }
+    }
 }
 
-/// What has to be written.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Store {
-    /// Bytes of the buffer.
-    Data {
-        file: usize,
-        host: u64,
-        at: usize,
-        len: usize,
-    },
-    /// Bytes of the packed buffer.
-    Packed {
-        file: usize,
-        host: u64,
-        at: usize,
-        len: usize,
-    },
-    /// A table.
-    Table(Write),
-}
-
-/// A segment and its buffers, which are used again.
+/// A segment and its buffers, which are used again: what all targets of a conversion share.
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) number: u64,
@@ -94,12 +69,20 @@ pub(super) struct Segment {
     pub(super) done: u64,
     pub(super) pieces: Vec<Piece>,
     pub(super) data: PageBuf,
-    /// The same range of the backing file, where an overlay is compared with it.
-    pub(super) below: Vec<u8>,
-    pub(super) packed: Vec<u8>,
-    pub(super) parts: Vec<Part>,
-    pub(super) steps: Vec<Step>,
-    pub(super) stores: Vec<Store>,
+    /// Packed units as they came from the source, and where they are in `taken`.
+    pub(super) taken: Vec<u8>,
+    pub(super) units: Vec<PackedUnit>,
+    /// What the digest of the content needs, in guest order.
+    pub(super) leaves: Vec<Leaf>,
+}
+
+/// A part of the content on its way into a digest.
+#[derive(Debug)]
+pub(super) enum Leaf {
+    /// A whole leaf.
+    Whole { guest: u64, hash: LeafHash },
+    /// Bytes of a leaf whose others are elsewhere.
+    Part { guest: u64, at: usize, len: usize },
 }
 
 impl Segment {
@@ -109,20 +92,109 @@ impl Segment {
             done: 0,
             pieces: Vec::new(),
             data: PageBuf::new(capacity),
-            below: Vec::new(),
-            packed: Vec::new(),
-            parts: Vec::new(),
-            steps: Vec::new(),
-            stores: Vec::new(),
+            taken: Vec::new(),
+            units: Vec::new(),
+            leaves: Vec::new(),
         }
     }
 
     pub(super) fn clear(&mut self) {
         self.pieces.clear();
+        self.taken.clear();
+        self.units.clear();
+        self.leaves.clear();
+    }
+}
+
+/// What has to be placed, in guest order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Bytes of the segment, stored as they are.
+    Verbatim { guest: u64, len: u64, at: usize },
+    /// Packed units: `count` parts from the `first`, whose bytes begin at `at` of the packed buffer.
+    Packed {
+        first: usize,
+        count: usize,
+        at: usize,
+    },
+    /// Packed units of the segment: `count` of them from the `first`.
+    Copied { first: usize, count: usize },
+    /// Bytes that have to read as zero.
+    Zero { guest: u64, len: u64 },
+}
+
+/// What has to be written.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Store {
+    /// Bytes from a buffer.
+    Bytes {
+        from: Buffer,
+        file: usize,
+        host: u64,
+        at: usize,
+        len: usize,
+    },
+    /// A table.
+    Table(Write),
+}
+
+/// Which buffer bytes are in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Buffer {
+    /// The segment's data.
+    Data,
+    /// The segment's packed units.
+    Taken,
+    /// What was packed for the one target.
+    Packed,
+}
+
+/// What becomes of a segment in one target. Its buffers are used again, too.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    /// The same range of the backing file, where an overlay is compared with it.
+    pub(super) below: Vec<u8>,
+    pub(super) packed: Vec<u8>,
+    pub(super) parts: Vec<Part>,
+    pub(super) steps: Vec<Step>,
+    pub(super) stores: Vec<Store>,
+}
+
+impl Work {
+    pub(super) fn clear(&mut self) {
         self.packed.clear();
         self.parts.clear();
         self.steps.clear();
         self.stores.clear();
+    }
+
+    /// Makes every piece of a segment a step as it is: nothing in it is searched for.
+    pub(super) fn push_pieces_whole(&mut self, segment: &Segment) {
+        for piece in &segment.pieces {
+            self.push_step(piece.whole());
+        }
+    }
+
+    /// Adds the unit at `index`, behind those before it if they lie side by side.
+    pub(super) fn push_copied(&mut self, units: &[PackedUnit], index: usize, unit: &PackedUnit) {
+        const SECTOR: u64 = 512;
+        if let Some(Step::Copied { first, count }) = self.steps.last_mut() {
+            let last = index
+                .checked_sub(1)
+                .filter(|last| *last + 1 == *first + *count);
+            if let Some(last) = last.and_then(|last| units.get(last)) {
+                let end = last.host + last.len as u64;
+                let read_together = last.at as u64 + unit.host == unit.at as u64 + last.host;
+                if last.host <= unit.host && unit.host < end + SECTOR && read_together {
+                    *count += 1;
+                    return;
+                }
+            }
+        }
+        self.steps.push(Step::Copied {
+            first: index,
+            count: 1,
+        });
     }
 
     /// Adds a step, as part of the one before where they are one run.
@@ -152,38 +224,29 @@ impl Segment {
 
     /// Adds a write, as part of the one before where both the bytes and their places go on.
     pub(super) fn push_store(&mut self, store: Store) {
-        match (self.stores.last_mut(), &store) {
-            (
-                Some(Store::Data {
-                    file,
-                    host,
-                    at,
-                    len,
-                }),
-                Store::Data {
-                    file: next_file,
-                    host: next,
-                    at: next_at,
-                    len: more,
-                },
-            )
-            | (
-                Some(Store::Packed {
-                    file,
-                    host,
-                    at,
-                    len,
-                }),
-                Store::Packed {
-                    file: next_file,
-                    host: next,
-                    at: next_at,
-                    len: more,
-                },
-            ) if file == next_file && *host + *len as u64 == *next && *at + *len == *next_at => {
+        if let (
+            Some(Store::Bytes {
+                from,
+                file,
+                host,
+                at,
+                len,
+            }),
+            Store::Bytes {
+                from: next_from,
+                file: next_file,
+                host: next,
+                at: next_at,
+                len: more,
+            },
+        ) = (self.stores.last_mut(), &store)
+        {
+            let goes_on = *host + *len as u64 == *next && *at + *len == *next_at;
+            if from == next_from && file == next_file && goes_on {
                 *len += more;
+                return;
             }
-            _ => self.stores.push(store),
         }
+        self.stores.push(store);
     }
 }

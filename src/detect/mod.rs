@@ -1,14 +1,15 @@
 //! Which format a file is of: all probes see the same window, and all that match are the answer.
 
 mod content;
-mod foreign;
-mod signature;
+mod kinds;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::formats::{BUILTIN, by_name, raw, vhd};
-use crate::image::{Evidence, Format, Verdict, Window};
+use crate::image::{Evidence, Format, Probe, Verdict, Window};
 use crate::source::BlockSource;
+
+pub(crate) use kinds::{Described, Kind, kind_by_name, kind_of};
 
 /// Everything that a file was found to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,21 +30,29 @@ pub struct Detected {
 /// What reading fails with.
 pub fn detect(source: &dyn BlockSource) -> Result<Detected> {
     let window = Window::read(source)?;
-    let matches = BUILTIN
-        .iter()
-        .filter_map(|format| match format.probe(&window.probe()) {
-            Verdict::Reject => None,
-            Verdict::Match(evidence) => Some((format.id(), evidence)),
-        });
-    let foreign = signature::matches(foreign::FOREIGN, &window.probe());
-    let matches = matches.chain(foreign);
-    Ok(Detected {
-        matches: matches.collect(),
-        content: content::matches(&window.probe()),
-    })
+    Ok(Detected::of(&window.probe()))
+}
+
+/// Whether files of what is called `name` are known by their end alone.
+pub(crate) fn told_by_end(name: &str) -> bool {
+    name == kinds::DMG.as_str()
 }
 
 impl Detected {
+    /// Everything that a window shows: [`detect`] for bytes that come from elsewhere than a source.
+    pub fn of(window: &Probe<'_>) -> Self {
+        let read = BUILTIN
+            .iter()
+            .filter_map(|format| match format.probe(window) {
+                Verdict::Reject => None,
+                Verdict::Match(evidence) => Some((format.id(), evidence)),
+            });
+        Detected {
+            matches: read.chain(kinds::matches(window)).collect(),
+            content: content::matches(window),
+        }
+    }
+
     /// The one format that the file is of. A file that is in no format and whose content is that of a
     /// disk is raw.
     ///
@@ -51,30 +60,53 @@ impl Detected {
     /// [`Error::Unrecognized`] if there is none, [`Error::Ambiguous`] if there are several,
     /// [`Error::Unsupported`] if it is one that this crate cannot read.
     pub fn one(&self) -> Result<&'static dyn Format> {
-        match self.matches.as_slice() {
+        match self.deciding().as_slice() {
             [] if self.content.is_empty() => Err(Error::Unrecognized),
             [] => Ok(&raw::Raw),
-            [(id, evidence)] if self.content.is_empty() || wraps_content(*id, evidence) => {
-                by_name(id.as_str()).ok_or_else(|| Error::Unsupported {
-                    format: *id,
-                    feature: "this format".to_owned(),
-                    hint: "if the file is a raw disk all the same, say so (-f raw)",
-                })
-            }
-            several => {
-                let all = several.iter().chain(&self.content);
+            [id] => named(*id),
+            _ => {
+                let all = || self.matches.iter().chain(&self.content);
+                let evidence = all().map(|(_, evidence)| (evidence.what, evidence.offset));
                 Err(Error::Ambiguous {
-                    matches: all.map(|(id, _)| *id).collect(),
+                    matches: all().map(|(id, _)| *id).collect(),
+                    evidence: evidence.collect(),
                 })
             }
         }
     }
+
+    /// The image formats whose signatures were found. A raw disk may well begin with an archive that
+    /// somebody wrote to it.
+    pub(crate) fn image_formats(&self) -> Vec<FormatId> {
+        let ids = self.matches.iter().map(|(id, _)| *id);
+        ids.filter(|id| kinds::is_image(*id)).collect()
+    }
+
+    /// What says of which format the file is: the formats and, beside one of them, the content; but
+    /// nothing that honest files of a format have inside or as well.
+    fn deciding(&self) -> Vec<FormatId> {
+        let wrapper = self.matches.iter().find(|(id, evidence)| {
+            // A signature at the end leaves the start to what the disk holds.
+            (*id == vhd::VHD || *id == kinds::DMG) && evidence.offset > 0
+        });
+        let wrapper = wrapper.map(|(id, _)| *id);
+        let ids = self.matches.iter().map(|(id, _)| *id);
+        // The data of a packed DMG begins as whatever it is packed with.
+        let formats = ids.filter(|id| wrapper != Some(kinds::DMG) || !kinds::is_packed(*id));
+        let formats: Vec<FormatId> = formats.collect();
+        let content = self.content.iter().map(|(id, _)| *id);
+        let content = content.filter(|_| wrapper.is_none() && !formats.is_empty());
+        formats.iter().copied().chain(content).collect()
+    }
 }
 
-/// Whether the start of the file is the disk's own although it is in a format: the signature of a
-/// fixed VHD stands at the end.
-fn wraps_content(id: FormatId, evidence: &Evidence) -> bool {
-    id == vhd::VHD && evidence.offset > 0
+/// The format called `id`, which a signature has named.
+fn named(id: FormatId) -> Result<&'static dyn Format> {
+    match (by_name(id.as_str()), kinds::kind_by_name(id.as_str())) {
+        (Some(format), _) => Ok(format),
+        (None, Some(kind)) => Err(kind.not_read()),
+        (None, None) => Err(Error::Unrecognized),
+    }
 }
 
 #[cfg(test)]
@@ -140,7 +172,8 @@ mod tests {
         let error = found(&both).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the file is qcow2 and vhd at once; name the format that it is meant to have (-f FORMAT)"
+            "the file is qcow2 (QFI\\xfb at byte 0) and vhd (conectix at byte 3584) at once; name the format \
+             that it is meant to have (-f FORMAT)"
         );
     }
 }

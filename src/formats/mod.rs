@@ -3,6 +3,7 @@
 use crate::image::Format;
 
 mod identity;
+pub mod ova;
 pub mod parallels;
 pub mod qcow;
 pub mod qcow2;
@@ -24,6 +25,7 @@ pub const BUILTIN: &[&dyn Format] = &[
     &qcow::Qcow,
     &qed::Qed,
     &parallels::Parallels,
+    &ova::Ova,
 ];
 
 /// The format that files are of whose names end in `.extension`, in either case, where there is one.

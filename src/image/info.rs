@@ -9,6 +9,8 @@ use crate::name::ImageName;
 pub struct ImageInfo {
     /// Size of the disk that a guest sees, in bytes.
     pub virtual_size: u64,
+    /// Whether nothing tells that size, for a file that is described and not read; it is 0 then.
+    pub size_is_unknown: bool,
     /// The unit of allocation in bytes (cluster, grain, block), where the format has one.
     pub cluster_size: Option<u64>,
     /// Whether QEMU tells neither the unit nor whether the image was closed, of any image of this
@@ -26,6 +28,8 @@ pub struct ImageInfo {
     pub snapshots: Vec<SnapshotInfo>,
     /// The persistent dirty bitmaps.
     pub bitmaps: Vec<BitmapInfo>,
+    /// Whether an image of this format and version can hold persistent dirty bitmaps.
+    pub has_room_for_bitmaps: bool,
     /// What an overlay has to repeat so that it is known to belong to this image.
     pub ids: ImageIds,
     /// The other files that the image consists of, as far as they are open.
@@ -35,6 +39,8 @@ pub struct ImageInfo {
     pub specific: Option<Value>,
     /// What only this format has and QEMU has no words for: a map.
     pub details: Option<Value>,
+    /// What the format suggests to an image service, in OpenStack's words.
+    pub properties: Vec<(&'static str, String)>,
     /// What is odd about the image without making it unreadable, for a person to read.
     pub warnings: Vec<String>,
 }

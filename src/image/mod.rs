@@ -9,23 +9,26 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::limits::Limits;
-use crate::reference::Reference;
+use crate::name::ImageName;
+use crate::reference::{Reference, Resolver};
 use crate::source::BlockSource;
 
 mod create;
 mod info;
 mod probe;
+mod safety;
 mod value;
 mod writer;
 
 pub use create::{Backing, CreateOptions, OptionSet, parse_options, parse_size};
 pub use info::{BitmapInfo, FileInfo, ImageIds, ImageInfo, SnapshotInfo};
-pub(crate) use probe::Window;
 pub use probe::{Evidence, Probe, Verdict};
+pub(crate) use probe::{Window, disagrees};
+pub use safety::{Outcome, SafetyCheck};
 pub use value::Value;
 pub use writer::{
-    Encoder, Finish, Form, ImageWriter, OutputFile, Part, Payload, Placed, Write, WriteRun,
-    WriteShape,
+    CopiedPart, Encoder, Finish, Form, ImageWriter, OutputFile, Part, Payload, Placed, Take, Write,
+    WriteRun, WriteShape,
 };
 
 /// One image format.
@@ -49,8 +52,41 @@ pub trait Format: Debug + Send + Sync {
         &[]
     }
 
+    /// Whether an image of this format holds several disks, of which one is opened.
+    fn has_disks(&self) -> bool {
+        false
+    }
+
     /// Whether the file that `window` shows is of this format. A pure function of the window.
     fn probe(&self, window: &Probe<'_>) -> Verdict;
+
+    /// Whether no file that begins with `head` is of this format, however it goes on. A format whose
+    /// signature is at the end never says so.
+    fn excludes(&self, head: &[u8]) -> bool {
+        let _ = head;
+        false
+    }
+
+    /// The virtual size in bytes that the header at the start of an image gives, which is known before
+    /// the tables are. [`open`](Self::open) has the last word. `None` where the start does not tell.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), of the header.
+    fn declared_size(&self, source: &dyn BlockSource) -> Result<Option<u64>> {
+        let _ = source;
+        Ok(None)
+    }
+
+    /// What the image's own structures say about its safety: the checks that this format has beyond
+    /// those on references, which every image has. It is asked also of what [`open`](Self::open)
+    /// refuses, so that the refusal has a name, and reads no more than headers.
+    ///
+    /// # Errors
+    /// What reading fails with, and structures that are damaged.
+    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
+        let _ = (source, limits);
+        Ok(Vec::new())
+    }
 
     /// Opens an image of this format that lies in `source`.
     ///
@@ -77,12 +113,36 @@ pub trait Opener: Debug {
     /// Which internal snapshot to open in place of the active state.
     fn snapshot(&self) -> Option<&SnapshotSelector>;
 
+    /// Which disk to open of an image that holds several.
+    fn disk(&self) -> Option<&DiskSelector>;
+
+    /// Whether an image with checksums of all of its files is to be compared with them.
+    fn verifies(&self) -> bool;
+
+    /// Whether the image is only to be described: what of it cannot be read is then told by a
+    /// [warning](ImageInfo::warnings), where that is possible.
+    fn describes(&self) -> bool;
+
+    /// Opens the image in `source`, which lies within this one, in the format that it shows. Where it
+    /// shows none, it is what this one declares. `resolver` decides about its references.
+    ///
+    /// # Errors
+    /// [`Error::Ambiguous`](crate::Error::Ambiguous) where a disk that is declared to be raw shows a
+    /// format, [`Error::InvalidInput`](crate::Error::InvalidInput) if it holds several disks itself,
+    /// and as [`open_image`](Self::open_image).
+    fn open_within(
+        &self,
+        source: Arc<dyn BlockSource>,
+        declared: Option<FormatId>,
+        resolver: Arc<dyn Resolver>,
+    ) -> Result<Arc<dyn Image>>;
+
     /// Opens the image that `reference` means, in the format that the image or the caller declares:
     /// its content is never probed. `None` if the caller's resolver left it closed: reading what
     /// lives in it has then to fail with [`Error::Detached`](crate::Error::Detached).
     ///
     /// # Errors
-    /// What the caller's [`Resolver`](crate::Resolver) refuses with,
+    /// What the caller's [`Resolver`] refuses with,
     /// [`Error::LimitExceeded`](crate::Error::LimitExceeded) where the chain is too long,
     /// [`Error::InvalidInput`](crate::Error::InvalidInput) where it comes back to itself.
     fn open_image(&self, reference: &Reference) -> Result<Option<Arc<dyn Image>>>;
@@ -105,6 +165,13 @@ pub trait Image: BlockSource {
     /// The names inside it that mean other files, opened or not.
     fn references(&self) -> &[Reference];
 
+    /// The name that the image has for the file in which its own bytes at `guest` lie, where that is
+    /// another than the one that the image lies in.
+    fn file_of(&self, guest: u64) -> Option<&ImageName> {
+        let _ = guest;
+        None
+    }
+
     /// The image that shows through where this one records nothing, if it has one and it is open.
     fn backing(&self) -> Option<&Arc<dyn Image>> {
         None
@@ -121,4 +188,32 @@ pub enum SnapshotSelector {
     Name(String),
     /// The one with this id, or else with this name.
     Any(String),
+}
+
+/// Names one disk of an image that holds several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DiskSelector {
+    /// The one with this place in the list, from 0.
+    Index(usize),
+    /// The one in the file of this name, or else with this id.
+    Name(String),
+}
+
+impl From<&str> for DiskSelector {
+    /// Digits alone are a place in the list.
+    fn from(text: &str) -> Self {
+        match text.parse() {
+            Ok(index) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+                DiskSelector::Index(index)
+            }
+            _ => DiskSelector::Name(text.to_owned()),
+        }
+    }
+}
+
+impl From<usize> for DiskSelector {
+    fn from(index: usize) -> Self {
+        DiskSelector::Index(index)
+    }
 }

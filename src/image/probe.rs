@@ -40,6 +40,13 @@ impl<'a> Probe<'a> {
     }
 }
 
+/// Whether a file that begins with `head` cannot have `magic` at `offset`: they disagree as far as
+/// `head` goes.
+pub(crate) fn disagrees(head: &[u8], offset: usize, magic: &[u8]) -> bool {
+    let shown = head.get(offset..).unwrap_or_default();
+    shown.iter().zip(magic).any(|(is, wanted)| is != wanted)
+}
+
 /// The bytes behind a [`Probe`].
 #[derive(Debug, Clone)]
 pub(crate) struct Window {

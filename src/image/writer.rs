@@ -11,8 +11,11 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use crate::digest::Algorithm;
 use crate::error::Result;
+use crate::image::BitmapInfo;
 use crate::name::ImageName;
+use crate::packed::Codec;
 use crate::zero::is_zero;
 
 /// Lays a new image out. It encodes and allocates; the engine does the I/O.
@@ -37,6 +40,18 @@ pub trait ImageWriter: Debug + Send {
     /// [`Error::InvalidInput`](crate::Error::InvalidInput) if the format cannot hold so much.
     fn place(&mut self, run: WriteRun<'_>, tables: &mut Vec<Write>) -> Result<Placed>;
 
+    /// The final size of each of [`WriteShape::files`] if every byte of the disk were stored, where
+    /// that can be told without placing them all; asked before anything is placed.
+    fn full_sizes(&self) -> Option<Vec<u64>> {
+        None
+    }
+
+    /// Bytes that these bitmaps would need in the image; `None` if it cannot hold any.
+    fn bitmaps_size(&self, bitmaps: &[BitmapInfo]) -> Option<u64> {
+        let _ = bitmaps;
+        None
+    }
+
     /// Closes the layout.
     ///
     /// # Errors
@@ -53,6 +68,40 @@ pub trait Encoder: Debug + Send + Sync {
     /// # Errors
     /// What the codec fails with.
     fn encode(&self, guest: u64, unit: &[u8], out: &mut Vec<u8>) -> Result<Form>;
+
+    /// The most bytes that a packed unit has, if every unit is packed, whether or not it becomes
+    /// shorter; `None` where one that does not is left as it is.
+    fn longest(&self) -> Option<u32> {
+        None
+    }
+
+    /// What becomes of units that the source holds packed by `codec`; `None` if they have to be
+    /// unpacked, and encoded anew.
+    fn takes(&self, codec: Codec) -> Option<Take> {
+        let _ = codec;
+        None
+    }
+
+    /// Appends the packed form of the unit at `guest` to `out`, made of `packed`, which begins with
+    /// what `codec` made of that unit. [`Form::Verbatim`], with nothing appended, says that it cannot
+    /// be done: the unit has to be unpacked and encoded.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    fn wrap(&self, guest: u64, codec: Codec, packed: &[u8], out: &mut Vec<u8>) -> Result<Form> {
+        let _ = (guest, codec, packed, out);
+        Ok(Form::Verbatim)
+    }
+}
+
+/// What becomes of units that come packed from another image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Take {
+    /// Their bytes are stored as they are, and lie as they did: see [`WriteRun::Copied`].
+    AsTheyAre,
+    /// Each is wrapped anew by [`Encoder::wrap`].
+    Wrapped,
 }
 
 /// In which form a unit is stored.
@@ -81,6 +130,16 @@ pub struct WriteShape {
     /// Whether the file's bytes are the guest's and nothing else, so that an existing file or device
     /// can be written into.
     pub plain: bool,
+    /// Whether all that is written comes in the order of the file, from what is written before
+    /// anything else to the seal, so that a stream can take it as it comes. For other images it is
+    /// enough that the guest's bytes come to stand in the guest's order:
+    /// [`convert_to_writer`](crate::convert::ConvertOptions::convert_to_writer) finds out beforehand
+    /// what stands between them.
+    pub forward: bool,
+    /// Whether every byte of the guest has its place in the files from the start, whatever is placed
+    /// and in whatever order, and [`ImageWriter::finish`] says the same whatever was placed. Parts of
+    /// such an image can be written apart from each other.
+    pub settled: bool,
     /// Space to reserve before anything else is written.
     pub preallocation: Vec<Write>,
     /// The files that make up the image, the one that is the image first.
@@ -96,6 +155,8 @@ impl WriteShape {
             zero_unit: unit,
             record_zeroes: false,
             plain: false,
+            forward: false,
+            settled: false,
             preallocation: Vec::new(),
             files: vec![OutputFile::Image],
         }
@@ -127,6 +188,15 @@ pub enum WriteRun<'a> {
         /// One part a unit.
         parts: &'a [Part],
     },
+    /// Packed units of another image, in guest order, whose bytes go where they lie to each other as
+    /// they did there: with gaps, and one on top of the other's end. [`Placed::host`] is where the
+    /// first one begins.
+    Copied {
+        /// One part a unit.
+        parts: &'a [CopiedPart],
+        /// The first one's offset in the file that it comes from, modulo 512, which has to stay.
+        remainder: u64,
+    },
     /// Bytes that have to read as zero.
     Zero {
         /// Where the guest sees them.
@@ -134,6 +204,17 @@ pub enum WriteRun<'a> {
         /// How many.
         len: u64,
     },
+}
+
+/// One packed unit that is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopiedPart {
+    /// Where the guest sees the unit.
+    pub guest: u64,
+    /// Where it begins, in bytes from the start of the first part. It never goes back.
+    pub at: u64,
+    /// Length of the packed form in bytes, at most.
+    pub len: u64,
 }
 
 /// One packed unit.
@@ -152,7 +233,7 @@ pub struct Placed {
     pub file: usize,
     /// Offset in that file where the bytes go, in one piece. It means nothing for a run of zeros.
     pub host: u64,
-    /// How much was taken, from the front: bytes, or parts of a packed run. Never 0.
+    /// How much was taken, from the front: bytes, or parts of a packed or copied run. Never 0.
     pub taken: u64,
 }
 
@@ -222,6 +303,16 @@ pub enum Payload {
     Allocate(u64),
     /// So many zeros that are written out, in whatever state the target is.
     WrittenZeroes(u64),
+    /// The digest of a range of the same file as it stands when this write's turn comes, as lower-case
+    /// hexadecimal digits. Its place is in [`Finish::seal`], after all that the range holds.
+    Digest {
+        /// What makes the digest.
+        algorithm: Algorithm,
+        /// Where the range starts, in bytes.
+        start: u64,
+        /// How many bytes it has.
+        len: u64,
+    },
 }
 
 /// The end of a layout: what is still open, in the order in which it has to be written.

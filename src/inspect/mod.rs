@@ -12,24 +12,37 @@
 //!
 //! Nothing but the file itself is opened, whatever it refers to. Both forms are what `qemu-img info`
 //! prints, to the letter, with these exceptions: text from an image never reaches the output as it
-//! is, times are in UTC, a name is only ever a path (so `full-backing-filename` never is a URL), and
-//! what QEMU has no words for stands under the key `blockform`, or under `Notes`.
+//! is, times are in UTC, a name is only ever a path (so `full-backing-filename` never is a URL), what
+//! the disk holds follows (see [`content`](crate::content)), and what QEMU has no words for stands under
+//! the key `blockform`, or under `Notes`.
 
+mod contents;
 mod human;
 mod json;
+mod map;
+mod mbr;
 mod order;
+mod safety;
 mod text;
 
 use std::path::Path;
+use std::sync::Arc;
 
+pub use safety::{Safety, Unopened};
+
+use crate::content::Contents;
+use crate::detect::{Detected, detect};
 use crate::error::Result;
 use crate::format_id::FormatId;
-use crate::formats::by_name;
+use crate::formats::{by_name, raw::RAW};
 use crate::image::{Evidence, FileInfo, Image, ImageInfo, SnapshotInfo, Value};
+use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::open::{Layer, OpenOptions};
-use crate::reference::{Reference, ReferenceKind};
+use crate::reference::{DetachReferences, Reference, ReferenceKind};
 use crate::source::BlockSource;
+
+pub use map::ExtentMap;
 
 /// The description of one image.
 #[derive(Debug, Clone)]
@@ -47,8 +60,14 @@ pub struct Report {
     pub file: Option<FileReport>,
     /// All formats whose signatures were found, whatever the file was opened as.
     pub matches: Vec<(FormatId, Evidence)>,
+    /// What the disk in the image holds, if that could be read and something was recognised.
+    pub contents: Option<Contents>,
+    /// What to tell an image service of it, in OpenStack's words: only what is clear.
+    pub properties: Vec<(&'static str, String)>,
     /// What a person should know, with the image's own warnings last.
     pub warnings: Vec<String>,
+    /// The checks of its safety, where the caller asked for them.
+    pub safety: Option<Safety>,
 }
 
 /// The description of the file that an image lies in.
@@ -66,13 +85,55 @@ impl Report {
     /// resolver of the options are not asked.
     ///
     /// A file without any known signature is described as raw, with a warning that says so; one that
-    /// has a signature and cannot be opened as what it says is an error.
+    /// has a signature and cannot be opened as what it says is an error. A file of a kind that is known
+    /// and never read (a DMG, a kernel, a packed file) is described as what it is.
     ///
     /// # Errors
     /// As [`OpenOptions::open_path`], without those about references.
     pub fn of_path(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
         Ok(Report::of_layer(&Layer::first(path, options)?, path.into()))
+    }
+
+    /// Describes the image in `source`, which the caller calls `filename`, likewise.
+    ///
+    /// # Errors
+    /// As [`OpenOptions::open`], without those about references.
+    pub fn of_source(
+        source: Arc<dyn BlockSource>,
+        filename: ImageName,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let resolver = Arc::new(DetachReferences);
+        let layer = Layer::of(source, resolver, options)?;
+        Ok(Report::of_layer(&layer, filename))
+    }
+
+    /// As [`of_source`](Self::of_source), without a look at what the disk holds: what a stream is
+    /// described as.
+    ///
+    /// # Errors
+    /// As [`of_source`](Self::of_source).
+    pub fn without_contents(
+        source: Arc<dyn BlockSource>,
+        filename: ImageName,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let detected = detect(&source)?;
+        Report::of_detected(source, detected, filename, options)
+    }
+
+    /// Describes the image in `source`, which was found to be all this, likewise.
+    pub(crate) fn of_detected(
+        source: Arc<dyn BlockSource>,
+        detected: Detected,
+        filename: ImageName,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let resolver = Arc::new(DetachReferences);
+        let layer = Layer::of_detected(source, detected, resolver, options)?;
+        let report = Report::bare(&*layer.image, filename);
+        Ok(report.with_layer(&layer))
     }
 
     /// Describes the image in the file at `path` and all those behind it, as far as the options allow
@@ -93,7 +154,20 @@ impl Report {
     }
 
     /// Describes an open image that the caller calls `filename`, without the file that it lies in.
+    /// Some pages of its disk are read, for what it holds.
     pub fn of_image(image: &dyn Image, filename: ImageName) -> Self {
+        Report::within(image, filename, &Limits::default())
+    }
+
+    fn within(image: &dyn Image, filename: ImageName, limits: &Limits) -> Self {
+        let mut report = Report::bare(image, filename);
+        report.contents = contents::of_image(image, limits, &mut report.warnings);
+        report.properties = contents::properties(image.info(), report.contents.as_ref());
+        report
+    }
+
+    /// Describes an open image without a look at what its disk holds.
+    pub(crate) fn bare(image: &dyn Image, filename: ImageName) -> Self {
         Report {
             filename,
             format: image.format(),
@@ -101,12 +175,21 @@ impl Report {
             references: image.references().to_vec(),
             file: None,
             matches: Vec::new(),
+            properties: contents::properties(image.info(), None),
+            contents: None,
             warnings: image.info().warnings.clone(),
+            safety: None,
         }
     }
 
     fn of_layer(layer: &Layer, filename: ImageName) -> Self {
-        let mut report = Report::of_image(&*layer.image, filename);
+        let report = Report::within(&*layer.image, filename, layer.limits());
+        report.with_layer(layer)
+    }
+
+    /// This description with what is known of the file.
+    fn with_layer(self, layer: &Layer) -> Self {
+        let mut report = self;
         report.file = Some(FileReport {
             size: layer.source.size(),
             allocated_size: layer.source.allocated_size(),
@@ -154,7 +237,7 @@ impl Report {
     }
 
     /// Where a file lies that the image calls `name`, likewise.
-    fn full_name(&self, name: &ImageName) -> ImageName {
+    pub(crate) fn full_name(&self, name: &ImageName) -> ImageName {
         let name = name.as_bytes();
         let is_separator = |byte: &u8| std::path::is_separator(char::from(*byte));
         let absolute = name.first().is_some_and(is_separator);
@@ -184,6 +267,32 @@ impl Report {
         }
     }
 
+    /// Fails unless the image is of one of these formats, or a raw disk that holds one of them; any will do
+    /// if there are none.
+    ///
+    /// # Errors
+    /// [`Error::NotAllowed`](crate::Error::NotAllowed).
+    pub fn check_allowed(&self, formats: &[String]) -> Result<()> {
+        let is = |name: &String, id: FormatId| match by_name(name) {
+            Some(format) => format.id() == id,
+            None => name == id.as_str(),
+        };
+        let is_raw = self.format == RAW;
+        let held = self.matches.iter().filter(|_| is_raw).map(|(id, _)| *id);
+        let found: Vec<FormatId> = [self.format].into_iter().chain(held).collect();
+        let allowed = formats
+            .iter()
+            .any(|name| found.iter().any(|id| is(name, *id)));
+        match allowed || formats.is_empty() {
+            true => Ok(()),
+            false => Err(crate::Error::NotAllowed {
+                found,
+                offset: self.file.map_or(0, |file| file.size),
+                allowed: formats.to_vec(),
+            }),
+        }
+    }
+
     /// The description as a tree, with the keys and types of QEMU's `ImageInfo`, in QEMU's order.
     pub fn to_value(&self) -> Value {
         let info = &self.info;
@@ -204,7 +313,9 @@ impl Report {
         }
         map.insert("filename", self.filename.clone());
         map.insert("format", self.qemu_format());
-        map.insert("virtual-size", in_sectors(info.virtual_size));
+        if !info.size_is_unknown {
+            map.insert("virtual-size", in_sectors(info.virtual_size));
+        }
         if let Some(size) = self.allocated_size() {
             map.insert("actual-size", size);
         }
@@ -284,9 +395,16 @@ impl Report {
         let mut own = Value::map();
         own.insert("matches", matches.collect::<Vec<_>>());
         own.insert("warnings", warnings.collect::<Vec<_>>());
+        if let Some(safety) = &self.safety {
+            own.insert("safety", safety.to_value());
+        }
         if let Some(details) = &self.info.details {
             own.insert("details", details.clone());
         }
+        if let Some(contents) = &self.contents {
+            own.insert("contents", contents::value(contents));
+        }
+        own.insert("properties", contents::properties_value(&self.properties));
         if self.info.unknown_to_qemu {
             insert_state(&mut own, &self.info);
         }
@@ -308,6 +426,12 @@ impl Report {
         }
         own
     }
+}
+
+/// The text of a description in JSON, in the layout of `qemu-img info --output json`, without a line break
+/// at the end. Everything that is not printable ASCII is escaped.
+pub fn to_json(value: &Value) -> String {
+    json::to_text(value)
 }
 
 /// Several descriptions as one JSON list, in the layout of `qemu-img info --backing-chain --output

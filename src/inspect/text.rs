@@ -3,14 +3,17 @@
 use std::fmt;
 
 use crate::image::{SnapshotInfo, Value};
-use crate::inspect::{PROTOCOL, Report, human, in_sectors, order};
+use crate::inspect::{PROTOCOL, Report, contents, human, in_sectors, order};
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let info = &self.info;
         writeln!(f, "image: {}", self.filename.escaped())?;
         writeln!(f, "file format: {}", self.qemu_format())?;
-        write_size(f, "", "virtual size", info.virtual_size)?;
+        match info.size_is_unknown {
+            true => writeln!(f, "virtual size: unavailable")?,
+            false => write_size(f, "", "virtual size", info.virtual_size)?,
+        }
         if self.file.is_some() {
             write_disk_size(f, "", self.allocated_size())?;
         }
@@ -42,6 +45,9 @@ impl fmt::Display for Report {
             write_size(f, "    ", "file length", file.size)?;
             write_disk_size(f, "    ", file.allocated_size)?;
         }
+        if let Some(contents) = &self.contents {
+            contents::write(f, contents, &self.properties)?;
+        }
         if !self.warnings.is_empty() || info.details.is_some() {
             writeln!(f, "Notes:")?;
         }
@@ -51,7 +57,10 @@ impl fmt::Display for Report {
         for warning in &self.warnings {
             writeln!(f, "    {warning}")?;
         }
-        Ok(())
+        match &self.safety {
+            Some(safety) => write!(f, "{safety}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -7,8 +7,9 @@ use crate::extent::Extent;
 use crate::format_id::FormatId;
 use crate::image::{Image, ImageInfo, Opener};
 use crate::map::{Below, BlockMap, Mapped};
+use crate::packed::PackedSource;
 use crate::reference::Reference;
-use crate::source::{BlockSource, FileIdentity};
+use crate::source::{BlockSource, FileIdentity, Place};
 
 /// An image in one file, with a backing file or without.
 #[derive(Debug)]
@@ -99,12 +100,21 @@ impl<M: BlockMap> BlockSource for MappedImage<M> {
         self.mapped.uses_file(file)
     }
 
+    fn packed(&self) -> Option<&dyn PackedSource> {
+        self.mapped.packed().filter(|_| self.sealed.is_none())
+    }
+
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
         if format == self.format && self.identity() == Some(file) {
             Some(0)
         } else {
             self.mapped.depth_of(file, format)
         }
+    }
+
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+        self.check_readable().ok()?;
+        self.mapped.place_of(offset, limit)
     }
 }
 

@@ -6,8 +6,9 @@ use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::format_id::FormatId;
 use crate::map::{BlockMap, Run, Span};
+use crate::packed::{Codec, PackedSource, PackedUnit};
 use crate::reference::Reference;
-use crate::source::{BlockSource, FileIdentity, check_extent, readable};
+use crate::source::{BlockSource, FileIdentity, Place, check_extent, readable};
 
 /// What shows through where a table records nothing.
 #[derive(Debug, Clone)]
@@ -86,7 +87,7 @@ impl<M: BlockMap> Mapped<M> {
 
     /// Reads a range that begins in a packed unit: as many units as lie close together in the file
     /// and are asked for whole, or a part of one. Returns how many bytes that was.
-    fn read_packed(&self, buf: &mut [u8], guest: u64, first: PackedUnit) -> Result<usize> {
+    fn read_packed(&self, buf: &mut [u8], guest: u64, first: PackedPlace) -> Result<usize> {
         let unit = usize::try_from(self.map.unit()).unwrap_or(usize::MAX);
         let into = guest % self.map.unit();
         if into != 0 || buf.len() < unit {
@@ -107,7 +108,7 @@ impl<M: BlockMap> Mapped<M> {
     }
 
     /// Reads a part of a packed unit, by way of the whole.
-    fn read_part(&self, buf: &mut [u8], guest: u64, at: PackedUnit) -> Result<usize> {
+    fn read_part(&self, buf: &mut [u8], guest: u64, at: PackedPlace) -> Result<usize> {
         let unit = self.map.unit();
         let start = guest - guest % unit;
         let whole = self.unpacked(start, at)?;
@@ -120,7 +121,7 @@ impl<M: BlockMap> Mapped<M> {
         Ok(n)
     }
 
-    fn unpacked(&self, start: u64, at: PackedUnit) -> Result<Arc<[u8]>> {
+    fn unpacked(&self, start: u64, at: PackedPlace) -> Result<Arc<[u8]>> {
         let lock = || {
             self.last_unit
                 .lock()
@@ -138,7 +139,7 @@ impl<M: BlockMap> Mapped<M> {
     }
 
     /// The packed units from `guest` on, up to `count`, whose bytes follow `first` closely.
-    fn gather(&self, guest: u64, count: usize, first: PackedUnit) -> Result<Vec<PackedUnit>> {
+    fn gather(&self, guest: u64, count: usize, first: PackedPlace) -> Result<Vec<PackedPlace>> {
         let unit = self.map.unit();
         let mut units = vec![first];
         let mut end = first.end();
@@ -147,7 +148,7 @@ impl<M: BlockMap> Mapped<M> {
             let Run::Packed { host, max_len } = run else {
                 break;
             };
-            let next = PackedUnit { host, max_len };
+            let next = PackedPlace { host, max_len };
             // A unit's last sector is often the next one's first.
             let follows = host >= first.host && host <= end.saturating_add(unit);
             if !follows || next.end().saturating_sub(first.host) > MAX_FETCH {
@@ -160,7 +161,14 @@ impl<M: BlockMap> Mapped<M> {
     }
 
     /// The bytes of the file from the first unit's start to the last one's end, or the file's.
-    fn fetch(&self, units: &[PackedUnit], guest: u64) -> Result<Vec<u8>> {
+    fn fetch(&self, units: &[PackedPlace], guest: u64) -> Result<Vec<u8>> {
+        let mut packed = Vec::new();
+        self.fetch_into(units, guest, &mut packed)?;
+        Ok(packed)
+    }
+
+    /// Appends these bytes to `packed`.
+    fn fetch_into(&self, units: &[PackedPlace], guest: u64, packed: &mut Vec<u8>) -> Result<()> {
         let start = units.iter().map(|u| u.host).min().unwrap_or(0);
         let file_size = self.host.size();
         if let Some(unit) = units.iter().find(|unit| unit.host >= file_size) {
@@ -168,27 +176,81 @@ impl<M: BlockMap> Mapped<M> {
         }
         let end = units
             .iter()
-            .map(PackedUnit::end)
+            .map(PackedPlace::end)
             .max()
             .unwrap_or(0)
             .min(file_size);
-        let mut packed = vec![0; usize::try_from(end.saturating_sub(start)).unwrap_or(0)];
-        let n = self.host.read_at(&mut packed, start)?;
-        packed.truncate(n);
-        Ok(packed)
+        let at = packed.len();
+        packed.resize(
+            at + usize::try_from(end.saturating_sub(start)).unwrap_or(0),
+            0,
+        );
+        let n = self
+            .host
+            .read_at(packed.get_mut(at..).unwrap_or_default(), start)?;
+        packed.truncate(at + n);
+        Ok(())
     }
 }
 
 /// Where a packed unit lies.
 #[derive(Debug, Clone, Copy)]
-struct PackedUnit {
+struct PackedPlace {
     host: u64,
     max_len: u64,
 }
 
-impl PackedUnit {
+impl PackedPlace {
     fn end(&self) -> u64 {
         self.host.saturating_add(self.max_len)
+    }
+}
+
+impl<M: BlockMap> PackedSource for Mapped<M> {
+    fn codec(&self) -> Codec {
+        // Who has none hands no packed source out.
+        self.map.packing().unwrap_or(Codec::Zlib)
+    }
+
+    fn unit(&self) -> u64 {
+        self.map.unit()
+    }
+
+    fn read_packed(
+        &self,
+        guest: u64,
+        limit: u64,
+        buf: &mut Vec<u8>,
+        units: &mut Vec<PackedUnit>,
+    ) -> Result<usize> {
+        let unit = self.map.unit();
+        check_extent(guest, limit, self.size)?;
+        let count = limit.min(self.size - guest).div_ceil(unit);
+        let (Run::Packed { host, max_len }, 0) = (self.map.lookup(guest, unit)?.0, guest % unit)
+        else {
+            return Ok(0);
+        };
+        let first = PackedPlace { host, max_len };
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let places = self.gather(guest, count, first)?;
+        let start = buf.len();
+        self.fetch_into(&places, guest, buf)?;
+        for (i, place) in places.iter().enumerate() {
+            let guest = guest + i as u64 * unit;
+            let into = usize::try_from(place.host - host).unwrap_or(usize::MAX);
+            let packed = buf.get(start..).and_then(|read| read.get(into..));
+            let packed = packed.unwrap_or_default();
+            let max_len = usize::try_from(place.max_len).unwrap_or(usize::MAX);
+            let packed = packed.get(..max_len).unwrap_or(packed);
+            let payload = self.map.payload(packed, guest, place.host)?;
+            units.push(PackedUnit {
+                guest,
+                host: place.host + payload.start as u64,
+                at: start + into + payload.start,
+                len: payload.len(),
+            });
+        }
+        Ok(places.len())
     }
 }
 
@@ -204,7 +266,7 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
             let guest = offset + done as u64;
             let (run, len) = self.map.lookup(guest, rest.len() as u64)?;
             if let Run::Packed { host, max_len } = run {
-                done += self.read_packed(rest, guest, PackedUnit { host, max_len })?;
+                done += self.read_packed(rest, guest, PackedPlace { host, max_len })?;
                 continue;
             }
             let len = usize::try_from(len).unwrap_or(usize::MAX).min(rest.len());
@@ -266,11 +328,26 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
         below || self.host.uses_file(file)
     }
 
+    fn packed(&self) -> Option<&dyn PackedSource> {
+        self.map.packing().map(|_| self as &dyn PackedSource)
+    }
+
     /// A depth below this source: who it is itself, the format knows.
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
         match &self.below {
             Below::Image(image) => image.depth_of(file, format)?.checked_add(1),
             Below::Nothing | Below::Detached(_) => None,
+        }
+    }
+
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+        let limit = check_extent(offset, limit, self.size).ok()?;
+        // What cannot be looked up cannot be read either, and reading says why.
+        let (run, len) = self.map.lookup(offset, limit).ok()?;
+        match (run, &self.below) {
+            (Run::Stored { host }, _) => self.host.place_of(host, len.min(limit)),
+            (Run::Unallocated, Below::Image(image)) => image.place_of(offset, len.min(limit)),
+            _ => None,
         }
     }
 }

@@ -5,17 +5,21 @@
 
 mod cache;
 mod claims;
+mod detached;
 mod image;
 mod mapped;
 mod two_level;
 
 use std::fmt::Debug;
+use std::ops::Range;
 
 use crate::error::Result;
 use crate::extent::ExtentKind;
+use crate::packed::Codec;
 
 pub(crate) use cache::TableCache;
 pub(crate) use claims::Claims;
+pub(crate) use detached::Detached;
 pub(crate) use image::MappedImage;
 pub(crate) use mapped::{Below, Mapped};
 pub(crate) use two_level::{Cluster, Entries, Shape, TwoLevel, data_past_end};
@@ -41,6 +45,16 @@ pub(crate) trait BlockMap: Debug + Send + Sync {
     /// belong, or whose last one may be shorter.
     fn unpack_at(&self, packed: &[u8], _guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
         self.unpack(packed, host, unit)
+    }
+
+    /// How all packed units are packed, if they can travel as they are.
+    fn packing(&self) -> Option<Codec> {
+        None
+    }
+
+    /// What of the bytes of a packed unit is packed: all, unless the format puts something before it.
+    fn payload(&self, packed: &[u8], _guest: u64, _host: u64) -> Result<Range<usize>> {
+        Ok(0..packed.len())
     }
 
     /// An error of this format about bytes of the file that it needs and the file does not have.

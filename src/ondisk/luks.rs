@@ -39,13 +39,40 @@ on_disk! {
     }
 }
 
+on_disk! {
+    /// The binary header of LUKS 2 (LUKS2 On-Disk Format Specification 1.1.0, section 2.1), without the
+    /// padding.
+    struct Header2 in LUKS, "LUKS 2 header", Big, 512 bytes {
+        magic: [u8; 6] = 0,
+        version: u16 = 6,
+        hdr_size: u64 = 8,
+        seqid: u64 = 16,
+        label: [u8; 48] = 24,
+        csum_alg: [u8; 32] = 72,
+        salt: [u8; 64] = 104,
+        uuid: [u8; 40] = 168,
+        subsystem: [u8; 48] = 208,
+        hdr_offset: u64 = 256,
+        csum: [u8; 64] = 448,
+    }
+}
+
 const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
 const SLOT_ENABLED: u32 = 0x00ac_71f3;
 const SECTOR: u64 = 512;
 
-/// Describes a LUKS 1 header under the names of QEMU's `QCryptoBlockInfoLUKS`; `bytes` start at byte
-/// `at` of the file.
-pub(crate) fn describe(bytes: &[u8], at: u64) -> Result<Value> {
+/// Where the encrypted data begins after a LUKS 1 header, in bytes; `bytes` start a file.
+pub(crate) fn payload(bytes: &[u8]) -> Result<u64> {
+    Ok(u64::from(version_1(bytes, 0)?.payload_offset) * SECTOR)
+}
+
+/// The version of a LUKS header, which is in the same place in all of them; `None` if it is none.
+pub(crate) fn version(bytes: &[u8]) -> Option<u16> {
+    let header = Phdr::parse(bytes, 0).ok()?;
+    (header.magic == MAGIC).then_some(header.version)
+}
+
+fn version_1(bytes: &[u8], at: u64) -> Result<Phdr> {
     let header = Phdr::parse(bytes, at)?;
     if header.magic != MAGIC || header.version != 1 {
         return Err(Phdr::malformed(
@@ -54,6 +81,13 @@ pub(crate) fn describe(bytes: &[u8], at: u64) -> Result<Value> {
             "is not that of LUKS version 1",
         ));
     }
+    Ok(header)
+}
+
+/// Describes a LUKS 1 header under the names of QEMU's `QCryptoBlockInfoLUKS`; `bytes` start at byte
+/// `at` of the file.
+pub(crate) fn describe(bytes: &[u8], at: u64) -> Result<Value> {
+    let header = version_1(bytes, at)?;
     let cipher = text(&header.cipher_name);
     let mode = text(&header.cipher_mode);
     // "xts-plain64", "cbc-essiv:sha256": mode, generator of initial vectors, and its hash.
@@ -61,7 +95,7 @@ pub(crate) fn describe(bytes: &[u8], at: u64) -> Result<Value> {
     let (ivgen, ivgen_hash) = split(ivgen, b':');
     // XTS has two keys, each of half the length.
     let keys = if mode == b"xts" { 2 } else { 1 };
-    let key_bits = header.key_bytes / keys * 8;
+    let key_bits = u64::from(header.key_bytes) / keys * 8;
     let algorithm = [cipher, b"-", key_bits.to_string().as_bytes()].concat();
 
     let mut info = Value::map();
@@ -92,6 +126,33 @@ pub(crate) fn describe(bytes: &[u8], at: u64) -> Result<Value> {
     }
     info.insert("slots", slots);
     Ok(info)
+}
+
+/// What the header at the start of an encrypted volume says to those who have no key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Volume {
+    /// 1 or 2.
+    pub(crate) version: u16,
+    /// Its label, which version 2 may have.
+    pub(crate) label: Option<ImageName>,
+    pub(crate) uuid: ImageName,
+}
+
+impl Volume {
+    /// The volume that starts with these bytes, at least [`HEADER_LEN`] of them.
+    pub(crate) fn of(bytes: &[u8]) -> Option<Self> {
+        let header = Header2::parse(bytes, 0).ok()?;
+        if header.magic != MAGIC || !matches!(header.version, 1 | 2) {
+            return None;
+        }
+        // Both versions have the UUID at the same place, and only the second one has a label.
+        let label = Some(text(&header.label)).filter(|l| header.version == 2 && !l.is_empty());
+        Some(Volume {
+            version: header.version,
+            label: label.map(ImageName::from),
+            uuid: ImageName::from(text(&header.uuid)),
+        })
+    }
 }
 
 /// The bytes before the first NUL.

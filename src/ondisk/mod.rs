@@ -4,7 +4,6 @@
 //! field names and at the offsets of its specification; readers and writers share the declaration.
 
 pub(crate) mod luks;
-pub(crate) mod md5;
 mod reader;
 mod table;
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use crate::detect::detect;
 use crate::error::{Error, Result};
+use crate::format_id::FormatId;
 use crate::formats::by_extension;
 use crate::formats::raw::RAW;
-use crate::image::{Format, Image, Opener, SnapshotSelector};
+use crate::image::{DiskSelector, Format, Image, Opener, SnapshotSelector};
 use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::reference::{Reference, Resolved, Resolver};
@@ -18,10 +19,27 @@ use super::{named, open_as};
 #[derive(Debug)]
 pub(super) struct Chain {
     pub(super) limits: Limits,
-    pub(super) snapshot: Option<SnapshotSelector>,
+    /// What was asked of this image, and not of those behind it.
+    pub(super) first: First,
+    describes: bool,
     resolver: Arc<dyn Resolver>,
     /// The files from the first image down to this one, to find a chain that bites its tail.
     above: Vec<Option<FileIdentity>>,
+}
+
+/// What the caller asks of the image that it opens.
+#[derive(Debug, Clone, Default)]
+pub(super) struct First {
+    pub(super) snapshot: Option<SnapshotSelector>,
+    pub(super) disk: Option<DiskSelector>,
+    pub(super) verifies: bool,
+}
+
+impl First {
+    /// Whether it has to be an image of several disks.
+    pub(super) fn asks_for_disks(&self) -> bool {
+        self.disk.is_some() || self.verifies
+    }
 }
 
 impl Chain {
@@ -32,7 +50,8 @@ impl Chain {
     ) -> Self {
         Chain {
             limits,
-            snapshot: None,
+            first: First::default(),
+            describes: false,
             resolver,
             above: vec![identity],
         }
@@ -43,11 +62,13 @@ impl Chain {
         &self.resolver
     }
 
-    /// This chain with somebody else to decide about the references of its last file.
-    pub(super) fn with_resolver(&self, resolver: Arc<dyn Resolver>) -> Self {
+    /// This chain for an image that is only described, with somebody else to decide about its
+    /// references.
+    pub(super) fn to_describe(&self, resolver: Arc<dyn Resolver>) -> Self {
         Chain {
             limits: self.limits.clone(),
-            snapshot: self.snapshot.clone(),
+            first: self.first.clone(),
+            describes: true,
             resolver,
             above: self.above.clone(),
         }
@@ -65,12 +86,22 @@ impl Chain {
                 "the image refers to {reference}, which leads back to a file above it"
             )));
         }
+        self.one_further(identity, within)
+    }
+
+    /// The chain of a file below this one, or within it.
+    fn one_further(
+        &self,
+        identity: Option<FileIdentity>,
+        within: Arc<dyn Resolver>,
+    ) -> Result<Chain> {
         let mut above = self.above.clone();
         above.push(identity);
         self.limits.check_chain_depth(above.len() as u64)?;
         Ok(Chain {
             limits: self.limits.clone(),
-            snapshot: None,
+            first: First::default(),
+            describes: false,
             resolver: within,
             above,
         })
@@ -118,10 +149,9 @@ fn by_its_name(reference: &Reference, source: &dyn BlockSource) -> Result<&'stat
     let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
     let format = by_extension(extension)
         .ok_or_else(|| refused("the ending of the name does not say it either"))?;
-    let detected = detect(source)?;
-    let agrees = match detected.matches.as_slice() {
+    let agrees = match detect(source)?.image_formats().as_slice() {
         [] => format.id() == RAW,
-        [(id, _)] => *id == format.id(),
+        [id] => *id == format.id(),
         _ => false,
     };
     match agrees {
@@ -141,7 +171,49 @@ impl Opener for Chain {
     }
 
     fn snapshot(&self) -> Option<&SnapshotSelector> {
-        self.snapshot.as_ref()
+        self.first.snapshot.as_ref()
+    }
+
+    fn disk(&self) -> Option<&DiskSelector> {
+        self.first.disk.as_ref()
+    }
+
+    fn verifies(&self) -> bool {
+        self.first.verifies
+    }
+
+    fn describes(&self) -> bool {
+        self.describes
+    }
+
+    fn open_within(
+        &self,
+        source: Arc<dyn BlockSource>,
+        declared: Option<FormatId>,
+        resolver: Arc<dyn Resolver>,
+    ) -> Result<Arc<dyn Image>> {
+        let detected = detect(&source)?;
+        let format = match (detected.matches.as_slice(), declared) {
+            ([], Some(declared)) => named(declared.as_str())?,
+            ([(found, evidence), ..], Some(RAW)) => {
+                // A guest may have written what looks like a format.
+                return Err(Error::Ambiguous {
+                    matches: vec![RAW, *found],
+                    evidence: vec![
+                        ("what the appliance says", 0),
+                        (evidence.what, evidence.offset),
+                    ],
+                });
+            }
+            _ => detected.one()?,
+        };
+        if format.has_disks() {
+            return Err(Error::invalid(
+                "an appliance within an appliance is not opened",
+            ));
+        }
+        let chain = self.one_further(None, resolver)?;
+        Ok(Arc::from(open_as(format, source, &chain)?))
     }
 
     fn open_image(&self, reference: &Reference) -> Result<Option<Arc<dyn Image>>> {

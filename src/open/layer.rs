@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::detect::{Detected, detect};
+use crate::detect::{Described, Detected, Kind, detect, kind_of};
 use crate::error::{Error, Result};
-use crate::image::{Format, Image};
+use crate::image::{Format, Image, Window};
+use crate::limits::Limits;
 use crate::reference::{Reference, ReferenceKind, Resolved, Resolver};
 use crate::source::BlockSource;
 use crate::storage::FileStorage;
@@ -30,19 +31,62 @@ pub(crate) struct Layer {
 impl Layer {
     /// The image at `path`, in the format that the options name or detection finds. A file in which
     /// nothing is found is taken for raw: describing it as such reads nothing that it could steer.
+    /// One of a kind that cannot be read is described as what it is.
     pub(crate) fn first(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let source: Arc<dyn BlockSource> = Arc::new(FileStorage::open(path)?);
-        let detected = detect(&source)?;
+        let source = Arc::new(FileStorage::open(path)?);
+        Layer::of(source, options.resolver_at(path)?, options)
+    }
+
+    /// The same for the image in `source`.
+    pub(crate) fn of(
+        source: Arc<dyn BlockSource>,
+        resolver: Arc<dyn Resolver>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let window = Window::read(&source)?;
+        let detected = Detected::of(&window.probe());
+        Layer::of_window(source, detected, &window, resolver, options)
+    }
+
+    /// The image in `source`, which was found to be all this.
+    pub(crate) fn of_detected(
+        source: Arc<dyn BlockSource>,
+        detected: Detected,
+        resolver: Arc<dyn Resolver>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let window = Window::read(&source)?;
+        Layer::of_window(source, detected, &window, resolver, options)
+    }
+
+    fn of_window(
+        source: Arc<dyn BlockSource>,
+        detected: Detected,
+        window: &Window,
+        resolver: Arc<dyn Resolver>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let window = window.probe();
         let nothing = detected.matches.is_empty() && detected.content.is_empty();
         let assumed_raw = options.format.is_none() && nothing;
-        let format = match &options.format {
-            Some(name) => named(name)?,
-            None if assumed_raw => named("raw")?,
-            None => detected.one()?,
+        let chain = options.chain(resolver, source.identity());
+        let kind = kind_of(&detected, &window);
+        let meant = |kind: &&Kind| options.format.as_ref().is_none_or(|name| kind.is(name));
+        if let Some(kind) = kind.filter(meant) {
+            let image = Described::new(kind, Arc::clone(&source), window)?;
+            options.limits.check_virtual_size(image.size())?;
+            return Ok(Layer {
+                image: Box::new(image),
+                source,
+                detected,
+                assumed_raw: false,
+                chain,
+            });
+        }
+        let format = match assumed_raw {
+            true => named("raw")?,
+            false => options.format_among(&detected)?,
         };
-        let resolver = options.resolver_at(path)?;
-        let mut chain = Chain::start(options.limits.clone(), resolver, source.identity());
-        chain.snapshot = options.snapshot.clone();
         let mut layer = Layer::alone(source, detected, format, chain)?;
         layer.assumed_raw = assumed_raw;
         Ok(layer)
@@ -61,6 +105,11 @@ impl Layer {
         Layer::alone(source, detected, format, chain).map(Some)
     }
 
+    /// What the image may demand.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.chain.limits
+    }
+
     /// The name of the image's backing file.
     fn backing(&self) -> Option<&Reference> {
         let mut references = self.image.references().iter();
@@ -74,7 +123,7 @@ impl Layer {
         chain: Chain,
     ) -> Result<Self> {
         let alone = ExtentsOnly(Arc::clone(chain.resolver()));
-        let detached = chain.with_resolver(Arc::new(alone));
+        let detached = chain.to_describe(Arc::new(alone));
         let image = open_as(format, Arc::clone(&source), &detached)?;
         Ok(Layer {
             image,

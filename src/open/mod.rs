@@ -7,15 +7,15 @@ mod policy;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::detect::detect;
+use crate::detect::{Detected, detect, kind_by_name};
 use crate::error::{Error, Result};
 use crate::formats::by_name;
-use crate::image::{Format, Image, SnapshotSelector};
+use crate::image::{DiskSelector, Format, Image, SnapshotSelector};
 use crate::limits::Limits;
 use crate::name::ImageName;
-use crate::open::chain::Chain;
+use crate::open::chain::{Chain, First};
 use crate::reference::{DenyReferences, Resolver};
-use crate::source::BlockSource;
+use crate::source::{BlockSource, FileIdentity};
 use crate::storage::FileStorage;
 
 pub(crate) use layer::Layer;
@@ -38,6 +38,8 @@ pub struct OpenOptions {
     resolver: Option<Arc<dyn Resolver>>,
     policy: PathPolicy,
     snapshot: Option<SnapshotSelector>,
+    disk: Option<DiskSelector>,
+    verify_manifest: bool,
 }
 
 impl Default for OpenOptions {
@@ -55,6 +57,8 @@ impl OpenOptions {
             resolver: None,
             policy: PathPolicy::Deny,
             snapshot: None,
+            disk: None,
+            verify_manifest: false,
         }
     }
 
@@ -96,14 +100,42 @@ impl OpenOptions {
         self
     }
 
+    /// Opens this disk of an appliance (OVA): by its place in the list, or by the name of its file.
+    #[must_use]
+    pub fn disk(mut self, disk: impl Into<DiskSelector>) -> Self {
+        self.disk = Some(disk.into());
+        self
+    }
+
+    /// Compares an appliance with its manifest before anything else is read of it: one more pass over
+    /// the archive. Not done unless asked for.
+    #[must_use]
+    pub fn verify_manifest(mut self, verify: bool) -> Self {
+        self.verify_manifest = verify;
+        self
+    }
+
     /// Opens the image in the file at `path`.
     ///
     /// # Errors
     /// As [`open`](Self::open), and [`Error::Io`] if the file cannot be opened.
     pub fn open_path(&self, path: impl AsRef<Path>) -> Result<Box<dyn Image>> {
+        self.open_path_and_file(path).map(|(image, _)| image)
+    }
+
+    /// As [`open_path`](Self::open_path), with the file that the image lies in, for who wants to know
+    /// more of it: its digest, say.
+    ///
+    /// # Errors
+    /// As [`open_path`](Self::open_path).
+    pub fn open_path_and_file(
+        &self,
+        path: impl AsRef<Path>,
+    ) -> Result<(Box<dyn Image>, Arc<dyn BlockSource>)> {
         let path = path.as_ref();
-        let source = Arc::new(FileStorage::open(path)?);
-        self.open_with(source, self.resolver_at(path)?)
+        let source: Arc<dyn BlockSource> = Arc::new(FileStorage::open(path)?);
+        let image = self.open_with(Arc::clone(&source), self.resolver_at(path)?)?;
+        Ok((image, source))
     }
 
     /// Opens the image in `source`. References are denied unless there is a
@@ -129,6 +161,18 @@ impl OpenOptions {
         }
     }
 
+    pub(crate) fn limits_of(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The format that was named, or else the one that was found.
+    pub(crate) fn format_among(&self, detected: &Detected) -> Result<&'static dyn Format> {
+        match &self.format {
+            Some(name) => named(name),
+            None => detected.one(),
+        }
+    }
+
     fn open_with(
         &self,
         source: Arc<dyn BlockSource>,
@@ -138,9 +182,19 @@ impl OpenOptions {
             Some(name) => named(name)?,
             None => detect(&source)?.one()?,
         };
-        let mut chain = Chain::start(self.limits.clone(), resolver, source.identity());
-        chain.snapshot = self.snapshot.clone();
+        let chain = self.chain(resolver, source.identity());
         open_as(format, source, &chain)
+    }
+
+    /// The start of a chain with what these options say of its first image.
+    fn chain(&self, resolver: Arc<dyn Resolver>, identity: Option<FileIdentity>) -> Chain {
+        let mut chain = Chain::start(self.limits.clone(), resolver, identity);
+        chain.first = First {
+            snapshot: self.snapshot.clone(),
+            disk: self.disk.clone(),
+            verifies: self.verify_manifest,
+        };
+        chain
     }
 }
 
@@ -150,6 +204,12 @@ fn open_as(
     source: Arc<dyn BlockSource>,
     chain: &Chain,
 ) -> Result<Box<dyn Image>> {
+    if chain.first.asks_for_disks() && !format.has_disks() {
+        return Err(Error::invalid(format!(
+            "a {} image is one disk and has no manifest: neither can be asked for",
+            format.id()
+        )));
+    }
     let image = format.open(source, chain)?;
     chain.limits.check_virtual_size(image.size())?;
     Ok(image)
@@ -157,6 +217,9 @@ fn open_as(
 
 pub(crate) fn named(name: &str) -> Result<&'static dyn Format> {
     by_name(name).ok_or_else(|| {
+        if let Some(kind) = kind_by_name(name) {
+            return kind.not_read();
+        }
         let known: Vec<&str> = crate::formats::BUILTIN
             .iter()
             .map(|f| f.id().as_str())

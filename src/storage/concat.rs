@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::source::{BlockSource, FileIdentity, check_extent, readable};
+use crate::packed::PackedSource;
+use crate::source::{BlockSource, FileIdentity, Place, check_extent, readable};
 
 /// Sources one behind the other, as one: a disk in numbered parts, a disk split into extent files.
 #[derive(Debug, Clone)]
@@ -40,6 +41,13 @@ impl Concat {
 }
 
 impl BlockSource for Concat {
+    fn packed(&self) -> Option<&dyn PackedSource> {
+        match self.parts.as_slice() {
+            [(_, only)] => only.packed(),
+            _ => None,
+        }
+    }
+
     fn size(&self) -> u64 {
         self.parts.last().map_or(0, |(end, _)| *end)
     }
@@ -88,5 +96,10 @@ impl BlockSource for Concat {
 
     fn uses_file(&self, file: FileIdentity) -> bool {
         self.parts.iter().any(|(_, part)| part.uses_file(file))
+    }
+
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+        let (part, inside, left) = self.part_at(offset)?;
+        part.place_of(inside, left.min(limit))
     }
 }

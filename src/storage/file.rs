@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result, quoted_path};
 use crate::extent::{Extent, ExtentKind};
-use crate::source::{BlockSource, FileIdentity, check_extent, readable};
+use crate::source::{BlockSource, FileIdentity, Place, check_extent, readable};
 use crate::storage::write_zeroes_by;
 use crate::target::{BlockTarget, Zeroes};
 
@@ -63,6 +63,15 @@ impl FileStorage {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
         Self::from_open(without_blocking(&mut options).open(path), path)
+    }
+
+    /// Opens an unfinished file that an earlier run left, which is no symbolic link. What was not
+    /// written there reads as zero.
+    pub(super) fn open_unfinished(path: &Path) -> Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        let file = Self::from_open(without_following(&mut options).open(path), path)?;
+        Ok(file.assume_zero())
     }
 
     /// Creates a file that must not exist yet. It reads as zero.
@@ -227,6 +236,12 @@ impl BlockSource for FileStorage {
     fn identity(&self) -> Option<FileIdentity> {
         self.identity
     }
+
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+        let len = self.size().checked_sub(offset)?.min(limit);
+        let file = self.identity;
+        (len > 0).then_some(Place { file, offset, len })
+    }
 }
 
 impl BlockTarget for FileStorage {
@@ -332,12 +347,24 @@ impl BlockTarget for FileStorage {
 
 /// Makes opening a FIFO return at once; reading regular files and block devices is as without it.
 pub(crate) fn without_blocking(options: &mut OpenOptions) -> &mut OpenOptions {
+    with_flags(options, false)
+}
+
+/// Makes opening a symbolic link fail as well.
+pub(crate) fn without_following(options: &mut OpenOptions) -> &mut OpenOptions {
+    with_flags(options, true)
+}
+
+fn with_flags(options: &mut OpenOptions, no_follow: bool) -> &mut OpenOptions {
     #[cfg(unix)]
     {
+        use rustix::fs::OFlags;
         use std::os::unix::fs::OpenOptionsExt;
-        let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+        let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+        flags.set(OFlags::NOFOLLOW, no_follow);
         options.custom_flags(i32::try_from(flags.bits()).unwrap_or(0));
     }
+    let _ = no_follow;
     options
 }
 

@@ -5,7 +5,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
-use crate::source::{BlockSource, check_extent, readable};
+use crate::source::{BlockSource, Place, check_extent, readable};
 use crate::storage::write_zeroes_by;
 use crate::target::{BlockTarget, Zeroes};
 
@@ -105,6 +105,12 @@ impl BlockSource for Memory {
             depth: 0,
             host_offset: Some(offset),
         })
+    }
+
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+        let len = check_extent(offset, limit, self.size()).ok()?;
+        let file = None;
+        Some(Place { file, offset, len })
     }
 }
 

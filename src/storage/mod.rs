@@ -2,6 +2,7 @@
 
 mod concat;
 mod file;
+mod forward;
 mod memory;
 mod pending;
 mod seek;
@@ -9,9 +10,13 @@ mod slice;
 
 pub use concat::Concat;
 pub use file::FileStorage;
-pub(crate) use file::{identity_of, without_blocking};
+pub(crate) use file::{identity_of, without_blocking, without_following};
+pub use forward::ForwardTarget;
 pub use memory::Memory;
 pub use pending::PendingFile;
+pub(crate) use pending::beside;
+#[cfg(feature = "plan")]
+pub(crate) use pending::{settle, sync_folder};
 pub use seek::{SeekSource, SeekTarget, SourceReader};
 pub use slice::Slice;
 

@@ -19,6 +19,8 @@ pub struct PendingFile {
     temporary: PathBuf,
     destination: PathBuf,
     committed: bool,
+    /// Whether it stays where it is until it is committed.
+    kept: bool,
 }
 
 impl PendingFile {
@@ -49,12 +51,53 @@ impl PendingFile {
             temporary,
             destination,
             committed: false,
+            kept: false,
         };
         if let Some(existing) = existing {
             fs::set_permissions(&pending.temporary, existing.permissions())
                 .map_err(|e| Error::io_path("set the permissions of", &pending.temporary, e))?;
         }
         Ok(pending)
+    }
+
+    /// Goes on with the unfinished file for `destination` that an earlier call left, or creates it
+    /// empty unless `begun`. Dropped without [`commit`](Self::commit), it stays.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub(crate) fn go_on(destination: impl AsRef<Path>, begun: bool) -> Result<Self> {
+        let temporary = Self::part_of(destination.as_ref())?;
+        let destination = settle(destination.as_ref())?;
+        if fs::metadata(&destination).is_ok_and(|m| !m.is_file()) {
+            let name = quoted_path(&destination);
+            return Err(Error::invalid(format!(
+                "{name} exists and is not a regular file"
+            )));
+        }
+        if !begun {
+            match fs::remove_file(&temporary) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io_path("remove", &temporary, e));
+                }
+                _ => {}
+            }
+        }
+        let storage = match begun {
+            true => FileStorage::open_unfinished(&temporary)?,
+            false => FileStorage::create_new(&temporary)?,
+        };
+        Ok(PendingFile {
+            storage: Arc::new(storage),
+            temporary,
+            destination,
+            committed: false,
+            kept: true,
+        })
+    }
+
+    /// The name of the unfinished file for `destination`.
+    pub(crate) fn part_of(destination: &Path) -> Result<PathBuf> {
+        beside(&settle(destination)?, ".part")
     }
 
     /// The file, to write to. It reads as zero.
@@ -90,15 +133,26 @@ impl PendingFile {
 
 impl Drop for PendingFile {
     fn drop(&mut self) {
-        if !self.committed {
+        if !self.committed && !self.kept {
             // There is nobody left to tell if this fails, too.
             let _ = fs::remove_file(&self.temporary);
         }
     }
 }
 
+/// A hidden name beside that of a file, with this ending.
+pub(crate) fn beside(path: &Path, ending: &str) -> Result<PathBuf> {
+    let name = path
+        .file_name()
+        .ok_or_else(|| Error::invalid(format!("{} names no file", quoted_path(path))))?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(ending);
+    Ok(path.with_file_name(hidden))
+}
+
 /// The file that a name means in the end.
-fn settle(path: &Path) -> Result<PathBuf> {
+pub(crate) fn settle(path: &Path) -> Result<PathBuf> {
     let is_link = fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_symlink());
     if is_link {
         return fs::canonicalize(path).map_err(|e| Error::io_path("follow", path, e));
@@ -135,7 +189,7 @@ fn create_beside(destination: &Path, name: &std::ffi::OsStr) -> Result<(FileStor
 }
 
 #[cfg(unix)]
-fn sync_folder(path: &Path) -> Result<()> {
+pub(crate) fn sync_folder(path: &Path) -> Result<()> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -145,6 +199,6 @@ fn sync_folder(path: &Path) -> Result<()> {
 }
 
 #[cfg(not(unix))]
-fn sync_folder(_: &Path) -> Result<()> {
+pub(crate) fn sync_folder(_: &Path) -> Result<()> {
     Ok(())
 }

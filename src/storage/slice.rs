@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::source::{BlockSource, FileIdentity, check_extent, readable};
+use crate::source::{BlockSource, FileIdentity, Place, check_extent, readable};
 
 /// A part of another source, as a source of its own: a member of an archive, a partition of a disk.
 #[derive(Debug, Clone)]
@@ -58,5 +58,10 @@ impl<S: BlockSource> BlockSource for Slice<S> {
 
     fn uses_file(&self, file: FileIdentity) -> bool {
         self.inner.uses_file(file)
+    }
+
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+        let left = self.len.checked_sub(offset)?;
+        self.inner.place_of(self.start + offset, left.min(limit))
     }
 }

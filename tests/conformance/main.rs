@@ -20,7 +20,8 @@ use std::sync::Arc;
 
 use blockform::convert::ConvertOptions;
 use blockform::storage::{
-    Concat, FileStorage, Memory, PendingFile, SeekSource, SeekTarget, Slice, SourceReader,
+    Concat, FileStorage, ForwardTarget, Memory, PendingFile, SeekSource, SeekTarget, Slice,
+    SourceReader,
 };
 use blockform::{BlockSource, BlockSourceExt, BlockTarget, ExtentKind, Zeroes};
 use support::model::{Fill, Model, Way, reopen};
@@ -211,6 +212,12 @@ fn cursors() {
             Vec::new(),
         )
     });
+}
+
+#[test]
+fn streams() {
+    let bytes_of = ForwardTarget::into_inner;
+    target::check_forward("a stream", || ForwardTarget::new(Vec::new()), bytes_of);
 }
 
 #[test]

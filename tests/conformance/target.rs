@@ -1,6 +1,6 @@
 //! What `BlockTarget` promises, as one suite over anything that is one.
 
-use blockform::{BlockSourceExt, BlockTarget, Zeroes};
+use blockform::{BlockSource, BlockSourceExt, BlockTarget, Zeroes};
 
 use crate::source;
 use crate::support::Rng;
@@ -139,4 +139,42 @@ fn threads_write_apart<T: BlockTarget>(
         piece.fill(number.to_le_bytes()[0]);
     }
     source::check(name, target, &model);
+}
+
+/// Checks what is left of the promises for targets that only go forward, against the same writes into
+/// memory.
+pub(crate) fn check_forward<T: BlockTarget>(
+    name: &str,
+    make: impl Fn() -> T,
+    bytes_of: impl Fn(T) -> Vec<u8>,
+) {
+    for seed in 0..50 {
+        let (target, model) = (make(), blockform::storage::Memory::default());
+        assert!(target.reads_as_zero(), "{name}");
+        assert_eq!(target.concurrent_writes(), 1, "{name}");
+        let mut rng = Rng(seed);
+        for _ in 0..30 {
+            let offset = target.size() + [0, rng.below(100_000)][usize::from(rng.below(2) == 0)];
+            let len = 1 + rng.below(70_000);
+            let zeroes = [Zeroes::Discard, Zeroes::Keep][usize::from(rng.below(2) == 0)];
+            let data = rng.bytes(usize::try_from(len).unwrap());
+            let operation = rng.below(5);
+            for target in [&target as &dyn BlockTarget, &model] {
+                match operation {
+                    0 | 1 => target.write_all_at(&data, offset).unwrap(),
+                    2 => target.write_zeroes_at(offset, len, zeroes).unwrap(),
+                    3 => target.set_size(offset).unwrap(),
+                    _ => target.sync().unwrap(),
+                }
+            }
+            assert_eq!(target.size(), model.size(), "{name}: {seed} {operation}");
+            if target.size() > 0 {
+                let back = rng.below(target.size());
+                assert!(target.write_all_at(b"back", back).is_err(), "{name}");
+                assert!(target.set_size(back).is_err(), "{name}");
+            }
+        }
+        target.sync().unwrap();
+        assert!(bytes_of(target) == model.into_bytes(), "{name}: {seed}");
+    }
 }

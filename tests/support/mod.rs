@@ -351,3 +351,37 @@ pub fn overlay_with_format(name: &[u8], format: Option<&str>) -> Vec<u8> {
     names.lay_over(&mut image);
     image
 }
+
+/// The folder into which a collection beside the repository was unpacked, if it is there.
+pub fn unpacked(collection: &str) -> Option<tempfile::TempDir> {
+    let beside = shared(collection)?;
+    if !has_tool("tar") || !has_tool("xz") {
+        return None;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut tar = Command::new("tar");
+    run(tar
+        .arg("-xJSf")
+        .arg(beside.join("images.tar.xz"))
+        .arg("-C")
+        .arg(folder.path()));
+    Some(folder)
+}
+
+/// All files below a folder, in order.
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            match entry.file_type().unwrap() {
+                kind if kind.is_dir() => folders.push(entry.path()),
+                kind if kind.is_file() => files.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    files.sort();
+    files
+}

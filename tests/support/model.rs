@@ -287,6 +287,13 @@ pub fn to(format: &str, threads: usize) -> ConvertOptions {
     ConvertOptions::to(format).threads(threads).sync(false)
 }
 
+/// Writes a disk into a stream and returns the stream.
+pub fn streamed(options: &ConvertOptions, disk: &dyn BlockSource) -> Result<Vec<u8>> {
+    let mut stream = Vec::new();
+    options.convert_to_writer(disk, &mut stream)?;
+    Ok(stream)
+}
+
 /// An image in one file, and the file.
 #[derive(Debug)]
 pub struct Written {
@@ -308,9 +315,7 @@ pub fn written(
         None => options,
         Some(below) => {
             resolver = OnlyOne(Some(Arc::clone(&below.file)));
-            let name = format!("base.{format}");
-            let backing = Backing::new(ImageName::from(name.as_str()), format);
-            options.overlay(backing, below.image)
+            over_written(options, format, &below)
         }
     };
     let target: Arc<dyn BlockTarget> = Arc::clone(&file) as Arc<dyn BlockTarget>;
@@ -324,6 +329,20 @@ pub fn written(
         file,
         image: Arc::from(image),
     }
+}
+
+/// An overlay over an image of the same format.
+pub fn over_written(options: ConvertOptions, format: &str, below: &Written) -> ConvertOptions {
+    let name = format!("base.{format}");
+    let backing = Backing::new(ImageName::from(name.as_str()), format);
+    options.overlay(backing, Arc::clone(&below.image))
+}
+
+/// Opens what [`streamed`] wrote, over the file `below` if there is one.
+pub fn open_stream(bytes: Vec<u8>, format: &str, below: Option<Arc<Memory>>) -> Box<dyn Image> {
+    let options = OpenOptions::new().format(format);
+    let options = options.resolver(Arc::new(OnlyOne(below)));
+    options.open(Arc::new(Memory::new(bytes))).unwrap()
 }
 
 /// One file, whatever it is called.

@@ -1,10 +1,11 @@
 //! The format extension (section "Format Extension"): a cluster of features, with a checksum.
 
+use md5::{Digest, Md5};
+
 use crate::error::{Error, Result};
 use crate::image::BitmapInfo;
 use crate::limits::Limits;
 use crate::name::ImageName;
-use crate::ondisk::md5::md5;
 use crate::ondisk::{Reader, on_disk};
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -73,7 +74,7 @@ impl Extension {
             return Err(ExtensionHeader::malformed(start, "magic", problem));
         }
         let features = bytes.get(ExtensionHeader::LEN..).unwrap_or_default();
-        if md5(features) != head.check_sum {
+        if Md5::digest(features).as_slice() != head.check_sum {
             let problem = "is not that of the cluster";
             return Err(ExtensionHeader::malformed(start, "check_sum", problem));
         }

@@ -1,7 +1,9 @@
-//! Parallels' expandable disk image, both magics of version 2 (QEMU, `docs/interop/prl-xml.rst` and
-//! `parallels.rst`). One file is read; a bundle of files and its `DiskDescriptor.xml` are not, and
-//! nothing is written.
+//! Parallels' disks: the expandable image, with both magics of version 2, and the bundle of such images
+//! and plain ones that a `DiskDescriptor.xml` describes (QEMU, `docs/interop/parallels.rst` and
+//! `prl-xml.rst`). Nothing is written.
 
+mod bundle;
+mod descriptor;
 mod extension;
 mod header;
 mod map;
@@ -11,7 +13,10 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::image::{
+    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+};
+use crate::limits::Limits;
 use crate::source::BlockSource;
 
 /// `parallels`.
@@ -35,13 +40,37 @@ impl Format for Parallels {
             Verdict::found("WithoutFreeSpace", 0)
         } else if window.has(0, &header::MAGIC_EXT) {
             Verdict::found("WithouFreSpacExt", 0)
+        } else if descriptor::recognize(window.head) {
+            Verdict::found("Parallels_disk_image", 0)
         } else {
             Verdict::Reject
         }
     }
 
+    fn excludes(&self, head: &[u8]) -> bool {
+        disagrees(head, 0, &header::MAGIC) && disagrees(head, 0, &header::MAGIC_EXT)
+    }
+
+    fn declared_size(&self, source: &dyn BlockSource) -> Result<Option<u64>> {
+        Ok(Some(header::Header::read(source)?.size))
+    }
+
+    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
+        let _ = limits;
+        Ok(match header::Header::read(source) {
+            Ok(_) => vec![SafetyCheck::passed("version")],
+            Err(Error::Unsupported { feature, .. }) => {
+                vec![SafetyCheck::failed(
+                    "version",
+                    format!("{feature} is not known"),
+                )]
+            }
+            Err(error) => return Err(error),
+        })
+    }
+
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
-        Ok(Box::new(open::open(source, opener)?))
+        open::open(source, opener)
     }
 
     fn create(&self, _: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -3,41 +3,60 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{ImageInfo, Opener};
+use crate::image::{Image, ImageInfo, Opener};
+use crate::limits::Limits;
 use crate::map::MappedImage;
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::PARALLELS;
+use super::bundle;
+use super::descriptor;
 use super::extension::Extension;
 use super::header::{Header, RawHeader};
 use super::map::ParallelsMap;
 
-/// Opens the image in `file`.
-pub(super) fn open(
-    file: Arc<dyn BlockSource>,
-    opener: &dyn Opener,
-) -> Result<MappedImage<ParallelsMap>> {
+/// What an expandable image in one file has: its table, and what it says of itself.
+pub(super) struct Expandable {
+    pub(super) map: ParallelsMap,
+    pub(super) info: ImageInfo,
+}
+
+impl Expandable {
+    /// Reads the header and the tables of `file`.
+    pub(super) fn read(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Self> {
+        let header = Header::read(file)?;
+        limits.check_virtual_size(header.size)?;
+        let len = header.entries.saturating_mul(4);
+        limits.check_metadata("the BAT", len)?;
+        let mut bat = vec![0; usize::try_from(len).unwrap_or(0)];
+        file.read_exact_at(&mut bat, RawHeader::LEN as u64)?;
+        let extension = Extension::read(&header, file, limits)?;
+        let warnings = header.warnings.iter().chain(&extension.warnings);
+        let info = ImageInfo {
+            virtual_size: header.size,
+            cluster_size: Some(header.cluster_size()),
+            dirty: header.in_use,
+            bitmaps: extension.bitmaps,
+            unknown_to_qemu: true,
+            warnings: warnings.cloned().collect(),
+            ..ImageInfo::default()
+        };
+        let map = ParallelsMap::new(header, Arc::clone(file), bat, extension.clusters);
+        Ok(Expandable { map, info })
+    }
+}
+
+/// Opens the image in `file`: of one file, or of those that a descriptor lists.
+pub(super) fn open(file: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
+    let mut head = [0; descriptor::ROOT_WITHIN];
+    let n = file.read_at(&mut head, 0)?;
+    if descriptor::recognize(head.get(..n).unwrap_or_default()) {
+        return Ok(Box::new(bundle::open(file, opener)?));
+    }
     if opener.snapshot().is_some() {
         return Err(Error::invalid("a Parallels image has no snapshots"));
     }
-    let header = Header::read(&file)?;
-    let limits = opener.limits();
-    limits.check_virtual_size(header.size)?;
-    let len = header.entries.saturating_mul(4);
-    limits.check_metadata("the BAT", len)?;
-    let mut bat = vec![0; usize::try_from(len).unwrap_or(0)];
-    file.read_exact_at(&mut bat, RawHeader::LEN as u64)?;
-    let extension = Extension::read(&header, &file, limits)?;
-    let warnings = header.warnings.iter().chain(&extension.warnings);
-    let info = ImageInfo {
-        virtual_size: header.size,
-        cluster_size: Some(header.cluster_size()),
-        dirty: header.in_use,
-        bitmaps: extension.bitmaps,
-        unknown_to_qemu: true,
-        warnings: warnings.cloned().collect(),
-        ..ImageInfo::default()
-    };
-    let map = ParallelsMap::new(header, Arc::clone(&file), bat, extension.clusters);
-    MappedImage::open(PARALLELS, file, map, info, None, opener)
+    let Expandable { map, info } = Expandable::read(&file, opener.limits())?;
+    let image = MappedImage::open(PARALLELS, file, map, info, None, opener)?;
+    Ok(Box::new(image))
 }

@@ -9,7 +9,10 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::image::{
+    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+};
+use crate::limits::Limits;
 use crate::source::BlockSource;
 
 /// `qcow`.
@@ -34,6 +37,20 @@ impl Format for Qcow {
         } else {
             Verdict::Reject
         }
+    }
+
+    fn excludes(&self, head: &[u8]) -> bool {
+        disagrees(head, 0, b"QFI\xfb\0\0\0\x01")
+    }
+
+    fn declared_size(&self, source: &dyn BlockSource) -> Result<Option<u64>> {
+        Ok(Some(header::Header::read(source)?.size))
+    }
+
+    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
+        let _ = (source, limits);
+        let reason = "version 1 of qcow was given up by everybody who wrote it";
+        Ok(vec![SafetyCheck::failed("banned", reason)])
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {

@@ -36,6 +36,22 @@ on_disk! {
 const FLAG_IN_USE: u32 = 1 << 0;
 const FLAG_AUTO: u32 = 1 << 1;
 
+/// Bytes that these bitmaps of a disk need in an image, if every bit of them is stored. Those that
+/// cannot be trusted are not counted: nobody would copy them.
+pub(super) fn size(bitmaps: &[BitmapInfo], virtual_size: u64, cluster_size: u64) -> u64 {
+    let whole = |bytes: u64| bytes.saturating_add(cluster_size - 1) / cluster_size * cluster_size;
+    let (mut total, mut directory) = (0_u64, 0_u64);
+    for bitmap in bitmaps.iter().filter(|bitmap| !bitmap.in_use) {
+        let bits = virtual_size.div_ceil(bitmap.granularity.max(1));
+        let data = whole(bits.div_ceil(8));
+        let table = whole(data / cluster_size * 8);
+        total = total.saturating_add(data).saturating_add(table);
+        let entry = BitmapEntry::LEN + bitmap.name.as_bytes().len();
+        directory += entry.next_multiple_of(8) as u64;
+    }
+    total.saturating_add(whole(directory))
+}
+
 /// Lists the bitmaps. Where the autoclear bit is not set, somebody changed the image without knowing
 /// of them: then there are none.
 pub(super) fn read_directory(

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use crate::error::{Error, Result};
 use crate::name::ImageName;
 use crate::ondisk::{Reader, on_disk};
+use crate::source::BlockSource;
 
 use super::QCOW2;
 use super::feature::{Autoclear, Compatible, Incompatible};
@@ -388,6 +389,14 @@ impl Header {
             hint: "",
         })
     }
+}
+
+/// The virtual size, from the first bytes of an image.
+pub(super) fn declared_size(source: &dyn BlockSource) -> Result<Option<u64>> {
+    let mut bytes = [0; HeaderV2::LEN];
+    let n = source.read_at(&mut bytes, 0)?;
+    let header = HeaderV2::parse(bytes.get(..n).unwrap_or_default(), 0)?;
+    Ok(Some(header.size))
 }
 
 fn encryption(method: u32) -> Result<Option<Encryption>> {

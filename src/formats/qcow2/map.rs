@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
 use crate::limits::Limits;
 use crate::map::{BlockMap, Run, Span, TableCache};
+use crate::packed::Codec;
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::QCOW2;
@@ -381,6 +382,13 @@ impl BlockMap for Qcow2Map {
                     hint: "build blockform with the feature of that name",
                 },
             })
+    }
+
+    fn packing(&self) -> Option<Codec> {
+        Some(match self.header.compression {
+            CompressionType::Zlib => Codec::Deflate,
+            CompressionType::Zstd => Codec::Zstd,
+        })
     }
 
     fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {

@@ -9,6 +9,7 @@ mod header;
 mod layout;
 mod map;
 mod open;
+mod safety;
 mod snapshot;
 mod write;
 
@@ -16,7 +17,10 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::format_id::FormatId;
-use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::image::{
+    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+};
+use crate::limits::Limits;
 use crate::source::BlockSource;
 
 pub use feature::{Autoclear, Compatible, Incompatible};
@@ -45,6 +49,19 @@ impl Format for Qcow2 {
         } else {
             Verdict::Reject
         }
+    }
+
+    fn excludes(&self, head: &[u8]) -> bool {
+        disagrees(head, 0, &header::MAGIC.to_be_bytes()) || head.get(4..8) == Some(&[0, 0, 0, 1])
+    }
+
+    fn declared_size(&self, source: &dyn BlockSource) -> Result<Option<u64>> {
+        header::declared_size(source)
+    }
+
+    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
+        let _ = limits;
+        safety::checks(source)
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {

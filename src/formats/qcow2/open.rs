@@ -8,8 +8,10 @@ use crate::format_id::FormatId;
 use crate::image::{Image, ImageInfo, Opener, Value};
 use crate::limits::Limits;
 use crate::map::{Below, Mapped};
+use crate::name::ImageName;
+use crate::packed::PackedSource;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place};
 
 use super::header::{Encryption, Header, HeaderV2};
 use super::layout::Regions;
@@ -111,12 +113,23 @@ impl BlockSource for Qcow2Image {
         self.file.uses_file(file) || self.mapped.uses_file(file)
     }
 
+    fn packed(&self) -> Option<&dyn PackedSource> {
+        self.mapped
+            .packed()
+            .filter(|_| self.header.encryption.is_none())
+    }
+
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
         if format == QCOW2 && self.identity() == Some(file) {
             Some(0)
         } else {
             self.mapped.depth_of(file, format)
         }
+    }
+
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+        self.check_readable().ok()?;
+        self.mapped.place_of(offset, limit)
     }
 }
 
@@ -131,6 +144,12 @@ impl Image for Qcow2Image {
 
     fn references(&self) -> &[Reference] {
         &self.references
+    }
+
+    fn file_of(&self, _: u64) -> Option<&ImageName> {
+        let mut references = self.references.iter();
+        let data = references.find(|reference| reference.kind == ReferenceKind::DataFile);
+        data.map(|reference| &reference.name)
     }
 
     fn backing(&self) -> Option<&Arc<dyn Image>> {
@@ -255,6 +274,7 @@ fn describe(
         encryption: header.encryption.map(Encryption::name),
         snapshots: snapshots.iter().map(|s| s.info.clone()).collect(),
         bitmaps: bitmap::read_directory(header, source, limits)?,
+        has_room_for_bitmaps: header.version > 2,
         ..ImageInfo::default()
     };
     if info.dirty {

@@ -3,6 +3,7 @@
 use bitflags::bitflags;
 
 use crate::error::{Error, Result};
+use crate::image::SafetyCheck;
 use crate::name::ImageName;
 use crate::ondisk::on_disk;
 use crate::source::{BlockSource, BlockSourceExt};
@@ -115,6 +116,23 @@ impl Header {
             },
         })
     }
+}
+
+/// The checks of an image, from its fixed fields alone.
+pub(super) fn safety(file: &dyn BlockSource) -> Result<Vec<SafetyCheck>> {
+    let mut bytes = [0; RawHeader::LEN];
+    let n = file.read_at(&mut bytes, 0)?;
+    let raw = RawHeader::parse(bytes.get(..n).unwrap_or_default(), 0)?;
+    let unknown = raw.features & !Features::all().bits();
+    let unknown = (unknown != 0).then(|| format!("the feature bits are {:#x}", raw.features));
+    let backing = raw.features & Features::BACKING_FILE.bits() != 0;
+    let backing = backing.then(|| "there is a backing file".to_owned());
+    let reason = "QED was given up by everybody who wrote it";
+    Ok(vec![
+        SafetyCheck::failed("banned", reason),
+        SafetyCheck::unless("unknown_features", unknown),
+        SafetyCheck::unless("backing_file", backing),
+    ])
 }
 
 /// The name lies in the header's clusters, after the header.

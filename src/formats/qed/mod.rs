@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::image::{
+    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+};
+use crate::limits::Limits;
 use crate::source::BlockSource;
 
 /// `qed`.
@@ -28,6 +31,19 @@ impl Format for Qed {
         } else {
             Verdict::Reject
         }
+    }
+
+    fn excludes(&self, head: &[u8]) -> bool {
+        disagrees(head, 0, b"QED\0")
+    }
+
+    fn declared_size(&self, source: &dyn BlockSource) -> Result<Option<u64>> {
+        Ok(Some(header::Header::read(source)?.image_size))
+    }
+
+    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
+        let _ = limits;
+        header::safety(source)
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {

@@ -9,7 +9,7 @@ use crate::extent::Extent;
 use crate::format_id::FormatId;
 use crate::image::{CreateOptions, Format, Image, ImageInfo, ImageWriter, Opener, Probe, Verdict};
 use crate::reference::Reference;
-use crate::source::{BlockSource, FileIdentity};
+use crate::source::{BlockSource, FileIdentity, Place};
 
 pub use write::{Preallocation, RawOptions};
 
@@ -79,6 +79,10 @@ impl BlockSource for RawImage {
 
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
         (format == RAW && self.identity() == Some(file)).then_some(0)
+    }
+
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+        self.source.place_of(offset, limit)
     }
 }
 

@@ -74,6 +74,8 @@ impl ImageWriter for RawWriter {
         let mut shape = WriteShape::new(self.virtual_size, 512);
         shape.zero_unit = 4096;
         shape.plain = true;
+        shape.forward = true;
+        shape.settled = true;
         let payload = match self.preallocation {
             Preallocation::Off => return shape,
             Preallocation::Falloc => Payload::Allocate(self.virtual_size),
@@ -106,7 +108,9 @@ impl ImageWriter for RawWriter {
                     taken: len,
                 })
             }
-            WriteRun::Packed { .. } => Err(Error::invalid("a raw disk cannot be compressed")),
+            WriteRun::Packed { .. } | WriteRun::Copied { .. } => {
+                Err(Error::invalid("a raw disk cannot be compressed"))
+            }
         }
     }
 

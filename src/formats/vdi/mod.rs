@@ -11,9 +11,12 @@ mod write;
 
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::image::{
+    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+};
+use crate::limits::Limits;
 use crate::source::BlockSource;
 
 pub use header::ImageType;
@@ -38,6 +41,28 @@ impl Format for Vdi {
         } else {
             Verdict::Reject
         }
+    }
+
+    fn excludes(&self, head: &[u8]) -> bool {
+        disagrees(head, header::SIGNATURE_AT, &header::SIGNATURE.to_le_bytes())
+    }
+
+    fn declared_size(&self, source: &dyn BlockSource) -> Result<Option<u64>> {
+        Ok(Some(header::Header::read(source)?.disk_size))
+    }
+
+    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
+        let _ = limits;
+        Ok(match header::Header::read(source) {
+            Ok(_) => vec![SafetyCheck::passed("version")],
+            Err(Error::Unsupported { feature, .. }) => {
+                vec![SafetyCheck::failed(
+                    "version",
+                    format!("{feature} is not known"),
+                )]
+            }
+            Err(error) => return Err(error),
+        })
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {

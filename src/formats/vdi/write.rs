@@ -298,6 +298,8 @@ impl ImageWriter for VdiWriter {
         shape.zero_unit = unit.max(PAGE);
         // In a fixed image what the target held before would show through.
         shape.record_zeroes = self.kind != ImageType::Dynamic;
+        // All its blocks are allocated from the start, in order.
+        shape.settled = self.kind == ImageType::Fixed;
         shape
     }
 
@@ -311,8 +313,16 @@ impl ImageWriter for VdiWriter {
                 self.check(guest, len)?;
                 self.place_zero(guest, len, tables)
             }
-            WriteRun::Packed { .. } => Err(Error::invalid("a VDI cannot be compressed")),
+            WriteRun::Packed { .. } | WriteRun::Copied { .. } => {
+                Err(Error::invalid("a VDI cannot be compressed"))
+            }
         }
+    }
+
+    fn full_sizes(&self) -> Option<Vec<u64>> {
+        Some(vec![
+            self.offset_data + self.map.len() as u64 * self.block_size,
+        ])
     }
 
     fn finish(self: Box<Self>) -> Result<Finish> {

@@ -1,7 +1,7 @@
 //! The footer and its copy at the start: specification, "Hard Disk Footer Format".
 
 use crate::error::{Error, Result};
-use crate::image::{Probe, Verdict};
+use crate::image::{Probe, SafetyCheck, Verdict};
 use crate::ondisk::on_disk;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -136,6 +136,8 @@ pub(super) struct Footers {
     pub(super) data_end: u64,
     /// Whether its checksum is wrong.
     pub(super) damaged: bool,
+    /// Whether both copies are sound and not the same.
+    differ: bool,
     pub(super) warnings: Vec<String>,
 }
 
@@ -194,7 +196,7 @@ impl Footers {
         let end = Copy::read_at_end(source)?;
         let data_end = end.place().unwrap_or(source.size());
         let mut warnings = Vec::new();
-        let mut damaged = false;
+        let (mut damaged, mut differ) = (false, false);
         let (at, footer) = match end {
             // The start of a fixed disk is the guest's.
             Copy::Sound { at, footer } if footer.disk_type == DiskType::Fixed.number() => {
@@ -207,7 +209,10 @@ impl Footers {
                         return Err(Error::malformed(VHD, "footer", at, problem));
                     }
                     Copy::Sound { footer: copy, .. } if copy == footer => {}
-                    Copy::Sound { .. } => warnings.push("the footer and its copy at the start of the file differ; the footer counts".to_owned()),
+                    Copy::Sound { .. } => {
+                        differ = true;
+                        warnings.push("the footer and its copy at the start of the file differ; the footer counts".to_owned());
+                    }
                     Copy::Damaged { .. } => warnings.push("the copy of the footer at the start of the file is damaged; the footer at the end is used".to_owned()),
                     Copy::Absent => warnings.push("the copy of the footer at the start of the file is missing; the footer at the end is used".to_owned()),
                 }
@@ -264,9 +269,44 @@ impl Footers {
             at,
             data_end,
             damaged,
+            differ,
             warnings,
         })
     }
+}
+
+/// The checks of an image. Software that reads only one of the copies has to see the same disk.
+pub(super) fn safety(source: &dyn BlockSource) -> Result<Vec<SafetyCheck>> {
+    let footers = match Footers::read(source) {
+        Ok(footers) => footers,
+        Err(Error::Unsupported { feature, .. }) => {
+            let reason = format!("{feature} is not known");
+            return Ok(vec![SafetyCheck::failed("version", reason)]);
+        }
+        Err(error @ Error::Malformed { .. }) => {
+            return Ok(vec![SafetyCheck::failed("footer", error.to_string())]);
+        }
+        Err(error) => return Err(error),
+    };
+    let differ = footers.differ || footers.damaged;
+    let footer = differ.then(|| "the copies of the footer differ or are damaged".to_owned());
+    let child = footers.kind == DiskType::Differencing;
+    let backing = child.then(|| "the disk records changes to a parent".to_owned());
+    Ok(vec![
+        SafetyCheck::passed("version"),
+        SafetyCheck::unless("footer", footer),
+        SafetyCheck::unless("backing_file", backing),
+    ])
+}
+
+/// The size of the disk by the copy of the footer at the start, which a fixed disk has not.
+pub(super) fn declared_size(source: &dyn BlockSource) -> Result<Option<u64>> {
+    Ok(match Copy::read(source, 0)? {
+        Copy::Sound { footer, .. } if footer.disk_type != DiskType::Fixed.number() => {
+            Some(footer.virtual_size())
+        }
+        _ => None,
+    })
 }
 
 fn wrong_sum(at: u64, footer: &Footer, sum: u32) -> Error {

@@ -18,7 +18,10 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::format_id::FormatId;
-use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::image::{
+    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
+};
+use crate::limits::Limits;
 use crate::source::BlockSource;
 
 pub use footer::DiskType;
@@ -51,6 +54,15 @@ impl Format for Vhd {
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
         footer::probe(window)
+    }
+
+    fn declared_size(&self, source: &dyn BlockSource) -> Result<Option<u64>> {
+        footer::declared_size(source)
+    }
+
+    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
+        let _ = limits;
+        footer::safety(source)
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {

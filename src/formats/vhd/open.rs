@@ -13,7 +13,7 @@ use crate::map::{Below, Mapped, TableCache};
 use crate::name::ImageName;
 use crate::ondisk::on_disk;
 use crate::reference::Reference;
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place};
 use crate::storage::Slice;
 
 use super::footer::{self, DiskType, Footer, Footers};
@@ -193,6 +193,10 @@ impl BlockSource for VhdImage {
             Disk::Fixed(_) => None,
             Disk::Sparse(disk) => disk.depth_of(file, format),
         }
+    }
+
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+        self.source().ok()?.place_of(offset, limit)
     }
 }
 

@@ -14,13 +14,17 @@ mod metadata;
 mod open;
 mod overlay;
 mod region;
+mod safety;
 mod write;
 
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::format_id::FormatId;
-use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::image::{
+    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+};
+use crate::limits::Limits;
 use crate::source::BlockSource;
 
 pub use open::VhdxImage;
@@ -49,6 +53,14 @@ impl Format for Vhdx {
         } else {
             Verdict::Reject
         }
+    }
+
+    fn excludes(&self, head: &[u8]) -> bool {
+        disagrees(head, 0, &header::FILE_SIGNATURE)
+    }
+
+    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
+        safety::checks(source, limits)
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {

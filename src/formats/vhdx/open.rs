@@ -10,7 +10,7 @@ use crate::image::{Image, ImageIds, ImageInfo, Opener, Value};
 use crate::map::{Below, Mapped};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, FileIdentity};
+use crate::source::{BlockSource, FileIdentity, Place};
 
 use super::VHDX;
 use super::bat::Geometry;
@@ -122,6 +122,10 @@ impl BlockSource for VhdxImage {
         } else {
             self.mapped.depth_of(file, format)
         }
+    }
+
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+        self.mapped.place_of(offset, limit)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The descriptor: the text that says what a disk consists of (section "The Descriptor File").
 
+use encoding_rs::Encoding;
+
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::name::ImageName;
@@ -82,6 +84,16 @@ pub(super) fn recognize(head: &[u8]) -> Option<&'static str> {
     None
 }
 
+/// Whether no file that begins with `head` is a descriptor: its first word begins none.
+pub(super) fn excludes(head: &[u8]) -> bool {
+    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
+    if b"\xef\xbb\xbf".starts_with(head) {
+        return false;
+    }
+    let first = head.iter().find(|byte| !byte.is_ascii_whitespace());
+    first.is_some_and(|byte| !matches!(byte.to_ascii_lowercase(), b'#' | b'.' | b'v'))
+}
+
 impl Descriptor {
     /// Reads a descriptor. It ends at its first NUL.
     ///
@@ -159,21 +171,23 @@ impl Descriptor {
         self.parent_cid != LONG_CID
     }
 
-    /// A file's name in UTF-8, if the descriptor says in which other encoding it stands, and that is
-    /// one that needs no tables. Files are called by their bytes otherwise.
+    /// A file's name in UTF-8, if the descriptor says in which other encoding it stands: `GBK`, `Big5`,
+    /// `Shift_JIS`, `windows-1252` and all others that the web has labels for. Files are called by their
+    /// bytes otherwise.
     pub(super) fn decoded(&self, name: ImageName) -> ImageName {
-        let encoding = self.value("encoding").or(self.value("ddb.encoding"));
-        let latin = [&b"windows-1252"[..], b"iso-8859-1", b"cp1252"];
-        let lower = encoding.unwrap_or_default().to_ascii_lowercase();
-        if name.as_str().is_some() || !latin.contains(&lower.as_slice()) {
+        let label = self.value("encoding").or(self.value("ddb.encoding"));
+        let Some(encoding) = label.and_then(encoding_of) else {
+            return name;
+        };
+        // A name in UTF-8 is no accident in an encoding of single bytes. Pairs of bytes look like it
+        // often enough: of these the descriptor is believed.
+        let utf8 = name.as_str().is_some() && encoding.is_single_byte();
+        if utf8 || name.as_bytes().is_ascii() || encoding == encoding_rs::UTF_8 {
             return name;
         }
-        let text: String = name
-            .as_bytes()
-            .iter()
-            .map(|byte| windows_1252(*byte))
-            .collect();
-        ImageName::from(text.as_str())
+        let text = encoding.decode_without_bom_handling_and_without_replacement(name.as_bytes());
+        let decoded = text.map(|text| ImageName::from(&*text));
+        decoded.unwrap_or(name)
     }
 
     fn content_id(&self, key: &'static str) -> Result<Option<u32>> {
@@ -311,16 +325,18 @@ fn unquoted(value: &[u8]) -> &[u8] {
     }
 }
 
-/// The character of a byte in windows-1252.
-fn windows_1252(byte: u8) -> char {
-    const HIGH: [char; 32] = [
-        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
-        '\u{8f}', '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}',
-        'ž', 'Ÿ',
-    ];
-    let at = byte.checked_sub(0x80).map(usize::from);
-    at.and_then(|at| HIGH.get(at).copied())
-        .unwrap_or(char::from(byte))
+/// The encoding of a label, also where Windows writes it as the number of a code page.
+fn encoding_of(label: &[u8]) -> Option<&'static Encoding> {
+    let label = label.trim_ascii().to_ascii_lowercase();
+    let number = label.strip_prefix(b"cp").unwrap_or(&label);
+    let known: &[u8] = match number {
+        b"936" => b"gbk",
+        b"950" => b"big5",
+        b"932" | b"ms932" => b"shift_jis",
+        b"949" | b"ms949" => b"euc-kr",
+        _ => &label,
+    };
+    Encoding::for_label(known)
 }
 
 fn number(digits: &[u8]) -> Option<u64> {
@@ -386,6 +402,32 @@ mod tests {
         }
         let error = parse("encryption.keySafe = \"x\"").unwrap_err();
         assert!(matches!(error, Error::Unsupported { .. }));
+    }
+
+    #[test]
+    fn names_are_in_the_encoding_that_is_declared() {
+        for (label, bytes, text) in [
+            ("GBK", &b"\xb4\xc5\xc5\xcc.vmdk"[..], "磁盘.vmdk"),
+            // Two bytes that are a letter in UTF-8, too.
+            ("GBK", b"\xc4\xa3.vmdk", "模.vmdk"),
+            ("cp936", b"\xb4\xc5\xc5\xcc.vmdk", "磁盘.vmdk"),
+            ("Big5", b"\xba\xcf\xba\xd0.vmdk", "磁碟.vmdk"),
+            ("Shift_JIS", b"\x83\x66\x83\x42.vmdk", "ディ.vmdk"),
+            ("windows-1251", b"\xe4\xe8\xf1\xea.vmdk", "диск.vmdk"),
+            ("windows-1252", b"caf\xe9.vmdk", "café.vmdk"),
+            ("windows-1252", "café.vmdk".as_bytes(), "café.vmdk"),
+            ("UTF-8", "café.vmdk".as_bytes(), "café.vmdk"),
+        ] {
+            let descriptor = parse(&format!("encoding=\"{label}\"\n")).unwrap();
+            let name = descriptor.decoded(ImageName::from(bytes));
+            assert_eq!(name.as_str(), Some(text), "{label}");
+        }
+        // What is no text in the encoding, or in one that nobody knows, stays what it is.
+        for label in ["GBK", "klingon"] {
+            let descriptor = parse(&format!("encoding=\"{label}\"\n")).unwrap();
+            let name = ImageName::new(&b"\xb4\xff"[..]);
+            assert_eq!(descriptor.decoded(name.clone()), name, "{label}");
+        }
     }
 
     #[test]

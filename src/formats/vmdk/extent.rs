@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::image::{FileInfo, Opener, Value};
 use crate::limits::Limits;
-use crate::map::{Below, BlockMap, Mapped};
+use crate::map::{Below, BlockMap, Detached, Mapped};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, FileIdentity, check_extent, readable};
@@ -125,7 +125,7 @@ impl Builder<'_> {
         let Some(file) = self.opener.open_bytes(&reference)? else {
             info.known = flat;
             let reference = Box::new(reference);
-            return Ok(info.part(Arc::new(DetachedExtent { reference, size })));
+            return Ok(info.part(Arc::new(Detached { reference, size })));
         };
         let file_info = FileInfo::new(String::new(), reference.name, &file);
         let part = if flat {
@@ -336,34 +336,5 @@ impl BlockSource for NoAccess {
 
     fn extent_at(&self, _: u64, _: u64) -> Result<Extent> {
         Err(NoAccess::error())
-    }
-}
-
-/// An extent whose file was left closed.
-#[derive(Debug)]
-struct DetachedExtent {
-    reference: Box<Reference>,
-    size: u64,
-}
-
-impl DetachedExtent {
-    fn error(&self) -> Error {
-        Error::Detached {
-            reference: self.reference.clone(),
-        }
-    }
-}
-
-impl BlockSource for DetachedExtent {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_at(&self, _: &mut [u8], _: u64) -> Result<usize> {
-        Err(self.error())
-    }
-
-    fn extent_at(&self, _: u64, _: u64) -> Result<Extent> {
-        Err(self.error())
     }
 }

@@ -1,11 +1,13 @@
 //! Where a guest range lives in a sparse extent: the walk through grain directory and grain table.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::codec::{UnpackError, ZlibUnpacker};
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
 use crate::map::{BlockMap, Run, Span, TableCache};
+use crate::packed::Codec;
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::VMDK;
@@ -301,11 +303,21 @@ impl<T: Tables> BlockMap for GrainMap<T> {
     }
 
     fn unpack_at(&self, packed: &[u8], guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
-        let Storage::Packed { markers, unpacker } = &self.storage else {
+        let Storage::Packed { unpacker, .. } = &self.storage else {
             return Err(malformed("grain", host, "is not compressed"));
         };
-        if !markers {
-            return self.unpack_grain(unpacker, packed, guest, host, unit);
+        let payload = self.payload(packed, guest, host)?;
+        let payload = packed.get(payload).unwrap_or_default();
+        self.unpack_grain(unpacker, payload, guest, host, unit)
+    }
+
+    fn packing(&self) -> Option<Codec> {
+        matches!(self.storage, Storage::Packed { .. }).then_some(Codec::Zlib)
+    }
+
+    fn payload(&self, packed: &[u8], guest: u64, host: u64) -> Result<Range<usize>> {
+        if !matches!(self.storage, Storage::Packed { markers: true, .. }) {
+            return Ok(0..packed.len());
         }
         let marker = Marker::parse(packed, host)?;
         if marker.size == 0 {
@@ -319,13 +331,13 @@ impl<T: Tables> BlockMap for GrainMap<T> {
             );
             return Err(Marker::malformed(host, "val", problem));
         }
-        let data = packed.get(GRAIN_MARKER_LEN..).unwrap_or_default();
+        let there = packed.len().saturating_sub(GRAIN_MARKER_LEN);
         let size = usize::try_from(marker.size).unwrap_or(usize::MAX);
-        let Some(data) = data.get(..size) else {
-            let problem = format!("is {size}, and {} bytes are there", data.len());
+        if size > there {
+            let problem = format!("is {size}, and {there} bytes are there");
             return Err(Marker::malformed(host, "size", problem));
-        };
-        self.unpack_grain(unpacker, data, guest, host, unit)
+        }
+        Ok(GRAIN_MARKER_LEN..GRAIN_MARKER_LEN + size)
     }
 
     fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {

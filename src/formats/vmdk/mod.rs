@@ -6,6 +6,8 @@ mod extent;
 mod header;
 mod map;
 mod open;
+mod properties;
+mod safety;
 mod sesparse;
 mod sparse;
 mod stream;
@@ -15,7 +17,10 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::format_id::FormatId;
-use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::image::{
+    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+};
+use crate::limits::Limits;
 use crate::source::BlockSource;
 
 pub use open::VmdkImage;
@@ -50,6 +55,24 @@ impl Format for Vmdk {
             Some(what) => Verdict::found(what, 0),
             None => Verdict::Reject,
         }
+    }
+
+    fn excludes(&self, head: &[u8]) -> bool {
+        let magics: [&[u8]; 4] = [
+            &header::SPARSE_MAGIC,
+            &header::COWD_MAGIC,
+            &header::SE_SPARSE_MAGIC,
+            &header::CHANGE_TRACKING_MAGIC,
+        ];
+        magics.iter().all(|magic| disagrees(head, 0, magic)) && descriptor::excludes(head)
+    }
+
+    fn declared_size(&self, source: &dyn BlockSource) -> Result<Option<u64>> {
+        open::declared_size(source)
+    }
+
+    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
+        safety::checks(source, limits)
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {

@@ -8,8 +8,9 @@ use crate::format_id::FormatId;
 use crate::image::{FileInfo, Image, ImageInfo, Opener, Value};
 use crate::map::Below;
 use crate::name::ImageName;
+use crate::packed::PackedSource;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place};
 use crate::storage::Concat;
 
 use super::VMDK;
@@ -19,6 +20,7 @@ use super::header::{
     CHANGE_TRACKING_MAGIC, COWD_MAGIC, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader,
     unsupported,
 };
+use super::properties;
 use super::sparse;
 
 /// An open VMDK.
@@ -26,6 +28,9 @@ use super::sparse;
 pub struct VmdkImage {
     file: Arc<dyn BlockSource>,
     disk: Concat,
+    /// Where each extent ends, in bytes of the disk, and the name of its file, if it has one of its
+    /// own.
+    extents: Vec<(u64, Option<ImageName>)>,
     backing: Option<Arc<dyn Image>>,
     references: Vec<Reference>,
     info: ImageInfo,
@@ -222,11 +227,19 @@ impl Opening {
             sources.push(part.source);
         }
         let disk = Concat::new(sources)?;
+        let mut end = 0;
+        let ends = extents.iter().map(|extent: &ExtentInfo| {
+            end += extent.size;
+            (end, extent.name.clone())
+        });
+        let ends = ends.collect();
         let mut data = Value::map();
         if let Some(cid) = descriptor.cid {
             data.insert("cid", cid);
         }
         data.insert("parent-cid", descriptor.parent_cid);
+        let adapter = descriptor.value("ddb.adaptertype");
+        let properties = properties::of(&create_type, adapter);
         data.insert("create-type", create_type);
         let values: Vec<Value> = extents.iter().map(ExtentInfo::value).collect();
         data.insert("extents", values);
@@ -236,12 +249,14 @@ impl Opening {
             warnings: self.warnings,
             files,
             specific: Some(data),
+            properties,
             ..ImageInfo::default()
         };
         info.ids.content_id = descriptor.cid;
         Ok(VmdkImage {
             file,
             disk,
+            extents: ends,
             backing: self.backing,
             references: self.references,
             info,
@@ -277,6 +292,10 @@ impl BlockSource for VmdkImage {
             || backing.is_some_and(|image| image.uses_file(file))
     }
 
+    fn packed(&self) -> Option<&dyn PackedSource> {
+        self.disk.packed()
+    }
+
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
         if self.identity() == Some(file) && format == VMDK {
             return Some(0);
@@ -285,6 +304,10 @@ impl BlockSource for VmdkImage {
             .as_ref()?
             .depth_of(file, format)?
             .checked_add(1)
+    }
+
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+        self.disk.place_of(offset, limit)
     }
 }
 
@@ -301,9 +324,27 @@ impl Image for VmdkImage {
         &self.references
     }
 
+    fn file_of(&self, guest: u64) -> Option<&ImageName> {
+        let index = self.extents.partition_point(|(end, _)| *end <= guest);
+        self.extents.get(index)?.1.as_ref()
+    }
+
     fn backing(&self) -> Option<&Arc<dyn Image>> {
         self.backing.as_ref()
     }
+}
+
+/// The size of a disk whose only extent the file is, in bytes.
+pub(super) fn declared_size(source: &dyn BlockSource) -> Result<Option<u64>> {
+    let mut magic = [0; 4];
+    source.read_at(&mut magic, 0)?;
+    let sectors = match magic {
+        SPARSE_MAGIC => sparse::read_header(source)?.capacity,
+        COWD_MAGIC => sparse::read_cowd_header(source)?.num_sectors.into(),
+        _ => return Ok(None),
+    };
+    // An extent of no sectors is the wrapping of a descriptor.
+    Ok((sectors > 0).then_some(sectors * SECTOR))
 }
 
 /// The extent that is the image's own file.
@@ -371,7 +412,10 @@ fn read_text_file(source: &dyn BlockSource) -> Result<Vec<u8>> {
 }
 
 /// The text of the descriptor in a sparse extent; empty if there is none.
-fn embedded_text(source: &dyn BlockSource, header: &SparseExtentHeader) -> Result<Vec<u8>> {
+pub(super) fn embedded_text(
+    source: &dyn BlockSource,
+    header: &SparseExtentHeader,
+) -> Result<Vec<u8>> {
     if header.descriptor_offset == 0 || header.descriptor_size == 0 {
         return Ok(Vec::new());
     }

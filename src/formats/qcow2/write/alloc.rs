@@ -76,6 +76,29 @@ impl Allocator {
         self.end() == host && self.next / self.per_range < self.table.len() as u64
     }
 
+    /// Whether the next `count` clusters that are handed out will lie side by side from `host` bytes on.
+    pub(super) fn continues_by(&self, host: u64, count: u64) -> bool {
+        self.continues_at(host) && self.per_range - self.next % self.per_range >= count
+    }
+
+    /// Hands out `count` clusters, few of them, that lie side by side in one range: the offset of the
+    /// first in bytes. What is left of a range that has too little room stays free.
+    pub(super) fn allocate_together(&mut self, count: u64, tables: &mut Vec<Write>) -> Result<u64> {
+        let left = self.per_range - self.next % self.per_range;
+        let begins = self.next / self.per_range == self.table.len() as u64;
+        if left < count + u64::from(begins) {
+            self.check_room(left)?;
+            self.next += left;
+        }
+        let (first, got) = self.allocate(count, tables)?;
+        if got < count {
+            return Err(Error::invalid(
+                "a packed cluster is larger than what a refcount block counts",
+            ));
+        }
+        Ok(first)
+    }
+
     /// Hands out `count` clusters side by side, whatever ranges they cross, and returns the offset of
     /// the first in bytes. The refcount blocks of the ranges that have none follow directly.
     pub(super) fn reserve(&mut self, count: u64, tables: &mut Vec<Write>) -> Result<u64> {

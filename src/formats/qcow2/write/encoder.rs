@@ -5,14 +5,19 @@ use crate::error::{Error, Result};
 #[cfg(not(all(feature = "zlib", feature = "zstd")))]
 use crate::formats::qcow2::QCOW2;
 use crate::formats::qcow2::header::CompressionType;
-use crate::image::{Encoder, Form};
+use crate::image::{Encoder, Form, Take};
+use crate::packed::Codec;
 
 use super::options::Qcow2Options;
 
 /// Packs whole clusters. One that does not get shorter is stored as it is: readers take a packed
 /// cluster for shorter than a cluster.
 #[derive(Debug)]
-pub(super) struct ClusterEncoder(Packer);
+pub(super) struct ClusterEncoder {
+    packer: Packer,
+    /// What is taken as another image packed it. Who asks for a level wants that.
+    takes: Option<Codec>,
+}
 
 impl ClusterEncoder {
     pub(super) fn new(options: &Qcow2Options) -> Result<Self> {
@@ -21,16 +26,27 @@ impl ClusterEncoder {
             CompressionType::Zlib => deflate(level)?,
             CompressionType::Zstd => zstandard(level)?,
         };
-        Ok(ClusterEncoder(Packer::new(method)))
+        let codec = match options.compression_type {
+            CompressionType::Zlib => Codec::Deflate,
+            CompressionType::Zstd => Codec::Zstd,
+        };
+        Ok(ClusterEncoder {
+            packer: Packer::new(method),
+            takes: level.is_none().then_some(codec),
+        })
     }
 }
 
 impl Encoder for ClusterEncoder {
     fn encode(&self, _: u64, unit: &[u8], out: &mut Vec<u8>) -> Result<Form> {
-        Ok(match self.0.pack(unit, out)? {
+        Ok(match self.packer.pack(unit, out)? {
             true => Form::Packed,
             false => Form::Verbatim,
         })
+    }
+
+    fn takes(&self, codec: Codec) -> Option<Take> {
+        (self.takes == Some(codec)).then_some(Take::AsTheyAre)
     }
 }
 

@@ -19,8 +19,10 @@ mod packing;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::formats::qcow2::bitmap;
 use crate::image::{
-    Encoder, Finish, ImageWriter, OutputFile, Part, Payload, Placed, Write, WriteRun, WriteShape,
+    BitmapInfo, CopiedPart, Encoder, Finish, ImageWriter, OutputFile, Part, Payload, Placed, Write,
+    WriteRun, WriteShape,
 };
 
 use super::entry::{COPIED, L2_OFFSET, SUBCLUSTERS, ZERO};
@@ -251,35 +253,67 @@ impl Writer {
 
     fn place_packed(&mut self, parts: &[Part], tables: &mut Vec<Write>) -> Result<Placed> {
         let cluster_size = self.options.cluster_size;
-        if self.encoder.is_none() {
-            return Err(Error::invalid("the image is not to be compressed"));
-        }
-        let mut position = self.position;
-        for part in parts {
-            let is_next = part.guest >= position && part.guest < self.virtual_size;
-            let is_short = part.len > 0 && u64::from(part.len) <= cluster_size;
-            if !is_next || !is_short || part.guest % cluster_size != 0 {
-                return Err(Error::invalid(format!(
-                    "{} packed bytes at {} are no cluster that can be placed behind {position}",
-                    part.len, part.guest
-                )));
-            }
-            position = part.guest + cluster_size;
-        }
-        let Some(first) = parts.first() else {
-            return Err(Error::invalid("a packed run has no parts"));
-        };
-        self.advance(first.guest, 1, tables)?;
+        let all = parts.iter().map(|part| (part.guest, part.len.into()));
+        self.enter_packed(all, cluster_size, tables)?;
         let placed = self
             .packing
             .place(parts, &mut self.mapping, &mut self.allocator, tables)?;
-        let last = usize::try_from(placed.taken - 1)
-            .ok()
-            .and_then(|i| parts.get(i));
-        if let Some(last) = last {
+        let last = usize::try_from(placed.taken - 1).ok();
+        if let Some(last) = last.and_then(|i| parts.get(i)) {
             self.position = last.guest + cluster_size;
         }
         Ok(placed)
+    }
+
+    fn place_copied(
+        &mut self,
+        parts: &[CopiedPart],
+        remainder: u64,
+        tables: &mut Vec<Write>,
+    ) -> Result<Placed> {
+        let cluster_size = self.options.cluster_size;
+        let all = parts.iter().map(|part| (part.guest, part.len));
+        // A descriptor has room for as many sectors as two clusters have.
+        self.enter_packed(all, 2 * cluster_size, tables)?;
+        let placed = self.packing.copy(
+            parts,
+            remainder,
+            &mut self.mapping,
+            &mut self.allocator,
+            tables,
+        )?;
+        let last = usize::try_from(placed.taken - 1).ok();
+        if let Some(last) = last.and_then(|i| parts.get(i)) {
+            self.position = last.guest + cluster_size;
+        }
+        Ok(placed)
+    }
+
+    /// Checks packed parts, each with its place and its length, and goes to where they start.
+    fn enter_packed(
+        &mut self,
+        parts: impl Iterator<Item = (u64, u64)>,
+        longest: u64,
+        tables: &mut Vec<Write>,
+    ) -> Result<()> {
+        let cluster_size = self.options.cluster_size;
+        if self.encoder.is_none() {
+            return Err(Error::invalid("the image is not to be compressed"));
+        }
+        let (mut position, mut first) = (self.position, None);
+        for (guest, len) in parts {
+            let is_next = guest >= position && guest < self.virtual_size;
+            if !is_next || len == 0 || len > longest || guest % cluster_size != 0 {
+                return Err(Error::invalid(format!(
+                    "{len} packed bytes at {guest} are no cluster that can be placed behind \
+                     {position}"
+                )));
+            }
+            position = guest + cluster_size;
+            first.get_or_insert(guest);
+        }
+        let first = first.ok_or_else(|| Error::invalid("a packed run has no parts"))?;
+        self.advance(first, 1, tables)
     }
 
     /// The size of the image file when every guest cluster is mapped, in bytes.
@@ -341,8 +375,20 @@ impl ImageWriter for Writer {
         match run {
             WriteRun::Verbatim { guest, len } => self.place_verbatim(guest, len, tables),
             WriteRun::Packed { parts } => self.place_packed(parts, tables),
+            WriteRun::Copied { parts, remainder } => self.place_copied(parts, remainder, tables),
             WriteRun::Zero { guest, len } => self.place_zero(guest, len, tables),
         }
+    }
+
+    fn full_sizes(&self) -> Option<Vec<u64>> {
+        let mut sizes = vec![self.full_size()];
+        sizes.extend(self.options.data_file.as_ref().map(|_| self.virtual_size));
+        Some(sizes)
+    }
+
+    fn bitmaps_size(&self, bitmaps: &[BitmapInfo]) -> Option<u64> {
+        let is_v3 = self.options.version == Version::V3;
+        is_v3.then(|| bitmap::size(bitmaps, self.virtual_size, self.options.cluster_size))
     }
 
     fn finish(mut self: Box<Self>) -> Result<Finish> {

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::formats::qcow2::entry::CompressedLayout;
-use crate::image::{Part, Placed, Write};
+use crate::image::{CopiedPart, Part, Placed, Write};
 
 use super::alloc::Allocator;
 use super::mapping::Mapping;
@@ -27,6 +27,10 @@ enum Fit {
     Across,
     /// Not at all: it has to begin a host cluster elsewhere.
     Elsewhere,
+}
+
+fn too_large() -> Error {
+    Error::invalid("the image is too large for packed clusters of this cluster size")
 }
 
 impl Packing {
@@ -67,14 +71,104 @@ impl Packing {
                 placed.host = host;
             }
             if host + len > self.layout.limit() {
-                return Err(Error::invalid(
-                    "the image is too large for packed clusters of this cluster size",
-                ));
+                return Err(too_large());
             }
             mapping.set_entry(part.guest, self.layout.encode(host, len));
             placed.taken += 1;
         }
         Ok(placed)
+    }
+
+    /// Places as many of `parts` as fit into the file as they lie to each other, and into the current
+    /// L2 table: the first always does.
+    pub(super) fn copy(
+        &mut self,
+        parts: &[CopiedPart],
+        remainder: u64,
+        mapping: &mut Mapping,
+        allocator: &mut Allocator,
+        tables: &mut Vec<Write>,
+    ) -> Result<Placed> {
+        const SECTOR: u64 = 512;
+        let invalid = || Error::invalid("copied parts go back, or too far");
+        let mut placed = Placed {
+            file: 0,
+            host: 0,
+            taken: 0,
+        };
+        let (mut span_end, mut base) = (0, 0);
+        for part in parts {
+            let Some(first) = parts.first().filter(|first| first.at <= part.at) else {
+                return Err(invalid());
+            };
+            let apart = part.at - first.at;
+            if placed.taken == 0 {
+                span_end = mapping.span_end(part.guest);
+                base = self.fill + (remainder + SECTOR - self.fill % SECTOR) % SECTOR;
+                if !self.extend_to(base, part.len, allocator, tables)? {
+                    base = self.begin_elsewhere(remainder, part.len, allocator, tables)?;
+                }
+                placed.host = base;
+            } else if part.guest >= span_end
+                || !self.extend_to(base + apart, part.len, allocator, tables)?
+            {
+                break;
+            }
+            let host = base + apart;
+            if host + part.len > self.layout.limit() {
+                return Err(too_large());
+            }
+            mapping.set_entry(part.guest, self.layout.encode(host, part.len));
+            self.fill = self.fill.max(host + part.len);
+            placed.taken += 1;
+        }
+        Ok(placed)
+    }
+
+    /// Counts the host clusters that `len` bytes at `host` touch, of which new ones have to follow the
+    /// open one; `false`, with nothing done, if they cannot all be counted.
+    fn extend_to(
+        &mut self,
+        host: u64,
+        len: u64,
+        allocator: &mut Allocator,
+        tables: &mut Vec<Write>,
+    ) -> Result<bool> {
+        let cluster_size = self.cluster_size;
+        let first = host - host % cluster_size;
+        let end = (host + len).next_multiple_of(cluster_size);
+        let open = (first..end.min(self.end)).step_by(usize::try_from(cluster_size).unwrap_or(1));
+        let more = end.saturating_sub(self.end) / cluster_size;
+        let counts = |cluster| allocator.can_add_reference(cluster);
+        let fits = more == 0 || allocator.continues_by(self.end, more);
+        // A cluster that nothing would touch must not be handed out.
+        if self.end == 0 || first > self.end || !fits || !open.clone().all(counts) {
+            return Ok(false);
+        }
+        for cluster in open {
+            allocator.add_reference(cluster);
+        }
+        if more > 0 {
+            allocator.allocate(more, tables)?;
+            self.end = end;
+        }
+        Ok(true)
+    }
+
+    /// Hands new host clusters out for `len` bytes that begin `remainder` into a sector, and returns
+    /// where that is.
+    fn begin_elsewhere(
+        &mut self,
+        remainder: u64,
+        len: u64,
+        allocator: &mut Allocator,
+        tables: &mut Vec<Write>,
+    ) -> Result<u64> {
+        let count = (remainder + len).div_ceil(self.cluster_size);
+        let first = allocator.allocate_together(count, tables)?;
+        self.end = first + count * self.cluster_size;
+        self.fill = first + remainder;
+        Ok(self.fill)
     }
 
     fn fit(&self, len: u64, allocator: &Allocator) -> Fit {

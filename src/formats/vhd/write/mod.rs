@@ -70,8 +70,10 @@ impl ImageWriter for FixedWriter {
     fn shape(&self) -> WriteShape {
         let mut shape = WriteShape::new(self.plan.size, SECTOR);
         shape.zero_unit = PAGE;
+        shape.settled = true;
         // What the target held before would show through.
         shape.record_zeroes = true;
+        shape.forward = true;
         shape
     }
 
@@ -86,7 +88,9 @@ impl ImageWriter for FixedWriter {
                 });
                 (guest, len)
             }
-            WriteRun::Packed { .. } => return Err(Error::invalid("a VHD cannot be compressed")),
+            WriteRun::Packed { .. } | WriteRun::Copied { .. } => {
+                return Err(Error::invalid("a VHD cannot be compressed"));
+            }
         };
         Ok(Placed {
             file: 0,

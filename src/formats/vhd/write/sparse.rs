@@ -183,8 +183,21 @@ impl ImageWriter for SparseWriter {
                 host: 0,
                 taken: len,
             }),
-            WriteRun::Packed { .. } => Err(Error::invalid("a VHD cannot be compressed")),
+            WriteRun::Packed { .. } | WriteRun::Copied { .. } => {
+                Err(Error::invalid("a VHD cannot be compressed"))
+            }
         }
+    }
+
+    fn full_sizes(&self) -> Option<Vec<u64>> {
+        let bitmap_len = bitmap_len(self.block_size);
+        let first = (self.end + bitmap_len).next_multiple_of(PAGE);
+        let step = (bitmap_len + self.block_size).next_multiple_of(PAGE);
+        let end = match self.bat.len() as u64 {
+            0 => self.end,
+            blocks => first + (blocks - 1) * step + self.block_size,
+        };
+        Some(vec![end + SECTOR])
     }
 
     fn finish(mut self: Box<Self>) -> Result<Finish> {

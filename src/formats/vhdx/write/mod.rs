@@ -52,6 +52,8 @@ pub(super) struct Writer {
     seed: Vec<u8>,
     /// Of all that was placed.
     digest: Digest,
+    /// Where the run began that ends at `position`, and whether it is one of zeros.
+    run: (u64, bool),
 }
 
 /// The block that the guest position is in. Lengths are in bytes from its start.
@@ -104,6 +106,7 @@ impl Writer {
             bitmap: Bitmap::default(),
             is_partial: false,
             digest: Digest::of(&seed),
+            run: (0, false),
             seed,
             geometry,
             options,
@@ -207,10 +210,19 @@ impl Writer {
 
     /// What was placed tells images apart.
     fn note(&mut self, guest: u64, len: u64, is_zero: bool) {
-        for number in [guest, len, u64::from(is_zero)] {
-            self.digest.add(&number.to_le_bytes());
+        // However the run was cut on its way here.
+        if self.position != guest || self.run.1 != is_zero {
+            self.note_run();
+            self.run = (guest, is_zero);
         }
         self.position = guest + len;
+    }
+
+    fn note_run(&mut self) {
+        let (start, is_zero) = self.run;
+        for number in [start, self.position, u64::from(is_zero)] {
+            self.digest.add(&number.to_le_bytes());
+        }
     }
 
     fn place_zero(&mut self, block: &mut Block, into: u64, len: u64, tables: &mut Vec<Write>) {
@@ -347,8 +359,16 @@ impl ImageWriter for Writer {
         match run {
             WriteRun::Verbatim { guest, len } => self.place_run(guest, len, false, tables),
             WriteRun::Zero { guest, len } => self.place_run(guest, len, true, tables),
-            WriteRun::Packed { .. } => Err(Error::invalid("a VHDX image cannot be compressed")),
+            WriteRun::Packed { .. } | WriteRun::Copied { .. } => {
+                Err(Error::invalid("a VHDX image cannot be compressed"))
+            }
         }
+    }
+
+    /// A chunk whose blocks are all recorded whole needs no sector bitmap.
+    fn full_sizes(&self) -> Option<Vec<u64>> {
+        let blocks = self.geometry.blocks() * self.geometry.block_size;
+        Some(vec![self.data_start() + blocks])
     }
 
     fn finish(mut self: Box<Self>) -> Result<Finish> {
@@ -367,6 +387,7 @@ impl ImageWriter for Writer {
         let metadata = sections::metadata(&self.options, &self.geometry, disk_id)?;
         tables.push(sections::bytes(self.metadata.offset, metadata));
         tables.extend(sections::region_tables(self.bat, self.metadata)?);
+        self.note_run();
         let seal = sections::seal(self.log, self.digest.guid("file"), self.digest.guid("data"))?;
         Ok(Finish::new(tables, seal, vec![self.next]))
     }

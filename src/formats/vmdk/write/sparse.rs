@@ -114,6 +114,12 @@ impl ImageWriter for SparseWriter {
         }
     }
 
+    fn full_sizes(&self) -> Option<Vec<u64>> {
+        let text = (!self.embedded).then_some(self.descriptor.len() as u64);
+        let extents = self.extents.iter().map(|extent| extent.layout.full_size());
+        Some(text.into_iter().chain(extents).collect())
+    }
+
     fn finish(self: Box<Self>) -> Result<Finish> {
         let mut tables = Vec::new();
         let mut seal = Vec::new();
@@ -164,6 +170,11 @@ impl Layout {
             gd_offset,
             over_head: (gd_offset + with_tables).next_multiple_of(GRAIN_SECTORS),
         }
+    }
+
+    /// Bytes of the extent when every grain has its place.
+    fn full_size(&self) -> u64 {
+        (self.over_head + self.capacity.next_multiple_of(GRAIN_SECTORS)) * SECTOR
     }
 
     /// Where the table number `index` of the directory at `directory` is.

@@ -165,6 +165,7 @@ impl StreamWriter {
 impl ImageWriter for StreamWriter {
     fn shape(&self) -> WriteShape {
         let mut shape = WriteShape::new(self.size, GRAIN);
+        shape.forward = true;
         // A stream is no image before its footer is there, so its header can come first.
         let mut start = self.header(GD_AT_END).encode().to_vec();
         start.extend_from_slice(&self.descriptor);
@@ -181,7 +182,9 @@ impl ImageWriter for StreamWriter {
         match run {
             WriteRun::Packed { parts } => self.place_packed(parts, tables),
             WriteRun::Zero { guest, len } => self.place_zeros(guest, len, tables),
-            WriteRun::Verbatim { .. } => Err(Error::invalid("a stream holds packed grains only")),
+            WriteRun::Verbatim { .. } | WriteRun::Copied { .. } => Err(Error::invalid(
+                "a stream holds grains that it packed itself",
+            )),
         }
     }
 

@@ -1,0 +1,187 @@
+//! Cutting two disks into windows: what need not be read is skipped.
+
+use crate::compare::{Comparison, Failure, Side};
+use crate::extent::{Extent, ExtentKind};
+use crate::source::BlockSource;
+
+/// What decides a comparison.
+pub(super) type Decision = Result<Comparison, Failure>;
+
+/// What is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Piece {
+    /// From both: the bytes have to be the same.
+    Both { offset: u64, len: u64 },
+    /// From one alone: the other reads as zero there, or has ended.
+    One { side: Side, offset: u64, len: u64 },
+}
+
+/// The pieces in one window of the disk.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    /// Where it starts, in bytes: a multiple of its length.
+    pub(super) start: u64,
+    /// Everything before this offset has been dealt with once the pieces are.
+    pub(super) end: u64,
+    pub(super) pieces: Vec<Piece>,
+}
+
+impl Window {
+    /// Adds a piece, as part of the one before where they are one.
+    fn push(&mut self, piece: Piece) {
+        match (self.pieces.last_mut(), piece) {
+            (
+                Some(Piece::Both { offset, len }),
+                Piece::Both {
+                    offset: next,
+                    len: more,
+                },
+            ) if *offset + *len == next => *len += more,
+            (
+                Some(Piece::One { side, offset, len }),
+                Piece::One {
+                    side: next_side,
+                    offset: next,
+                    len: more,
+                },
+            ) if *side == next_side && *offset + *len == next => *len += more,
+            _ => self.pieces.push(piece),
+        }
+    }
+}
+
+/// Where the next window begins. Cuts depend on the two disks alone, never on the number of threads.
+#[derive(Debug)]
+pub(super) struct Cursor<'a> {
+    sources: [&'a dyn BlockSource; 2],
+    sizes: [u64; 2],
+    strict: bool,
+    /// Bytes of a window.
+    length: u64,
+    position: u64,
+    /// The runs that `position` is in, as far as they are known.
+    runs: [Option<Extent>; 2],
+}
+
+const SIDES: [Side; 2] = [Side::First, Side::Second];
+
+impl<'a> Cursor<'a> {
+    pub(super) fn new(sources: [&'a dyn BlockSource; 2], strict: bool, length: u64) -> Self {
+        Cursor {
+            sources,
+            sizes: sources.map(|source| source.size()),
+            strict,
+            length,
+            position: 0,
+            runs: [None; 2],
+        }
+    }
+
+    /// Size of the longer disk, in bytes.
+    pub(super) fn size(&self) -> u64 {
+        let [first, second] = self.sizes;
+        first.max(second)
+    }
+
+    /// Fills `window` with what comes next; `false` if there is nothing left. Where this decides the
+    /// comparison, that is returned with its offset, and the window holds what lies before. `stopped`
+    /// is asked now and then, so that endless holes cannot keep the work from ending.
+    pub(super) fn claim(
+        &mut self,
+        window: &mut Window,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<bool, (u64, Decision)> {
+        window.pieces.clear();
+        let size = self.size();
+        let mut limit = size;
+        while self.position < limit {
+            if stopped() {
+                return Ok(false);
+            }
+            let offset = self.position;
+            let decided = |decision: Decision| (offset, decision);
+            let [first, second] = self.runs_here().map_err(|e| decided(Err(e)))?;
+            if self.strict && first.kind != second.kind {
+                return Err(decided(Ok(Comparison::StatusDiffers { offset })));
+            }
+            let end = first.end().min(second.end()).min(limit);
+            let piece: fn(u64, u64) -> Piece =
+                match (first.kind.reads_as_zero(), second.kind.reads_as_zero()) {
+                    (true, true) => {
+                        self.position = end;
+                        continue;
+                    }
+                    (false, true) => |offset, len| Piece::One {
+                        side: Side::First,
+                        offset,
+                        len,
+                    },
+                    (true, false) => |offset, len| Piece::One {
+                        side: Side::Second,
+                        offset,
+                        len,
+                    },
+                    (false, false) => match self.shared(first, second, end) {
+                        Some(len) => {
+                            self.position += len;
+                            continue;
+                        }
+                        None => |offset, len| Piece::Both { offset, len },
+                    },
+                };
+            if window.pieces.is_empty() {
+                window.start = offset - offset % self.length;
+                limit = window.start.saturating_add(self.length).min(size);
+            }
+            let end = end.min(limit);
+            window.push(piece(offset, end - offset));
+            self.position = end;
+        }
+        window.end = self.position;
+        Ok(!window.pieces.is_empty())
+    }
+
+    /// How many of the bytes up to `end` both disks have from the same place.
+    fn shared(&self, first: Extent, second: Extent, end: u64) -> Option<u64> {
+        if first.kind != ExtentKind::Data || second.kind != ExtentKind::Data {
+            return None;
+        }
+        let [one, other] = self.sources;
+        let one = one.place_of(self.position, end - self.position)?;
+        let other = other.place_of(self.position, one.len)?;
+        let same = one.file.is_some() && one.file == other.file && one.offset == other.offset;
+        same.then(|| one.len.min(other.len))
+    }
+
+    fn runs_here(&mut self) -> Result<[Extent; 2], Failure> {
+        let mut found = [Extent {
+            start: self.position,
+            len: u64::MAX - self.position,
+            kind: ExtentKind::Hole,
+            depth: 0,
+            host_offset: None,
+        }; 2];
+        let sides = self.sources.iter().zip(self.sizes).zip(SIDES);
+        let known = self.runs.iter_mut().zip(&mut found);
+        for (((source, size), side), (known, found)) in sides.zip(known) {
+            // Past the end of the shorter one everything reads as zero.
+            if self.position >= size {
+                continue;
+            }
+            let here = known.filter(|run| (run.start..run.end()).contains(&self.position));
+            let run = match here {
+                Some(run) => run,
+                None => source
+                    .extent_at(self.position, size - self.position)
+                    .map_err(|source| Failure::Status {
+                        side,
+                        offset: self.position,
+                        source,
+                    })?,
+            };
+            *known = Some(run);
+            *found = run;
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,216 @@
+//! The verb *compare*: whether two disks hold the same bytes, whatever images they lie in.
+//!
+//! ```
+//! use blockform::OpenOptions;
+//! use blockform::compare::{CompareOptions, Comparison};
+//!
+//! let image = OpenOptions::new().open_path("testdata/qcow2/good/plain.qcow2")?;
+//! let other = OpenOptions::new().open_path("testdata/qcow2/good/v2.qcow2")?;
+//! match CompareOptions::new().compare(&image, &other)? {
+//!     Comparison::Same => println!("the same"),
+//!     Comparison::Differ { offset } => println!("byte {offset} differs"),
+//!     told => println!("{told:?}"),
+//! }
+//! # Ok::<(), blockform::Error>(())
+//! ```
+//!
+//! What both sources know to be zero is not read, nor is what both have in the same place of the same
+//! file, as an overlay and its backing file do. The answer is the same for any number of threads: what
+//! is told, a difference or a failure, is the first one on the disk.
+
+mod claim;
+mod engine;
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::progress::ProgressFn;
+use crate::source::BlockSource;
+
+pub use crate::progress::{Cancel, Phase, Progress};
+
+/// How two disks compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Comparison {
+    /// They hold the same bytes, and what only the longer one has reads as zero. If the comparison was
+    /// strict, their sizes and the statuses of all ranges are the same, too.
+    Same,
+    /// They hold different bytes, or the longer one has something where the other has ended.
+    Differ {
+        /// Where the first byte is that differs, from the start of the disk.
+        offset: u64,
+    },
+    /// They are of different sizes. Only a strict comparison says so; nothing was read then.
+    SizeDiffers {
+        /// Size of the first one, in bytes.
+        first: u64,
+        /// Size of the second one, in bytes.
+        second: u64,
+    },
+    /// A range is stored in one way here and in another way there: as data, packed, as recorded zeros
+    /// or not at all. Only a strict comparison says so.
+    StatusDiffers {
+        /// Where the first such range starts, in bytes from the start of the disk. What lies before
+        /// it is the same.
+        offset: u64,
+    },
+}
+
+/// One of the two that are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The first.
+    First,
+    /// The second.
+    Second,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Side::First => "first",
+            Side::Second => "second",
+        })
+    }
+}
+
+/// Why a comparison came to no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// How a range is stored could not be found out.
+    #[error("cannot find out what the {side} image stores at byte {offset}")]
+    Status {
+        /// Of which of the two.
+        side: Side,
+        /// Where the range starts, in bytes from the start of the disk.
+        offset: u64,
+        /// Why not.
+        source: Error,
+    },
+    /// A range could not be read.
+    #[error("cannot read what the {side} image stores at byte {offset}")]
+    Read {
+        /// Of which of the two.
+        side: Side,
+        /// Where the range starts, in bytes from the start of the disk.
+        offset: u64,
+        /// Why not.
+        source: Error,
+    },
+    /// The caller stopped it.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Status { source, .. } | Failure::Read { source, .. } => source,
+            Failure::Cancelled => Error::Cancelled,
+        }
+    }
+}
+
+/// How to compare.
+#[derive(Clone)]
+pub struct CompareOptions {
+    strict: bool,
+    threads: Option<NonZeroUsize>,
+    memory: u64,
+    cancel: Cancel,
+    progress: Option<ProgressFn>,
+}
+
+impl fmt::Debug for CompareOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompareOptions")
+            .field("strict", &self.strict)
+            .field("threads", &self.threads)
+            .field("memory", &self.memory)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for CompareOptions {
+    fn default() -> Self {
+        CompareOptions {
+            strict: false,
+            threads: None,
+            memory: 64 << 20,
+            cancel: Cancel::new(),
+            progress: None,
+        }
+    }
+}
+
+impl CompareOptions {
+    /// A comparison of the bytes alone, on every core.
+    pub fn new() -> Self {
+        CompareOptions::default()
+    }
+
+    /// Whether sizes and statuses have to be the same, too.
+    #[must_use]
+    pub fn strict(mut self, strict: bool) -> Self {
+        self.strict = strict;
+        self
+    }
+
+    /// How many threads work; as many as there are processors unless told otherwise. The answer is the
+    /// same for any number.
+    #[must_use]
+    pub fn threads(mut self, threads: NonZeroUsize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// About how many bytes of buffers to use at most; 64 MiB unless told otherwise. A few MiB are
+    /// always used. The answer is the same for any number.
+    #[must_use]
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
+    }
+
+    /// What stops the comparison from another thread.
+    #[must_use]
+    pub fn cancel(mut self, cancel: Cancel) -> Self {
+        self.cancel = cancel;
+        self
+    }
+
+    /// Is called now and then, from whatever thread has news. [`ControlFlow::Break`] stops the
+    /// comparison, as [`Cancel::cancel`] does.
+    #[must_use]
+    pub fn progress(
+        mut self,
+        report: impl Fn(Progress) -> ControlFlow<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.progress = Some(Arc::new(report));
+        self
+    }
+
+    /// Compares two disks of whatever formats.
+    ///
+    /// # Errors
+    /// [`Failure`], which says which of the two could not be read, unless a difference comes before
+    /// that place.
+    pub fn compare(
+        &self,
+        first: &dyn BlockSource,
+        second: &dyn BlockSource,
+    ) -> Result<Comparison, Failure> {
+        if self.strict && first.size() != second.size() {
+            return Ok(Comparison::SizeDiffers {
+                first: first.size(),
+                second: second.size(),
+            });
+        }
+        engine::run(self, [first, second])
+    }
+}

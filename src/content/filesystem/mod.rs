@@ -1,0 +1,214 @@
+//! What lies on a disk or in a partition: filesystems, and what is stacked beneath them.
+//!
+//! One function recognises each, from bytes that it asks for by their place; detection runs the same
+//! functions over the window that it has, and finds what the window shows.
+
+mod apple;
+mod linux;
+mod stacked;
+mod windows;
+
+use crate::content::bytes::Bytes;
+use crate::content::{iso, udf};
+use crate::format_id::FormatId;
+use crate::image::Evidence;
+use crate::name::ImageName;
+
+/// A filesystem, or a layer that holds some: swap, a physical volume, encrypted data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Filesystem {
+    /// What it is.
+    pub kind: FilesystemKind,
+    /// By what it was recognised, and where, in bytes from the start of the disk or the partition.
+    pub evidence: Evidence,
+    /// Its label, where the superblock has one.
+    pub label: Option<ImageName>,
+    /// Its UUID or serial number, as its own tools write it.
+    pub uuid: Option<String>,
+    /// How many bytes it says that it takes up.
+    pub size: Option<u64>,
+}
+
+macro_rules! kinds {
+    ($( $(#[$meta:meta])* $kind:ident = $name:literal in $family:literal, )*) => {
+        /// What a filesystem is.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
+        pub enum FilesystemKind {
+            $( $(#[$meta])* $kind, )*
+        }
+
+        impl FilesystemKind {
+            /// Its name, such as `ext4`.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $( FilesystemKind::$kind => $name, )*
+                }
+            }
+
+            /// The name under which detection knows it and its kin.
+            pub(crate) fn family(self) -> FormatId {
+                match self {
+                    $( FilesystemKind::$kind => FormatId::new($family), )*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// ext2: without a journal and without anything that is younger.
+    Ext2 = "ext2" in "ext",
+    /// ext3: ext2 with a journal.
+    Ext3 = "ext3" in "ext",
+    /// ext4, with or without a journal.
+    Ext4 = "ext4" in "ext",
+    /// The journal of another ext3 or ext4.
+    ExtJournal = "ext journal" in "ext",
+    /// XFS.
+    Xfs = "xfs" in "xfs",
+    /// Btrfs.
+    Btrfs = "btrfs" in "btrfs",
+    /// F2FS.
+    F2fs = "f2fs" in "f2fs",
+    /// NTFS.
+    Ntfs = "ntfs" in "ntfs",
+    /// ReFS.
+    Refs = "refs" in "refs",
+    /// FAT with entries of 12 bits.
+    Fat12 = "fat12" in "fat",
+    /// FAT with entries of 16 bits.
+    Fat16 = "fat16" in "fat",
+    /// FAT with entries of 32 bits.
+    Fat32 = "fat32" in "fat",
+    /// exFAT.
+    ExFat = "exfat" in "exfat",
+    /// HFS.
+    Hfs = "hfs" in "hfs",
+    /// HFS+, and HFSX.
+    HfsPlus = "hfsplus" in "hfsplus",
+    /// APFS, a container with its volumes.
+    Apfs = "apfs" in "apfs",
+    /// SquashFS.
+    Squashfs = "squashfs" in "squashfs",
+    /// EROFS.
+    Erofs = "erofs" in "erofs",
+    /// Cramfs.
+    Cramfs = "cramfs" in "cramfs",
+    /// ISO 9660.
+    Iso9660 = "iso9660" in "iso",
+    /// UDF.
+    Udf = "udf" in "udf",
+    /// Swap space of Linux.
+    Swap = "swap" in "swap",
+    /// A physical volume of LVM.
+    Lvm2 = "lvm2" in "lvm2",
+    /// A member of a RAID of Linux.
+    MdRaid = "mdraid" in "mdraid",
+    /// A member of a ZFS pool.
+    Zfs = "zfs" in "zfs",
+    /// Data encrypted by LUKS, version 1.
+    Luks1 = "luks1" in "luks",
+    /// Data encrypted by LUKS, version 2.
+    Luks2 = "luks2" in "luks",
+    /// Data encrypted by BitLocker.
+    BitLocker = "bitlocker" in "bitlocker",
+}
+
+impl FilesystemKind {
+    /// Whether it is one of ext2, ext3 and ext4.
+    pub fn is_ext(self) -> bool {
+        use FilesystemKind::{Ext2, Ext3, Ext4};
+        matches!(self, Ext2 | Ext3 | Ext4)
+    }
+
+    /// Whether it is FAT of any width.
+    pub fn is_fat(self) -> bool {
+        use FilesystemKind::{Fat12, Fat16, Fat32};
+        matches!(self, Fat12 | Fat16 | Fat32)
+    }
+}
+
+pub(super) use linux::{ExtSuperblock, ext_superblock};
+
+type Recogniser = fn(&dyn Bytes) -> Option<Filesystem>;
+
+/// What the first 4 KiB show.
+const AT_THE_START: [Recogniser; 18] = [
+    linux::ext,
+    linux::xfs,
+    linux::f2fs,
+    windows::ntfs,
+    windows::refs,
+    windows::exfat,
+    windows::bitlocker,
+    windows::fat,
+    apple::hfs,
+    apple::hfs_plus,
+    apple::apfs,
+    linux::squashfs,
+    linux::erofs,
+    linux::cramfs,
+    linux::swap,
+    stacked::luks,
+    stacked::lvm2,
+    stacked::raid_at_the_start,
+];
+
+/// What stands further in, or at the end.
+const FURTHER_IN: [Recogniser; 6] = [
+    stacked::raid_behind_the_start,
+    linux::swap_of_large_pages,
+    stacked::zfs,
+    iso::recognise,
+    udf::recognise,
+    linux::btrfs,
+];
+
+/// All that the bytes are found to be.
+pub(crate) fn recognise(bytes: &dyn Bytes) -> Vec<Filesystem> {
+    let all = AT_THE_START.iter().chain(&FURTHER_IN);
+    let mut found: Vec<Filesystem> = all.filter_map(|recognise| recognise(bytes)).collect();
+    found.extend(stacked::raid_at_the_end(bytes));
+    found
+}
+
+/// What a partition holds. What a RAID keeps at the end of its members says more than what shows
+/// through at their start, and a signature at the start makes it needless to look further in.
+pub(super) fn of_partition(bytes: &dyn Bytes) -> Option<Filesystem> {
+    let first = |list: &[Recogniser]| list.iter().find_map(|recognise| recognise(bytes));
+    stacked::raid_at_the_end(bytes)
+        .or_else(|| first(&AT_THE_START))
+        .or_else(|| first(&FURTHER_IN))
+}
+
+/// What was found, with nothing known of it.
+fn found(kind: FilesystemKind, what: &'static str, offset: u64) -> Filesystem {
+    Filesystem::new(kind, what, offset)
+}
+
+impl Filesystem {
+    /// What is to be said if it takes more than the `available` bytes, as text. Of CDs the readers of
+    /// their descriptors know better.
+    pub(super) fn cut_short(&self, available: u64) -> Option<String> {
+        use FilesystemKind::{Iso9660, Udf};
+        let size = self.size.filter(|size| *size > available)?;
+        (!matches!(self.kind, Iso9660 | Udf)).then(|| {
+            format!(
+                "{} of {size} bytes and only {available} of them: it is cut short",
+                self.kind.as_str()
+            )
+        })
+    }
+
+    pub(super) fn new(kind: FilesystemKind, what: &'static str, offset: u64) -> Self {
+        Filesystem {
+            kind,
+            evidence: Evidence { what, offset },
+            label: None,
+            uuid: None,
+            size: None,
+        }
+    }
+}

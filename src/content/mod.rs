@@ -1,0 +1,226 @@
+//! What a disk holds, without mounting it: partition tables, filesystems, how it is started, and which
+//! system is on it.
+//!
+//! ```
+//! use blockform::{Limits, OpenOptions, content};
+//!
+//! let image = OpenOptions::new().open_path("testdata/qcow2/good/plain.qcow2")?;
+//! let contents = content::examine(&image, &Limits::default())?;
+//! for filesystem in &contents.filesystems {
+//!     println!("{}", filesystem.kind.as_str());
+//! }
+//! # Ok::<(), blockform::Error>(())
+//! ```
+//!
+//! It reads some hundred KiB at most, a few pages of most disks. Everything is what the disk says of
+//! itself: what cannot be true is named in the warnings, and nothing that a guest wrote makes an
+//! examination fail. Formats of images are not known here; a disk is any
+//! [`BlockSource`], and detection names what a raw file holds by the same functions.
+
+mod bytes;
+mod derive;
+mod efi;
+mod ext;
+mod fat;
+mod filesystem;
+mod finding;
+mod gpt;
+mod iso;
+mod kind;
+mod mbr;
+mod os_release;
+mod partition;
+mod pe;
+mod properties;
+mod text;
+mod udf;
+
+use crate::error::Result;
+use crate::format_id::FormatId;
+use crate::image::{Evidence, Probe};
+use crate::limits::Limits;
+use crate::source::BlockSource;
+
+use bytes::{Bytes, Disk, Part};
+pub use efi::{EfiProgram, EfiVolume};
+pub use filesystem::{Filesystem, FilesystemKind};
+pub use finding::{Architecture, Confidence, Fact, Finding, Firmware, OsType};
+pub use gpt::{Gpt, GptCopy, GptEntry};
+pub use iso::{BootCatalogue, BootEntry, BootMedia, Iso};
+pub use kind::{gpt_type_name, mbr_type_name};
+pub use mbr::{BootCode, Mbr, MbrEntry};
+pub(crate) use mbr::{PartitionRecord, Record};
+pub use os_release::OsRelease;
+pub use partition::{Partition, PartitionType};
+pub use udf::Udf;
+
+/// What a disk holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Contents {
+    /// The master boot record, if it has a table of partitions.
+    pub mbr: Option<Mbr>,
+    /// The GUID partition table, or what is left of it.
+    pub gpt: Option<Gpt>,
+    /// The partitions: those of the GUID partition table where there is one, else those of the master
+    /// boot record.
+    pub partitions: Vec<Partition>,
+    /// What the disk as a whole is, partitions aside: several things at once, perhaps.
+    pub filesystems: Vec<Filesystem>,
+    /// The volume of ISO 9660.
+    pub iso: Option<Iso>,
+    /// The volume of UDF.
+    pub udf: Option<Udf>,
+    /// What UEFI could start from.
+    pub efi: Vec<EfiVolume>,
+    /// What the system says of itself.
+    pub os_release: Option<OsRelease>,
+    /// What follows from all this, with reasons.
+    pub findings: Vec<Finding>,
+    /// What is damaged, odd or not looked at. Text from the disk is escaped.
+    pub warnings: Vec<String>,
+}
+
+impl Contents {
+    /// Whether nothing was recognised.
+    pub fn is_empty(&self) -> bool {
+        self.mbr.is_none() && self.gpt.is_none() && self.filesystems.is_empty()
+    }
+
+    /// The findings as properties of an image in the vocabulary of OpenStack Glance
+    /// (`etc/metadefs` in its source), each with its value: only those that are clear.
+    pub fn properties(&self) -> Vec<(&'static str, String)> {
+        properties::of(self)
+    }
+}
+
+/// What a window shows of what the file is, each with the evidence: as [`examine`], and without a read.
+pub(crate) fn recognise(window: &Probe<'_>) -> Vec<(FormatId, Evidence)> {
+    let mut found: Vec<(FormatId, Evidence)> = Vec::new();
+    if let Some(offset) = gpt::recognise(window) {
+        let what = "EFI PART";
+        found.push((gpt::GPT, Evidence { what, offset }));
+    }
+    for filesystem in filesystem::recognise(window) {
+        let id = filesystem.kind.family();
+        if !found.iter().any(|(known, _)| *known == id) {
+            found.push((id, filesystem.evidence));
+        }
+    }
+    if mbr::recognise(window).is_some() {
+        let what = "a partition table";
+        found.push((mbr::MBR, Evidence { what, offset: 446 }));
+    }
+    found
+}
+
+/// Finds out what the disk in `source` holds: a raw file, or the disk that a guest sees in an image.
+///
+/// # Errors
+/// What reading fails with, and [`Error::LimitExceeded`](crate::Error::LimitExceeded) where `limits`
+/// forbid the few hundred KiB that it takes. Damage is no error: it is in the warnings.
+pub fn examine(source: &dyn BlockSource, limits: &Limits) -> Result<Contents> {
+    limits.check_metadata("what is read to examine a disk", bytes::MOST_READ)?;
+    let disk = Disk::new(source);
+    let mut contents = look(&disk.whole());
+    if let Some(error) = disk.failure() {
+        return Err(error);
+    }
+    if disk.is_exhausted() {
+        contents
+            .warnings
+            .push("not all was looked at: it would take too much reading".to_owned());
+    }
+    contents.findings = derive::findings(&contents);
+    Ok(contents)
+}
+
+fn look(disk: &Part<'_>) -> Contents {
+    let mut contents = Contents {
+        mbr: mbr::recognise(disk),
+        filesystems: filesystem::recognise(disk),
+        ..Contents::default()
+    };
+    if let Some((iso, warnings)) = iso::read(disk) {
+        contents.iso = Some(iso);
+        contents.warnings.extend(warnings);
+    }
+    if let Some((gpt, warnings)) = gpt::read(disk, contents.iso.is_some()) {
+        contents.gpt = Some(gpt);
+        contents.warnings.extend(warnings);
+    }
+    let sector = contents.gpt.as_ref().map_or(512, |gpt| gpt.sector_size);
+    if let Some(mbr) = &mut contents.mbr {
+        let warnings = mbr.follow(disk, sector.into());
+        contents.warnings.extend(warnings);
+    }
+    if let Some((udf, warnings)) = udf::read(disk) {
+        contents.udf = Some(udf);
+        contents.warnings.extend(warnings);
+    }
+    complete(&mut contents);
+    let cut = contents.filesystems.iter().filter_map(|filesystem| {
+        let problem = filesystem.cut_short(disk.size())?;
+        Some(format!("the disk has {problem}"))
+    });
+    contents.warnings.extend(cut);
+    partition::list(&mut contents, disk, sector.into());
+    look_for_efi(&mut contents, disk);
+    look_for_os_release(&mut contents, disk);
+    contents
+}
+
+/// Gives what was recognised by a signature the name and size that were read behind it.
+fn complete(contents: &mut Contents) {
+    for filesystem in &mut contents.filesystems {
+        match (filesystem.kind, &contents.iso, &contents.udf) {
+            (FilesystemKind::Iso9660, Some(iso), _) => {
+                filesystem.label = iso.volume_id.clone();
+                filesystem.size = Some(iso.size).filter(|size| *size > 0);
+            }
+            (FilesystemKind::Udf, _, Some(udf)) => {
+                filesystem.label = udf.logical_volume_id.clone();
+                filesystem.uuid = udf.uuid();
+                filesystem.size = Some(udf.size).filter(|size| *size > 0);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Volumes that UEFI could start from: FAT on the whole disk, in partitions, and in boot images.
+fn look_for_efi(contents: &mut Contents, disk: &Part<'_>) {
+    const MOST_VOLUMES: usize = 6;
+    let is_fat = |filesystem: &Filesystem| filesystem.kind.is_fat();
+    let whole = contents.filesystems.iter().any(is_fat);
+    let mut places: Vec<u64> = whole.then_some(0).into_iter().collect();
+    let partitions = contents.partitions.iter();
+    let partitions = partitions.filter(|p| p.filesystem.as_ref().is_some_and(is_fat));
+    places.extend(partitions.map(|partition| partition.offset));
+    let boot = contents.iso.iter().flat_map(|iso| &iso.boot);
+    let entries = boot.flat_map(|catalogue| &catalogue.entries);
+    places.extend(entries.filter(|e| e.is_efi()).map(|e| e.offset));
+    let mut seen = Vec::new();
+    for place in places {
+        if !seen.contains(&place) && seen.len() < MOST_VOLUMES {
+            seen.push(place);
+            let volume = disk.part(place, u64::MAX);
+            contents.efi.extend(efi::read(&volume, place));
+        }
+    }
+}
+
+fn look_for_os_release(contents: &mut Contents, disk: &Part<'_>) {
+    const MOST_FILESYSTEMS: usize = 3;
+    let is_ext = |filesystem: &Filesystem| filesystem.kind.is_ext();
+    let whole = contents.filesystems.iter().any(is_ext);
+    let whole = whole.then_some((0, disk.size()));
+    let partitions = contents.partitions.iter();
+    let partitions = partitions.filter(|p| p.filesystem.as_ref().is_some_and(is_ext));
+    // The largest one is likelier to be the root than the one for the kernel.
+    let mut places: Vec<(u64, u64)> = partitions.map(|p| (p.offset, p.size)).collect();
+    places.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
+    let mut places = whole.into_iter().chain(places).take(MOST_FILESYSTEMS);
+    contents.os_release =
+        places.find_map(|(offset, size)| os_release::read(&disk.part(offset, size)));
+}

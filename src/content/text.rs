@@ -1,0 +1,88 @@
+//! Text and identifiers out of superblocks.
+
+use std::fmt::Write;
+
+use crate::name::ImageName;
+
+/// The bytes before the first NUL, without blanks at the end; `None` if nothing is left.
+pub(super) fn label(field: &[u8]) -> Option<ImageName> {
+    let text = field.split(|byte| *byte == 0).next().unwrap_or_default();
+    let end = text.iter().rposition(|byte| *byte != b' ')?;
+    text.get(..=end).map(ImageName::from)
+}
+
+/// UTF-16 up to the first NUL. What is none of its characters becomes U+FFFD.
+pub(super) fn utf16(field: &[u8], big_endian: bool) -> Option<ImageName> {
+    let units = field.chunks_exact(2).map(|pair| {
+        let raw = pair.first_chunk().copied().unwrap_or_default();
+        match big_endian {
+            true => u16::from_be_bytes(raw),
+            false => u16::from_le_bytes(raw),
+        }
+    });
+    let text: String = char::decode_utf16(units.take_while(|unit| *unit != 0))
+        .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect();
+    label(text.as_bytes())
+}
+
+/// A UUID whose bytes stand in the order of its text; `None` if all are zero.
+pub(super) fn uuid(bytes: &[u8; 16]) -> Option<String> {
+    if *bytes == [0; 16] {
+        return None;
+    }
+    let mut text = String::new();
+    for (i, byte) in bytes.iter().enumerate() {
+        if matches!(i, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    Some(text)
+}
+
+/// A GUID, whose first three parts stand in little-endian order, in capitals as UEFI writes it.
+pub(super) fn guid(bytes: &[u8; 16]) -> String {
+    let [a0, a1, a2, a3, b0, b1, c0, c1, d @ ..] = *bytes;
+    let mut swapped = [a3, a2, a1, a0, b1, b0, c1, c0, 0, 0, 0, 0, 0, 0, 0, 0];
+    for (to, from) in swapped.iter_mut().skip(8).zip(d) {
+        *to = from;
+    }
+    uuid(&swapped)
+        .unwrap_or_else(|| "00000000-0000-0000-0000-000000000000".to_owned())
+        .to_ascii_uppercase()
+}
+
+/// A serial number of 32 bits as FAT's tools write it.
+pub(super) fn serial(number: u32) -> String {
+    format!("{:04X}-{:04X}", number >> 16, number & 0xffff)
+}
+
+/// The checksum of GPT (UEFI 2.10, section 5.3.2).
+pub(super) const CRC32: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
+
+/// The checksum of UDF's descriptors (ECMA-167, 7.2.6).
+pub(super) const CRC16: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_as_their_tools_write_them() {
+        let bytes = *b"\x28\x73\x2a\xc1\x1f\xf8\xd2\x11\xba\x4b\0\xa0\xc9\x3e\xc9\x3b";
+        assert_eq!(guid(&bytes), "C12A7328-F81F-11D2-BA4B-00A0C93EC93B");
+        assert_eq!(
+            uuid(&bytes).unwrap(),
+            "28732ac1-1ff8-d211-ba4b-00a0c93ec93b"
+        );
+        assert_eq!(uuid(&[0; 16]), None);
+        assert_eq!(label(b"a b  \0x"), Some(ImageName::from("a b")));
+        assert_eq!(label(b"   "), None);
+        assert_eq!(
+            utf16(b"\0a\0\xe9\0\0\0x", true),
+            Some(ImageName::from("aé"))
+        );
+    }
+}

@@ -1,0 +1,360 @@
+//! A lane: the way of the segments into one target.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::convert::claim::Ground;
+use crate::convert::journal::Journal;
+use crate::convert::options::Summary;
+use crate::convert::order::Order;
+use crate::convert::place::place_steps;
+use crate::convert::prepare::Preparer;
+use crate::convert::segment::{Buffer, Segment, Store, Work};
+use crate::digest::{Hasher, digest_of};
+use crate::error::{Error, Result};
+use crate::image::{ImageWriter, Payload, Write, WriteShape};
+use crate::progress::{Phase, Report};
+use crate::storage::Slice;
+use crate::target::{BlockTarget, Zeroes};
+
+/// A target, and how it is written.
+pub(super) struct Target<'a> {
+    pub(super) writer: Box<dyn ImageWriter>,
+    pub(super) shape: WriteShape,
+    /// One for each of the writer's files.
+    pub(super) files: Vec<Arc<dyn BlockTarget + 'a>>,
+    pub(super) ground: Ground,
+    pub(super) sparse_size: u64,
+    /// Whether what the source calls data is stored whole, whatever it turns out to be: the layout was
+    /// planned so.
+    pub(super) whole: bool,
+    /// Whether the tables have to be on stable storage before the header is written.
+    pub(super) sync: bool,
+    /// Whether the files keep their size if it is larger than needed.
+    pub(super) keep_size: bool,
+    pub(super) report: Report,
+    /// What it can go on from after an interruption.
+    pub(super) journal: Option<Resumable>,
+}
+
+/// The journal of a target, what it says was done, and the identity to begin it with.
+pub(super) struct Resumable {
+    pub(super) journal: Journal,
+    /// Whether it was begun, and is to be gone on from.
+    pub(super) begun: bool,
+    pub(super) identity: Vec<u8>,
+}
+
+impl Target<'_> {
+    /// Writes what comes before the first segment, unless that was done before, and brings the writer
+    /// to where the journal ends: the number of the next segment, and where the disk goes on.
+    pub(super) fn begin(&mut self) -> Result<(u64, u64)> {
+        if let Some(resumable) = self.journal.as_mut().filter(|journal| journal.begun) {
+            let writer = self.writer.as_mut();
+            return resumable
+                .journal
+                .replay(&mut |segment, work| place_steps(writer, segment, work));
+        }
+        for write in &self.shape.preallocation {
+            write_table(&self.files, write, self.sparse_size)?;
+        }
+        if let Some(resumable) = &mut self.journal {
+            self.files.iter().try_for_each(|file| file.sync())?;
+            resumable.journal.begin(&resumable.identity)?;
+        }
+        Ok((0, 0))
+    }
+}
+
+/// A target while segments are on their way into it.
+pub(super) struct Lane<'a> {
+    pub(super) preparer: Preparer<'a>,
+    files: Vec<Arc<dyn BlockTarget + 'a>>,
+    sparse_size: u64,
+    sync: bool,
+    keep_size: bool,
+    placing: Mutex<Placing>,
+    stores: Mutex<StoreQueue>,
+    /// How many threads may store at once.
+    storers: usize,
+    /// Work that is not in use.
+    free: Mutex<Vec<Work>>,
+    dead: AtomicBool,
+    failure: Mutex<Option<Error>>,
+    report: Report,
+    total: u64,
+    done: AtomicU64,
+    bytes_written: AtomicU64,
+    journal: Option<Mutex<Journal>>,
+}
+
+struct Placing {
+    writer: Box<dyn ImageWriter>,
+    order: Order<(Arc<Segment>, Work)>,
+}
+
+#[derive(Default)]
+struct StoreQueue {
+    queue: VecDeque<(Arc<Segment>, Work)>,
+    storing: usize,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<'a> Lane<'a> {
+    /// A lane whose first segment has the number `first`.
+    pub(super) fn new(target: Target<'a>, preparer: Preparer<'a>, first: u64) -> Self {
+        let storers = target.files.iter().map(|file| file.concurrent_writes());
+        let storers = storers.min().unwrap_or(1).max(1);
+        Lane {
+            preparer,
+            // A journal is kept in order.
+            storers: if target.journal.is_some() { 1 } else { storers },
+            files: target.files,
+            sparse_size: target.sparse_size,
+            sync: target.sync,
+            keep_size: target.keep_size,
+            placing: Mutex::new(Placing {
+                writer: target.writer,
+                order: Order::starting_at(first),
+            }),
+            stores: Mutex::default(),
+            free: Mutex::default(),
+            dead: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            report: target.report,
+            total: target.shape.virtual_size,
+            done: AtomicU64::new(0),
+            bytes_written: AtomicU64::new(0),
+            journal: target
+                .journal
+                .map(|resumable| Mutex::new(resumable.journal)),
+        }
+    }
+
+    /// Whether it failed: nothing goes into it any more.
+    pub(super) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Relaxed)
+    }
+
+    /// Ends the lane, and returns the segments that were on their way.
+    pub(super) fn die(&self, error: Error) -> Vec<Arc<Segment>> {
+        lock(&self.failure).get_or_insert(error);
+        self.dead.store(true, Ordering::Relaxed);
+        let mut placing = lock(&self.placing);
+        let waiting: Vec<_> = placing.order.drain().collect();
+        drop(placing);
+        let queued = std::mem::take(&mut lock(&self.stores).queue);
+        let left = waiting.into_iter().chain(queued);
+        left.map(|(segment, _)| segment).collect()
+    }
+
+    pub(super) fn take_failure(&self) -> Option<Error> {
+        lock(&self.failure).take()
+    }
+
+    /// Decides what of a segment goes into this target, places the segments whose turn has come, and
+    /// stores what is placed. Hands each segment that is stored to `release`.
+    pub(super) fn take_in(
+        &self,
+        segment: &Arc<Segment>,
+        stopped: &dyn Fn() -> bool,
+        release: &dyn Fn(Arc<Segment>),
+    ) -> Result<()> {
+        let mut work = lock(&self.free).pop().unwrap_or_default();
+        self.preparer.prepare(segment, &mut work)?;
+        if let Some(segment) = self.place(Arc::clone(segment), work)? {
+            release(segment);
+            return Ok(());
+        }
+        self.store(stopped, release)
+    }
+
+    /// Hands a prepared segment in, and places those whose turn has come. Returns it if the lane has
+    /// died.
+    fn place(&self, segment: Arc<Segment>, work: Work) -> Result<Option<Arc<Segment>>> {
+        let mut placing = lock(&self.placing);
+        if self.is_dead() {
+            return Ok(Some(segment));
+        }
+        placing.order.put(segment.number, (segment, work));
+        while let Some((segment, mut work)) = placing.order.take_next() {
+            place_steps(placing.writer.as_mut(), &segment, &mut work)?;
+            // While the order is locked: what is queued first is stored first.
+            lock(&self.stores).queue.push_back((segment, work));
+        }
+        Ok(None)
+    }
+
+    /// Empties the store queue, if not enough others do.
+    fn store(&self, stopped: &dyn Fn() -> bool, release: &dyn Fn(Arc<Segment>)) -> Result<()> {
+        {
+            let mut stores = lock(&self.stores);
+            if stores.storing >= self.storers {
+                return Ok(());
+            }
+            stores.storing += 1;
+        }
+        loop {
+            let next = {
+                let mut stores = lock(&self.stores);
+                let next = stores.queue.pop_front();
+                if next.is_none() {
+                    stores.storing -= 1;
+                }
+                next
+            };
+            let Some((segment, work)) = next else {
+                return Ok(());
+            };
+            if stopped() || self.is_dead() {
+                release(segment);
+                continue;
+            }
+            let stored = self
+                .store_segment(&segment, &work)
+                .and_then(|()| self.note(&segment, &work));
+            if stored.is_ok() {
+                let before = self.done.fetch_max(segment.done, Ordering::Relaxed);
+                let done = before.max(segment.done);
+                self.report.tell(Phase::Copying, done, self.total);
+            }
+            release(segment);
+            lock(&self.free).push(work);
+            stored?;
+        }
+    }
+
+    fn store_segment(&self, segment: &Segment, work: &Work) -> Result<()> {
+        for store in &work.stores {
+            let (from, file, host, at, len) = match store {
+                Store::Table(write) => {
+                    write_table(&self.files, write, self.sparse_size)?;
+                    continue;
+                }
+                Store::Bytes {
+                    from,
+                    file,
+                    host,
+                    at,
+                    len,
+                } => (*from, *file, *host, *at, *len),
+            };
+            let end = at.saturating_add(len);
+            let bytes = match from {
+                Buffer::Data => segment.data.get(at, len),
+                Buffer::Packed => work.packed.get(at..end).unwrap_or_default(),
+                Buffer::Taken => segment.taken.get(at..end).unwrap_or_default(),
+            };
+            file_of(&self.files, file)?.write_all_at(bytes, host)?;
+            self.bytes_written
+                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Notes a stored segment in the journal, if there is one.
+    fn note(&self, segment: &Segment, work: &Work) -> Result<()> {
+        let Some(journal) = &self.journal else {
+            return Ok(());
+        };
+        let is_time = lock(journal).note(segment, work);
+        if is_time { self.checkpoint() } else { Ok(()) }
+    }
+
+    /// Brings what is stored to stable storage, and then the journal.
+    pub(super) fn checkpoint(&self) -> Result<()> {
+        let Some(journal) = &self.journal else {
+            return Ok(());
+        };
+        self.files.iter().try_for_each(|file| file.sync())?;
+        lock(journal).flush()
+    }
+
+    /// Writes the last tables, and then the header, when all segments are stored. The journal, if there
+    /// is one, is over when the result has its name.
+    pub(super) fn finish(self, bytes_read: u64) -> Result<(Summary, Option<Journal>)> {
+        let (files, sparse_size, total) = (&self.files, self.sparse_size, self.total);
+        self.report.tell(Phase::Finishing, total, total);
+        let placing = self.placing.into_inner();
+        let placing = placing.unwrap_or_else(PoisonError::into_inner);
+        let finish = placing.writer.finish()?;
+        for write in &finish.tables {
+            write_table(files, write, sparse_size)?;
+        }
+        for (file, size) in files.iter().zip(&finish.sizes) {
+            if !self.keep_size || file.size() < *size {
+                file.set_size(*size)?;
+            }
+        }
+        let sync = || match self.sync {
+            true => files.iter().try_for_each(|file| file.sync()),
+            false => Ok(()),
+        };
+        sync()?;
+        for write in &finish.seal {
+            write_table(files, write, sparse_size)?;
+        }
+        if !finish.seal.is_empty() {
+            sync()?;
+        }
+        self.report.tell(Phase::Done, total, total);
+        let summary = Summary {
+            virtual_size: total,
+            bytes_read,
+            bytes_written: self.bytes_written.into_inner(),
+            ..Summary::default()
+        };
+        let unlocked = |journal: Mutex<_>| {
+            let journal = journal.into_inner();
+            journal.unwrap_or_else(PoisonError::into_inner)
+        };
+        Ok((summary, self.journal.map(unlocked)))
+    }
+}
+
+/// Writes what is not the guest's.
+pub(super) fn write_table(
+    files: &[Arc<dyn BlockTarget + '_>],
+    write: &Write,
+    sparse_size: u64,
+) -> Result<()> {
+    let target = file_of(files, write.file)?;
+    let offset = write.offset;
+    match &write.payload {
+        Payload::Bytes(bytes) => target.write_all_at(bytes, offset),
+        Payload::Allocate(len) => target.allocate(offset, *len),
+        // The caller wants no holes.
+        Payload::Zeroes(len) if sparse_size == 0 => {
+            target.write_zeroes_at(offset, *len, Zeroes::Keep)
+        }
+        Payload::Zeroes(_) if target.reads_as_zero() => Ok(()),
+        Payload::Zeroes(len) => target.write_zeroes_at(offset, *len, Zeroes::Discard),
+        Payload::Digest {
+            algorithm,
+            start,
+            len,
+        } => {
+            let range = Slice::new(target, *start, *len)?;
+            let digest = digest_of(&range, Hasher::new(*algorithm)?, &|| false)?;
+            target.write_all_at(digest.to_hex().as_bytes(), offset)
+        }
+        Payload::WrittenZeroes(len) => {
+            crate::storage::write_zeroes_by(offset, *len, |zeroes, at| {
+                target.write_all_at(zeroes, at)
+            })
+        }
+    }
+}
+
+fn file_of<'f, 'a>(
+    files: &'f [Arc<dyn BlockTarget + 'a>],
+    file: usize,
+) -> Result<&'f Arc<dyn BlockTarget + 'a>> {
+    files
+        .get(file)
+        .ok_or_else(|| Error::invalid(format!("there is no target for file {file}")))
+}

@@ -1,0 +1,45 @@
+//! LUKS 1, in the words of QEMU, which knows it as a format of its own.
+//!
+//! The encrypted bytes are a disk as good as any other: to open the file is to open a raw disk that
+//! holds them, and so it is not refused. Only its description has QEMU's words.
+
+use crate::detect::Detected;
+use crate::error::Result;
+use crate::image::{ImageInfo, Probe, Value};
+use crate::ondisk::luks;
+
+use super::Kind;
+use super::look::Look;
+
+static KIND: Kind = Kind::image("luks", "LUKS volume", describe);
+
+/// LUKS, if the disk holds that alone and in the version that QEMU knows, and its header makes sense.
+pub(super) fn kind_of(detected: &Detected, window: &Probe<'_>) -> Option<&'static Kind> {
+    let alone = matches!(detected.content.as_slice(), [(id, _)] if id.as_str() == "luks");
+    let header = window.at(0, luks::HEADER_LEN)?;
+    let size = luks::payload(header).ok()?;
+    (alone && size <= window.size).then_some(&KIND)
+}
+
+fn describe(look: &Look<'_>) -> Result<ImageInfo> {
+    let head = look.window.head;
+    let payload = luks::payload(head)?;
+    let mut info = ImageInfo {
+        virtual_size: look.window.size.saturating_sub(payload),
+        encryption: Some("luks"),
+        ..ImageInfo::default()
+    };
+    let mut specific = Value::map();
+    if let Value::Map(entries) = luks::describe(head, 0)? {
+        // The name of the format stands above.
+        for (name, value) in entries.into_iter().filter(|(name, _)| *name != "format") {
+            specific.insert(name, value);
+        }
+    }
+    info.specific = Some(specific);
+    info.warnings.push(
+        "to open or convert the file is to read the encrypted bytes, header and all, as a raw disk"
+            .to_owned(),
+    );
+    Ok(info)
+}

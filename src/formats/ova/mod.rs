@@ -1,0 +1,89 @@
+//! OVA and OVF (DSP0243, "Open Virtualization Format"): appliances, whose disks are read where they
+//! are, in the archive.
+//!
+//! The image of an appliance is that of one of its disks: the only one, or the one that
+//! [`OpenOptions::disk`](crate::OpenOptions::disk) names. [`Appliance`] lists them. Names in an
+//! archive mean files of the same archive and nothing else; those in a descriptor that stands alone
+//! are for the caller's [`Resolver`](crate::Resolver).
+//!
+//! An archive is checked against its manifest where
+//! [`OpenOptions::verify_manifest`](crate::OpenOptions::verify_manifest) asks for it. Certificates are
+//! not looked at.
+
+mod appliance;
+mod archive;
+mod describe;
+#[cfg(feature = "zlib")]
+mod gzip;
+mod header;
+mod manifest;
+mod open;
+mod ovf;
+mod sparse;
+mod tar;
+mod write;
+mod xml;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::format_id::FormatId;
+use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::source::BlockSource;
+
+pub use appliance::{Appliance, Verification};
+pub use open::OvaImage;
+pub use ovf::{Attachment, Package, PackageDisk, PackageFile, VirtualSystem};
+pub use write::{Controller, OvaOptions};
+
+/// `ova`.
+pub const OVA: FormatId = FormatId::new("ova");
+
+/// The format OVA, and OVF descriptors on their own.
+#[derive(Debug, Clone, Copy)]
+pub struct Ova;
+
+impl Format for Ova {
+    fn id(&self) -> FormatId {
+        OVA
+    }
+
+    fn aliases(&self) -> &'static [&'static str] {
+        &["ovf"]
+    }
+
+    fn has_disks(&self) -> bool {
+        true
+    }
+
+    fn probe(&self, window: &Probe<'_>) -> Verdict {
+        let ends_in_ovf = |name: &[u8]| {
+            let end = name.len().checked_sub(4).and_then(|at| name.get(at..));
+            end.is_some_and(|end| end.eq_ignore_ascii_case(b".ovf"))
+        };
+        if header::first_name(window.head).is_some_and(|name| ends_in_ovf(&name)) {
+            return Verdict::found("an archive that begins with an OVF descriptor", 0);
+        }
+        match ovf::recognize(window.head) {
+            true => Verdict::found("an OVF envelope", 0),
+            false => Verdict::Reject,
+        }
+    }
+
+    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
+        Ok(Box::new(OvaImage::open(source, opener)?))
+    }
+
+    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
+        OvaOptions::parse(options)?.writer(options.virtual_size, options.file_name.as_ref())
+    }
+}
+
+fn malformed(
+    structure: &'static str,
+    offset: impl Into<Option<u64>>,
+    problem: impl Into<Cow<'static, str>>,
+) -> Error {
+    Error::malformed(OVA, structure, offset, problem)
+}

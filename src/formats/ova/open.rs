@@ -1,0 +1,287 @@
+//! Opening one of the disks.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::extent::Extent;
+use crate::format_id::FormatId;
+use crate::image::{Image, ImageInfo, Opener};
+use crate::name::ImageName;
+use crate::reference::{DenyReferences, Reference, ReferenceKind};
+use crate::source::{BlockSource, FileIdentity};
+
+use super::appliance::{Appliance, Chosen, unpacked, whole_file};
+use super::describe::details;
+use super::ovf::PackageFile;
+use super::{OVA, archive};
+
+/// One disk of an appliance. An appliance that is only described may have none that is open.
+#[derive(Debug)]
+pub struct OvaImage {
+    file: Arc<dyn BlockSource>,
+    disk: Disk,
+    references: Vec<Reference>,
+    info: ImageInfo,
+}
+
+/// The disk that is read.
+#[derive(Debug)]
+enum Disk {
+    Open(Arc<dyn Image>),
+    /// The caller left its file closed.
+    Detached(Box<Reference>),
+    /// None, and why: only where the appliance is to be described.
+    None(String),
+}
+
+impl OvaImage {
+    /// Opens the disk that the opener wants of the appliance in `source`.
+    ///
+    /// # Errors
+    /// As [`Format::open`](crate::Format::open), and [`Error::InvalidInput`] if there are several disks
+    /// and none was named.
+    pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
+        if opener.snapshot().is_some() {
+            return Err(Error::invalid("an appliance has no internal snapshots"));
+        }
+        let mut image = OvaImage {
+            file: Arc::clone(&source),
+            disk: Disk::None(String::new()),
+            references: Vec::new(),
+            info: ImageInfo {
+                unknown_to_qemu: true,
+                ..ImageInfo::default()
+            },
+        };
+        let opened = Appliance::open(source, opener.limits());
+        let Some(appliance) = image.told(opener, opened)? else {
+            return Ok(image);
+        };
+        image.info.warnings = appliance.package().warnings.clone();
+        image.info.details = Some(details(&appliance));
+        image.told(opener, appliance.check_whole())?;
+        if opener.verifies() {
+            let verified = appliance.verify().and_then(|verified| {
+                let chosen = appliance.choose(opener.disk())?.file()?;
+                covers(&verified.checked, chosen)
+            });
+            image.told(opener, verified)?;
+        }
+        let opened = image.open_disk(&appliance, opener);
+        image.told(opener, opened)?;
+        Ok(image)
+    }
+
+    /// What went well; what did not is a warning where the appliance is only to be described.
+    fn told<T>(&mut self, opener: &dyn Opener, result: Result<T>) -> Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error @ Error::Io { .. }) => Err(error),
+            Err(error) if opener.describes() => {
+                let problem = error.chain();
+                if !self.info.warnings.contains(&problem) {
+                    self.info.warnings.push(problem.clone());
+                }
+                self.disk = Disk::None(problem);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open_disk(&mut self, appliance: &Appliance, opener: &dyn Opener) -> Result<()> {
+        if appliance.archive().is_none() {
+            let disks = appliance.package().disks.iter();
+            let files = disks.filter_map(|disk| disk.file.as_ref());
+            self.references = files.map(|file| reference(&file.href)).collect();
+        }
+        let chosen = appliance.choose(opener.disk())?;
+        let capacity = chosen.disk().and_then(|disk| disk.capacity);
+        self.info.virtual_size = capacity.unwrap_or(0);
+        let declared = chosen.disk().and_then(|disk| disk.format);
+        let file = chosen.file()?;
+        let image = match appliance.archive() {
+            Some(archive) => {
+                let bytes = appliance.file_bytes(file)?;
+                let resolver = archive.resolver(&file.href);
+                let image = opener.open_within(bytes, declared, resolver);
+                Some(image.map_err(|error| about_disk(&file.href, error))?)
+            }
+            None => open_outside(file, declared, opener)
+                .map_err(|error| about_disk(&file.href, error))?,
+        };
+        let Some(image) = image else {
+            self.disk = Disk::Detached(Box::new(reference(&file.href)));
+            return Ok(());
+        };
+        self.compare(&chosen, declared, image.as_ref());
+        self.info.virtual_size = image.size();
+        self.info.cluster_size = image.info().cluster_size;
+        self.info.compressed = image.info().compressed;
+        self.info.ids = image.info().ids.clone();
+        self.info.encryption = image.info().encryption;
+        self.info
+            .warnings
+            .extend(image.info().warnings.iter().cloned());
+        self.disk = Disk::Open(image);
+        Ok(())
+    }
+
+    /// Tells where the descriptor and the disk differ.
+    fn compare(&mut self, chosen: &Chosen<'_>, declared: Option<FormatId>, image: &dyn Image) {
+        let Some(disk) = chosen.disk() else { return };
+        let name = disk.file.as_ref().map_or(&disk.id, |file| &file.href);
+        let name = name.quoted();
+        if let Some(capacity) = disk.capacity.filter(|size| *size != image.size()) {
+            let size = image.size();
+            self.info.warnings.push(format!(
+                "the descriptor says that {name} has {capacity} bytes, and the disk has {size}"
+            ));
+        }
+        if let Some(declared) = declared.filter(|declared| *declared != image.format()) {
+            let format = image.format();
+            self.info.warnings.push(format!(
+                "the descriptor says that {name} is {declared}, and it is {format}"
+            ));
+        }
+    }
+}
+
+/// What is wrong with a disk, where the error would speak of the appliance's own format.
+fn about_disk(name: &ImageName, error: Error) -> Error {
+    let name = name.quoted();
+    let problem = match error {
+        Error::Unrecognized => format!("has {name}, which is in no known format"),
+        Error::Ambiguous { matches, .. } => {
+            let all: Vec<&str> = matches.iter().map(|format| format.as_str()).collect();
+            format!("has {name}, which is {} at once", all.join(" and "))
+        }
+        error => return error,
+    };
+    super::malformed("package", None, problem)
+}
+
+/// Fails if the manifest does not speak of the file that is to be read, or of one of its chunks.
+fn covers(checked: &[ImageName], file: &PackageFile) -> Result<()> {
+    let name = file.href.as_bytes();
+    let covered = checked.iter().any(|checked| {
+        let rest = checked.as_bytes().strip_prefix(name);
+        checked == &file.href || (file.chunk_size.is_some() && rest.is_some())
+    });
+    if covered {
+        return Ok(());
+    }
+    let problem = format!("does not speak of {}", file.href.quoted());
+    Err(super::malformed("manifest", None, problem))
+}
+
+fn reference(href: &ImageName) -> Reference {
+    Reference::new(ReferenceKind::PackageFile, href.clone())
+}
+
+/// Opens a disk beside a descriptor that stands alone, by the caller's leave; `None` if it was left
+/// closed.
+fn open_outside(
+    file: &PackageFile,
+    declared: Option<FormatId>,
+    opener: &dyn Opener,
+) -> Result<Option<Arc<dyn Image>>> {
+    if archive::leads_outside(file.href.as_bytes()) {
+        return Err(archive::refused(&file.href));
+    }
+    let whole = file.chunk_size.is_none() && file.compression.is_none();
+    if whole && !file.href.as_bytes().ends_with(b".gz") {
+        let format = declared.map(|format| ImageName::from(format.as_str()));
+        let reference = reference(&file.href);
+        let reference = match format {
+            Some(_) => reference.with_format(format),
+            None => reference.with_format_in_name(),
+        };
+        return opener.open_image(&reference);
+    }
+    let open = |name: &ImageName| match opener.open_bytes(&reference(name))? {
+        Some(bytes) => Ok(bytes),
+        None => Err(Error::Detached {
+            reference: Box::new(reference(name)),
+        }),
+    };
+    let has = |name: &ImageName| match opener.open_bytes(&reference(name)) {
+        Ok(bytes) => Ok(bytes.is_some()),
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    };
+    let stored = match whole_file(file, &open, &has) {
+        Err(Error::Detached { .. }) => return Ok(None),
+        other => other?,
+    };
+    let bytes = unpacked(file, stored, opener.limits())?;
+    // What is within a file that was put together is not beside anything.
+    opener
+        .open_within(bytes, declared, Arc::new(DenyReferences))
+        .map(Some)
+}
+
+impl OvaImage {
+    fn open_one(&self) -> Result<&Arc<dyn Image>> {
+        match &self.disk {
+            Disk::Open(image) => Ok(image),
+            Disk::Detached(reference) => Err(Error::Detached {
+                reference: reference.clone(),
+            }),
+            Disk::None(problem) => Err(Error::invalid(problem.clone())),
+        }
+    }
+
+    /// The disk itself, if it is open.
+    pub fn disk(&self) -> Option<&Arc<dyn Image>> {
+        self.open_one().ok()
+    }
+}
+
+impl BlockSource for OvaImage {
+    fn size(&self) -> u64 {
+        self.info.virtual_size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        if offset >= self.size() || buf.is_empty() {
+            return Ok(0);
+        }
+        self.open_one()?.read_at(buf, offset)
+    }
+
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+        crate::source::check_extent(offset, limit, self.size())?;
+        self.open_one()?.extent_at(offset, limit)
+    }
+
+    fn block_size(&self) -> u64 {
+        self.disk().map_or(1, |disk| disk.block_size())
+    }
+
+    fn identity(&self) -> Option<FileIdentity> {
+        self.file.identity()
+    }
+
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        self.file.uses_file(file) || self.disk().is_some_and(|disk| disk.uses_file(file))
+    }
+
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+        (format == OVA && self.identity() == Some(file)).then_some(0)
+    }
+}
+
+impl Image for OvaImage {
+    fn format(&self) -> FormatId {
+        OVA
+    }
+
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn references(&self) -> &[Reference] {
+        &self.references
+    }
+}

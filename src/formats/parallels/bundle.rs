@@ -1,0 +1,255 @@
+//! A disk of several files: split into parts, with a state over another in each of them.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::extent::Extent;
+use crate::format_id::FormatId;
+use crate::image::{FileInfo, Image, ImageInfo, Opener, SnapshotSelector, Value};
+use crate::map::{Below, Detached, Mapped};
+use crate::name::ImageName;
+use crate::reference::{Reference, ReferenceKind};
+use crate::source::{BlockSource, FileIdentity};
+use crate::storage::{Concat, Slice};
+
+use super::PARALLELS;
+use super::descriptor::{Descriptor, Guid, ImageEntry, ImageKind, Storage};
+use super::open::Expandable;
+
+/// An open bundle.
+#[derive(Debug)]
+pub(super) struct Bundle {
+    /// The file of the descriptor.
+    file: Arc<dyn BlockSource>,
+    disk: Concat,
+    references: Vec<Reference>,
+    info: ImageInfo,
+}
+
+/// Opens the disk whose descriptor is in `file`.
+pub(super) fn open(file: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Bundle> {
+    let limits = opener.limits();
+    let descriptor = Descriptor::read(&file, limits)?;
+    limits.check_virtual_size(descriptor.size)?;
+    let top = chosen(&descriptor, opener.snapshot())?;
+    let chain = descriptor.chain(top, limits)?;
+    let mut parts = Parts {
+        opener,
+        references: Vec::new(),
+        files: Vec::new(),
+        taken: Vec::new(),
+        info: ImageInfo::default(),
+    };
+    let mut sources = Vec::new();
+    for storage in &descriptor.storages {
+        sources.push(parts.storage(storage, &chain)?);
+    }
+    let disk = Concat::new(sources)?;
+    let shots = descriptor.shots.iter().map(|shot| {
+        let mut value = Value::map();
+        value.insert("id", shot.guid.to_string());
+        value.insert("current", shot.guid == descriptor.top());
+        value
+    });
+    let mut details = Value::map();
+    details.insert("storages", descriptor.storages.len() as u64);
+    details.insert("snapshots", shots.collect::<Vec<_>>());
+    let info = ImageInfo {
+        virtual_size: descriptor.size,
+        files: parts.files,
+        unknown_to_qemu: true,
+        details: Some(details),
+        ..parts.info
+    };
+    Ok(Bundle {
+        file,
+        disk,
+        references: parts.references,
+        info,
+    })
+}
+
+/// The state that the caller asked for.
+fn chosen(descriptor: &Descriptor, snapshot: Option<&SnapshotSelector>) -> Result<Guid> {
+    let text = match snapshot {
+        None => return Ok(descriptor.top()),
+        Some(SnapshotSelector::Id(text) | SnapshotSelector::Any(text)) => text,
+        Some(SnapshotSelector::Name(_)) => {
+            return Err(Error::invalid(
+                "the snapshots of a Parallels disk have no names, only ids",
+            ));
+        }
+    };
+    let guid = Guid::parse(text);
+    let known = |guid: &Guid| descriptor.shots.iter().any(|shot| shot.guid == *guid);
+    guid.filter(known).ok_or_else(|| {
+        let text = ImageName::from(text.as_str());
+        Error::invalid(format!("the disk has no snapshot {}", text.quoted()))
+    })
+}
+
+/// What the parts of a disk are opened with, and what was found out by it.
+struct Parts<'a> {
+    opener: &'a dyn Opener,
+    references: Vec<Reference>,
+    files: Vec<FileInfo>,
+    /// The files that are in use: none can be two images.
+    taken: Vec<FileIdentity>,
+    info: ImageInfo,
+}
+
+impl Parts<'_> {
+    /// The images of one part, the last of `chain` at the bottom, as one source.
+    fn storage(&mut self, storage: &Storage, chain: &[Guid]) -> Result<Arc<dyn BlockSource>> {
+        let mut below = Below::Nothing;
+        for guid in chain.iter().rev() {
+            let source = self.image(storage, storage.image(*guid)?, below)?;
+            below = Below::Image(source);
+        }
+        match below {
+            Below::Image(source) => Ok(source),
+            _ => Err(Error::malformed(
+                PARALLELS,
+                "DiskDescriptor.xml",
+                None,
+                "has a storage without images",
+            )),
+        }
+    }
+
+    /// One image of a part over what is below it.
+    fn image(
+        &mut self,
+        storage: &Storage,
+        entry: &ImageEntry,
+        below: Below,
+    ) -> Result<Arc<dyn BlockSource>> {
+        let is_root = matches!(below, Below::Nothing);
+        if entry.kind == ImageKind::Plain && !is_root {
+            return Err(malformed(entry, "is a plain image over another one"));
+        }
+        if entry.file.is_empty() {
+            return Err(malformed(entry, "has no name"));
+        }
+        let reference = Reference::new(ReferenceKind::ExtentFile, entry.file.clone());
+        self.references.push(reference.clone());
+        let Some(file) = self.opener.open_bytes(&reference)? else {
+            return Ok(Arc::new(Detached {
+                reference: Box::new(reference),
+                size: storage.size,
+            }));
+        };
+        self.take(entry, &file)?;
+        match entry.kind {
+            ImageKind::Plain => whole(entry, storage, file),
+            ImageKind::Compressed => self.expandable(entry, storage, file, below),
+        }
+    }
+
+    fn expandable(
+        &mut self,
+        entry: &ImageEntry,
+        storage: &Storage,
+        file: Arc<dyn BlockSource>,
+        below: Below,
+    ) -> Result<Arc<dyn BlockSource>> {
+        let Expandable { map, info } = Expandable::read(&file, self.opener.limits())?;
+        let unit = info.cluster_size.unwrap_or(0);
+        if storage.block_size != 0 && storage.block_size != unit {
+            let problem = format!(
+                "has clusters of {unit} bytes, and the descriptor says {}",
+                storage.block_size
+            );
+            return Err(malformed(entry, &problem));
+        }
+        let name = entry.file.escaped();
+        let warnings = info.warnings.iter();
+        let warnings = warnings.map(|warning| format!("{name}: {warning}"));
+        self.info.warnings.extend(warnings);
+        self.info.cluster_size = Some(unit);
+        self.info.dirty |= info.dirty;
+        let mapped = Mapped::new(map, file, below, info.virtual_size);
+        whole(entry, storage, Arc::new(mapped))
+    }
+
+    /// Notes that a file is in use.
+    fn take(&mut self, entry: &ImageEntry, file: &dyn BlockSource) -> Result<()> {
+        let node = format!("images.{}", self.files.len());
+        self.files
+            .push(FileInfo::new(node, entry.file.clone(), file));
+        let Some(identity) = file.identity() else {
+            return Ok(());
+        };
+        if self.taken.contains(&identity) {
+            return Err(malformed(entry, "is the file of two images"));
+        }
+        self.taken.push(identity);
+        Ok(())
+    }
+}
+
+/// As much of an image as its part of the disk has. One that is larger has been rounded up.
+fn whole(
+    entry: &ImageEntry,
+    storage: &Storage,
+    source: Arc<dyn BlockSource>,
+) -> Result<Arc<dyn BlockSource>> {
+    let (have, need) = (source.size(), storage.size);
+    if have < need {
+        let problem = format!("has {have} bytes of its part of the disk, which has {need}");
+        return Err(malformed(entry, &problem));
+    }
+    match have == need {
+        true => Ok(source),
+        false => Ok(Arc::new(Slice::new(source, 0, need)?)),
+    }
+}
+
+fn malformed(entry: &ImageEntry, problem: &str) -> Error {
+    let problem = format!("the file {} {problem}", entry.file.quoted());
+    Error::malformed(PARALLELS, "DiskDescriptor.xml", None, problem)
+}
+
+impl BlockSource for Bundle {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.disk.read_at(buf, offset)
+    }
+
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+        self.disk.extent_at(offset, limit)
+    }
+
+    fn block_size(&self) -> u64 {
+        self.disk.block_size()
+    }
+
+    fn identity(&self) -> Option<FileIdentity> {
+        self.file.identity()
+    }
+
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        self.file.uses_file(file) || self.disk.uses_file(file)
+    }
+
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+        (format == PARALLELS && self.identity() == Some(file)).then_some(0)
+    }
+}
+
+impl Image for Bundle {
+    fn format(&self) -> FormatId {
+        PARALLELS
+    }
+
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn references(&self) -> &[Reference] {
+        &self.references
+    }
+}

@@ -1,0 +1,48 @@
+//! Named checks: what makes an image safe to hand to software that trusts it.
+
+/// One check of an image's safety, and how it went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SafetyCheck {
+    /// Its name, which stays the same from version to version.
+    pub name: &'static str,
+    /// How it went.
+    pub outcome: Outcome,
+}
+
+/// How a check went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The image is safe in this respect.
+    Passed,
+    /// It is not, for this reason. Text from the image is escaped in it.
+    Failed(String),
+    /// The format has nothing of the kind.
+    NotApplicable,
+}
+
+impl SafetyCheck {
+    /// A check that passed.
+    pub fn passed(name: &'static str) -> Self {
+        let outcome = Outcome::Passed;
+        SafetyCheck { name, outcome }
+    }
+
+    /// A check that failed.
+    pub fn failed(name: &'static str, reason: impl Into<String>) -> Self {
+        let outcome = Outcome::Failed(reason.into());
+        SafetyCheck { name, outcome }
+    }
+
+    /// A check that fails if there is a reason.
+    pub fn unless(name: &'static str, reason: Option<String>) -> Self {
+        match reason {
+            None => SafetyCheck::passed(name),
+            Some(reason) => SafetyCheck::failed(name, reason),
+        }
+    }
+
+    /// Whether it failed.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.outcome, Outcome::Failed(_))
+    }
+}

@@ -1,0 +1,334 @@
+//! Whether an image can be handed to software that trusts what it says: named checks.
+//!
+//! | check | fails if |
+//! |---|---|
+//! | `format` | the file is of several formats at once |
+//! | `banned` | the format is one that nobody should accept any more, or that cannot be looked into |
+//! | `version` | the format's version is not known |
+//! | `unknown_features` | the image needs a feature that is not known |
+//! | `backing_file` | another image would show through it |
+//! | `data_file` | its data lies in another file |
+//! | `descriptor` | its text names other files, or names its own by a path, or cannot be understood |
+//! | `footer` | what stands at the start and at the end of the file contradict each other |
+//! | `mbr` | the partition table is none that a partitioning tool writes |
+//! | `structure` | it is damaged, or uses something that this build does not know |
+//! | `limits` | it demands more than the limits grant |
+//!
+//! Where oslo.utils has a check of the same kind it has the same name here. The verdicts of its
+//! `format_inspector`, version 10.2.0, differ in these cases (`tests/safety.rs` compares them, file by file,
+//! where it is installed):
+//!
+//! | image | oslo.utils | here |
+//! |---|---|---|
+//! | VMDK with `parentFileNameHint`: a child, whose parent would be opened | safe | `backing_file` |
+//! | differencing VHD, VHDX or VDI, likewise | safe | `backing_file` |
+//! | text of a split or flat VMDK, as `qemu-img` writes it | raw, safe | `descriptor` |
+//! | COWD or seSparse extent | raw, safe | what opening finds |
+//! | fixed VHD, known by its end alone | raw or GPT | `footer`, and its own checks |
+//! | VHD whose two footers contradict each other | safe | `footer` |
+//! | version of VDI, VHD or VHDX that is not known | safe | `version` |
+//! | DMG and other formats that it has no name for | raw, safe | `banned` |
+//! | damaged tables of any format | safe | `structure` |
+//! | qcow2 with extended L2 entries (bit 4) | `unknown_features` | safe |
+//! | streamOptimized VMDK with bytes after its end | `footer` | safe |
+//! | LUKS 2 | `version` | safe |
+//! | ISO 9660 image that is a hybrid with a partition table | two formats | safe |
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::detect::{Detected, detect};
+use crate::error::{Error, Result};
+use crate::formats::raw::RAW;
+use crate::image::{Image, Outcome, SafetyCheck, Value};
+use crate::inspect::mbr;
+use crate::name::ImageName;
+use crate::ondisk::luks;
+use crate::open::{Layer, OpenOptions};
+use crate::reference::{DetachReferences, ReferenceKind};
+use crate::source::BlockSource;
+use crate::storage::FileStorage;
+
+/// All checks, in the order in which they are told. The names of oslo.utils are kept where it has one.
+const NAMES: [&str; 11] = [
+    "format",
+    "banned",
+    "version",
+    "unknown_features",
+    "backing_file",
+    "data_file",
+    "descriptor",
+    "footer",
+    "mbr",
+    "structure",
+    "limits",
+];
+/// The checks that say what is wrong better than `structure` can.
+const EXACT: [&str; 5] = [
+    "format",
+    "version",
+    "unknown_features",
+    "descriptor",
+    "footer",
+];
+
+/// The checks of one image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Safety {
+    checks: Vec<SafetyCheck>,
+}
+
+impl Safety {
+    /// Checks the image in the file at `path`. Nothing else is opened.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read, [`Error::InvalidInput`] if the format that the options
+    /// name is not known. Whatever is wrong with the image is in the checks.
+    pub fn of_path(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        Safety::of_source(Arc::new(FileStorage::open(path.as_ref())?), options)
+    }
+
+    /// Checks the image in `source`, likewise.
+    ///
+    /// # Errors
+    /// As [`of_path`](Self::of_path).
+    pub fn of_source(source: Arc<dyn BlockSource>, options: &OpenOptions) -> Result<Self> {
+        let detected = detect(&source)?;
+        Safety::of_detected(source, detected, options)
+    }
+
+    /// Checks the image in `source`, which was found to be all this.
+    pub(crate) fn of_detected(
+        source: Arc<dyn BlockSource>,
+        detected: Detected,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let mut checks = Checks::default();
+        let format = match options.format_among(&detected) {
+            Ok(format) => Some(format),
+            Err(error @ Error::InvalidInput(_)) => return Err(error),
+            Err(error @ Error::Unsupported { .. }) => {
+                checks.note(SafetyCheck::passed("format"));
+                checks.note(SafetyCheck::failed("banned", error.to_string()));
+                None
+            }
+            Err(error) => {
+                checks.refused(&error);
+                None
+            }
+        };
+        if let Some(format) = format {
+            checks.note(SafetyCheck::passed("format"));
+            match format.safety(&source, options.limits_of()) {
+                Ok(own) => own.into_iter().for_each(|check| checks.note(check)),
+                Err(error @ Error::Io { .. }) => return Err(error),
+                // Opening meets it, too, and says the same.
+                Err(_) => {}
+            }
+        }
+        if format.is_none_or(|format| format.id() == RAW) {
+            checks.of_disk(&source, &detected)?;
+        }
+        if format.is_some() || !checks.any_failed() {
+            let resolver = Arc::new(DetachReferences);
+            match Layer::of_detected(source, detected, resolver, options) {
+                Ok(layer) => checks.of_image(&*layer.image),
+                Err(error @ Error::Io { .. }) => return Err(error),
+                Err(error) => checks.refused(&error),
+            }
+        }
+        Ok(checks.finish())
+    }
+
+    /// The checks of an image that could not be looked into, for this reason.
+    pub(crate) fn unknown(reason: &Error) -> Self {
+        let mut checks = Checks::default();
+        checks.note(SafetyCheck::failed("structure", reason.to_string()));
+        checks.finish()
+    }
+
+    /// The checks, in an order that stays the same.
+    pub fn checks(&self) -> &[SafetyCheck] {
+        &self.checks
+    }
+
+    /// The checks that failed.
+    pub fn failures(&self) -> impl Iterator<Item = &SafetyCheck> {
+        self.checks.iter().filter(|check| check.has_failed())
+    }
+
+    /// Whether no check failed.
+    pub fn is_safe(&self) -> bool {
+        self.failures().next().is_none()
+    }
+
+    /// The checks as a tree, for a description in JSON.
+    pub fn to_value(&self) -> Value {
+        let checks = self.checks.iter().map(|check| {
+            let mut map = Value::map();
+            map.insert("check", check.name);
+            let (outcome, reason) = match &check.outcome {
+                Outcome::Passed => ("passed", None),
+                Outcome::Failed(reason) => ("failed", Some(reason)),
+                Outcome::NotApplicable => ("not-applicable", None),
+            };
+            map.insert("outcome", outcome);
+            if let Some(reason) = reason {
+                map.insert("reason", reason.clone());
+            }
+            map
+        });
+        let mut map = Value::map();
+        map.insert("safe", self.is_safe());
+        map.insert("checks", checks.collect::<Vec<_>>());
+        map
+    }
+}
+
+impl fmt::Display for Safety {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let safe = if self.is_safe() { "yes" } else { "no" };
+        writeln!(f, "safe: {safe}")?;
+        for check in &self.checks {
+            match &check.outcome {
+                Outcome::Passed => writeln!(f, "    {}: passed", check.name)?,
+                Outcome::Failed(reason) => writeln!(f, "    {}: failed: {reason}", check.name)?,
+                Outcome::NotApplicable => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What can be told of an image that cannot be described: the checks, which say why.
+#[derive(Debug, Clone)]
+pub struct Unopened {
+    /// What the caller calls the file.
+    pub filename: ImageName,
+    /// The checks of its safety.
+    pub safety: Safety,
+}
+
+impl Unopened {
+    /// What is told of the file that the caller calls `filename`.
+    pub fn new(filename: ImageName, safety: Safety) -> Self {
+        Unopened { filename, safety }
+    }
+
+    /// As [`Report::to_value`](super::Report::to_value), with what is known: the name and the checks.
+    pub fn to_value(&self) -> Value {
+        let mut own = Value::map();
+        own.insert("safety", self.safety.to_value());
+        let mut map = Value::map();
+        map.insert("filename", self.filename.clone());
+        map.insert("blockform", own);
+        map
+    }
+}
+
+impl fmt::Display for Unopened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "image: {}", self.filename.escaped())?;
+        write!(f, "{}", self.safety)
+    }
+}
+
+/// Checks on their way.
+#[derive(Debug, Default)]
+struct Checks(Vec<SafetyCheck>);
+
+impl Checks {
+    /// Takes a check. One that failed stays failed, with its first reason.
+    fn note(&mut self, check: SafetyCheck) {
+        match self.0.iter_mut().find(|known| known.name == check.name) {
+            Some(known) if known.has_failed() => {}
+            Some(known) => *known = check,
+            None => self.0.push(check),
+        }
+    }
+
+    fn any_failed(&self) -> bool {
+        self.0.iter().any(SafetyCheck::has_failed)
+    }
+
+    /// What the error says with which the image was refused.
+    fn refused(&mut self, error: &Error) {
+        let known = |name: &str| EXACT.contains(&name);
+        let explained = self
+            .0
+            .iter()
+            .any(|check| check.has_failed() && known(check.name));
+        match error {
+            Error::Ambiguous { .. } => self.note(SafetyCheck::failed("format", error.to_string())),
+            // Nothing is known of it that could be trusted: a raw disk.
+            Error::Unrecognized => self.note(SafetyCheck::passed("format")),
+            Error::LimitExceeded { .. } => {
+                self.note(SafetyCheck::failed("limits", error.to_string()));
+            }
+            _ if explained => {}
+            _ => self.note(SafetyCheck::failed("structure", error.chain())),
+        }
+    }
+
+    /// What an open image refers to.
+    fn of_image(&mut self, image: &dyn Image) {
+        self.note(SafetyCheck::passed("structure"));
+        self.note(SafetyCheck::passed("limits"));
+        if image.format() != RAW {
+            self.note(SafetyCheck::passed("backing_file"));
+        }
+        for reference in image.references() {
+            let name = match reference.kind {
+                ReferenceKind::BackingFile => "backing_file",
+                ReferenceKind::DataFile => "data_file",
+                ReferenceKind::ExtentFile | ReferenceKind::PackageFile => "descriptor",
+            };
+            self.note(SafetyCheck::failed(name, format!("refers to {reference}")));
+        }
+    }
+
+    /// What a raw disk holds.
+    fn of_disk(&mut self, source: &dyn BlockSource, detected: &Detected) -> Result<()> {
+        let content = &detected.content;
+        let is = |name: &str| content.iter().any(|(id, _)| id.as_str() == name);
+        // A boot sector without a table that makes sense is for the check to refuse, one of a file
+        // system or of a disc has none.
+        let is_table = content.is_empty() || is("mbr") || is("gpt");
+        let mut bytes = [0; luks::HEADER_LEN];
+        let n = source.read_at(&mut bytes, 0)?;
+        match luks::version(bytes.get(..n).unwrap_or_default()) {
+            Some(1 | 2) => self.note(SafetyCheck::passed("version")),
+            Some(other) => {
+                let problem = format!("the version of LUKS is {other}");
+                self.note(SafetyCheck::failed("version", problem));
+            }
+            None if is("luks") => {
+                let problem = "the header of LUKS is cut short".to_owned();
+                self.note(SafetyCheck::failed("version", problem));
+            }
+            None => {}
+        }
+        if let Some(check) = mbr::check(source, is_table)? {
+            self.note(check);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Safety {
+        let checks = NAMES.iter().map(|name| {
+            let known = self.0.iter().position(|check| check.name == *name);
+            known.map_or(
+                SafetyCheck {
+                    name,
+                    outcome: Outcome::NotApplicable,
+                },
+                |at| self.0.swap_remove(at),
+            )
+        });
+        let mut checks: Vec<SafetyCheck> = checks.collect();
+        // A format may have checks of its own.
+        checks.append(&mut self.0);
+        Safety { checks }
+    }
+}

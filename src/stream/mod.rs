@@ -1,0 +1,339 @@
+//! The verb *inspect* over a stream: what an image is, found out while its bytes go by.
+//!
+//! A [`StreamInspector`] is fed with chunks of any size and never seeks; [`InspectedReader`] does it for
+//! whatever is read through it. The same probes and the same parsers work as on a file: what they need
+//! is kept (the start, the end, and the tables that they ask for), and what has not arrived yet is asked
+//! for again. So the answer at the end is the one that the file would get, and where the memory that
+//! [`Limits::stream_bytes`] grants is too small for that, it says so.
+//!
+//! A stream that is packed as a whole, by gzip, xz or zstd, is unpacked as it arrives, and the answer is
+//! about what it holds. Where formats are [allowed](StreamOptions::allow), the packing has to be, too.
+//!
+//! ```
+//! use blockform::stream::StreamOptions;
+//!
+//! let mut inspector = StreamOptions::new().allow(["qcow2"]).inspector();
+//! let file = std::fs::read("testdata/qcow2/good/plain.qcow2").unwrap();
+//! for chunk in file.chunks(1000) {
+//!     inspector.feed(chunk)?;
+//! }
+//! let report = inspector.finish()?;
+//! assert!(report.safety.is_safe());
+//! # Ok::<(), blockform::Error>(())
+//! ```
+
+mod reader;
+mod store;
+mod unpack;
+mod watch;
+
+use crate::detect::Detected;
+use crate::error::{Error, Result};
+use crate::format_id::FormatId;
+use crate::formats::by_name;
+use crate::inspect::{Report, Safety};
+use crate::limits::Limits;
+
+pub use reader::InspectedReader;
+pub use unpack::Packing;
+use unpack::{MAGIC_LEN, Unpacked};
+use watch::Watch;
+
+/// How a stream is inspected.
+#[derive(Debug, Clone, Default)]
+pub struct StreamOptions {
+    limits: Limits,
+    allowed: Vec<String>,
+    max_virtual_size: Option<u64>,
+    as_it_is: bool,
+    name: String,
+}
+
+impl StreamOptions {
+    /// The defaults: anything may come.
+    pub fn new() -> Self {
+        StreamOptions {
+            name: "-".to_owned(),
+            ..StreamOptions::default()
+        }
+    }
+
+    /// Only these formats may come. The stream is stopped as soon as it is certain that it is of none of
+    /// them, or of several formats at once. What a raw disk holds can be allowed by its name, too
+    /// (`iso`, `gpt`), and with `raw` everything that is a raw disk. A name that is allowed in vain
+    /// allows nothing.
+    #[must_use]
+    pub fn allow<S: Into<String>>(mut self, formats: impl IntoIterator<Item = S>) -> Self {
+        self.allowed = formats.into_iter().map(Into::into).collect();
+        for name in &mut self.allowed {
+            if let Some(format) = by_name(name) {
+                *name = format.id().into_str().to_owned();
+            }
+        }
+        self
+    }
+
+    /// Stops the stream as soon as its disk is known to be larger than so many bytes.
+    #[must_use]
+    pub fn max_virtual_size(mut self, bytes: u64) -> Self {
+        self.max_virtual_size = Some(bytes);
+        self
+    }
+
+    /// Takes a packed stream for what it is, and does not look at what it holds.
+    #[must_use]
+    pub fn as_it_is(mut self) -> Self {
+        self.as_it_is = true;
+        self
+    }
+
+    /// What the image may demand, and how much of the stream may be kept.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// What the description calls the stream, `-` unless told otherwise.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// An inspector that has seen nothing yet.
+    pub fn inspector(self) -> StreamInspector {
+        // What arrives is held against the list only where it is not packed.
+        let outer = StreamOptions {
+            allowed: Vec::new(),
+            max_virtual_size: None,
+            ..self.clone()
+        };
+        StreamInspector {
+            options: self,
+            outer: Watch::new(&outer),
+            start: Vec::new(),
+            held: Held::Undecided,
+            stopped: false,
+        }
+    }
+
+    /// A reader that passes the bytes of another one on and inspects them.
+    pub fn reader<R>(self, inner: R) -> InspectedReader<R> {
+        InspectedReader::new(inner, self.inspector())
+    }
+}
+
+/// Inspects a stream that is pushed into it.
+#[derive(Debug)]
+pub struct StreamInspector {
+    options: StreamOptions,
+    /// What arrives, as it is.
+    outer: Watch,
+    /// The first bytes, until they tell whether they are packed.
+    start: Vec<u8>,
+    held: Held,
+    stopped: bool,
+}
+
+/// What a stream holds.
+#[derive(Debug)]
+enum Held {
+    /// It is too short to tell.
+    Undecided,
+    /// Itself.
+    Plain,
+    /// Something that is packed.
+    Packed(Box<Unpacked>),
+}
+
+/// What became of a stream.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct StreamReport {
+    /// How many bytes it had, packed if it was.
+    pub size: u64,
+    /// How it was packed as a whole. The rest is then about what it holds.
+    pub packing: Option<Packing>,
+    /// All formats that it shows.
+    pub detected: Detected,
+    /// The virtual size in bytes. It is known more often than the whole description is.
+    pub virtual_size: Option<u64>,
+    /// What a file of these bytes would be described as, or the error that describing it ends with.
+    pub description: Result<Report>,
+    /// The checks of its safety.
+    pub safety: Safety,
+    /// What could not be known because it went by unseen, for a person to read. Where there is
+    /// something the description is an error or lacks it.
+    pub unknown: Vec<String>,
+}
+
+impl StreamInspector {
+    /// Takes the next bytes of the stream.
+    ///
+    /// # Errors
+    /// [`Error::NotAllowed`] if the stream is proved to be none of the allowed formats,
+    /// [`Error::LimitExceeded`] if its disk is larger than allowed. The inspector is of no more use then.
+    pub fn feed(&mut self, chunk: &[u8]) -> Result<()> {
+        self.check_running()?;
+        let fed = self.take(chunk);
+        self.stopped = fed.is_err();
+        fed
+    }
+
+    fn take(&mut self, chunk: &[u8]) -> Result<()> {
+        let mut rest = chunk;
+        while let (Held::Undecided, Some((first, after))) = (&self.held, rest.split_first()) {
+            self.start.push(*first);
+            rest = after;
+            self.decide()?;
+        }
+        match &mut self.held {
+            Held::Undecided => Ok(()),
+            Held::Plain => self.outer.feed(rest),
+            Held::Packed(unpacked) => {
+                self.outer.feed(rest)?;
+                unpacked.feed(rest)
+            }
+        }
+    }
+
+    /// Finds out from the first bytes whether the stream is packed, and hands them on.
+    fn decide(&mut self) -> Result<()> {
+        let start = self.start.as_slice();
+        if self.options.as_it_is {
+            return self.settle_plain();
+        }
+        match Packing::of(start) {
+            Some(packing) => {
+                let allowed = &self.options.allowed;
+                let name = packing.name();
+                if !allowed.is_empty() && !allowed.iter().any(|a| a == name) {
+                    return Err(Error::NotAllowed {
+                        found: vec![FormatId::new(name)],
+                        offset: start.len() as u64,
+                        allowed: allowed.clone(),
+                    });
+                }
+                let inner = Watch::new(&self.options);
+                let mut unpacked = Unpacked::new(packing, inner, &self.options.limits);
+                self.outer.feed(start)?;
+                unpacked.feed(start)?;
+                self.held = Held::Packed(Box::new(unpacked));
+            }
+            None if Packing::may_be(start) && start.len() < MAGIC_LEN => {}
+            None => self.settle_plain()?,
+        }
+        Ok(())
+    }
+
+    fn settle_plain(&mut self) -> Result<()> {
+        self.outer = Watch::new(&self.options);
+        self.held = Held::Plain;
+        self.start
+            .iter()
+            .try_for_each(|byte| self.outer.feed(&[*byte]))
+    }
+
+    /// Says that the stream is over.
+    ///
+    /// # Errors
+    /// As [`feed`](Self::feed): a format that is told by its end may be proved only here.
+    pub fn finish(&mut self) -> Result<StreamReport> {
+        self.check_running()?;
+        self.stopped = true;
+        if let Held::Undecided = self.held {
+            self.settle_plain()?;
+        }
+        let Held::Packed(unpacked) = &mut self.held else {
+            return self.outer.finish();
+        };
+        let size = self.outer.position();
+        let outer = self.outer.finish()?;
+        unpacked.finish();
+        let mut report = match &unpacked.gave_up {
+            None => unpacked.watch.finish()?,
+            Some(why) => {
+                let error = unpack::unreadable(unpacked.packing, why);
+                unpacked.watch.give_up(error)?
+            }
+        };
+        report.size = size;
+        report.packing = Some(unpacked.packing);
+        // What is an image as it arrives is not also one that is packed.
+        let packing = FormatId::new(unpacked.packing.name());
+        let found = outer.detected.matches.iter();
+        if found.clone().any(|(id, _)| *id != packing) {
+            return Err(Error::Ambiguous {
+                matches: found.clone().map(|(id, _)| *id).collect(),
+                evidence: found.map(|(_, told)| (told.what, told.offset)).collect(),
+            });
+        }
+        Ok(report)
+    }
+
+    fn check_running(&self) -> Result<()> {
+        match self.stopped {
+            false => Ok(()),
+            true => Err(Error::invalid("the stream was stopped or is over")),
+        }
+    }
+
+    /// What is looked at: what arrives, or what that unpacks to.
+    fn watch(&self) -> &Watch {
+        match &self.held {
+            Held::Packed(unpacked) => &unpacked.watch,
+            _ => &self.outer,
+        }
+    }
+
+    /// How the stream is packed as a whole, if it is.
+    pub fn packing(&self) -> Option<Packing> {
+        match &self.held {
+            Held::Packed(unpacked) => Some(unpacked.packing),
+            _ => None,
+        }
+    }
+
+    /// What the stream is found to be so far. What is told by its end is not among it.
+    pub fn detected(&self) -> &Detected {
+        self.watch().detected()
+    }
+
+    /// The one format that the stream is of so far, if it is of one.
+    pub fn format(&self) -> Option<FormatId> {
+        match self.detected().matches.as_slice() {
+            [(id, _)] => Some(*id),
+            _ => None,
+        }
+    }
+
+    /// The virtual size in bytes, as soon as the image tells it.
+    pub fn virtual_size(&self) -> Option<u64> {
+        self.watch().virtual_size()
+    }
+
+    /// The checks of the image's safety, as soon as it can be opened. The end of the stream may still
+    /// show something else.
+    pub fn safety(&self) -> Option<&Safety> {
+        self.watch().safety()
+    }
+
+    /// How many bytes have arrived.
+    pub fn position(&self) -> u64 {
+        match self.held {
+            Held::Undecided => self.start.len() as u64,
+            _ => self.outer.position(),
+        }
+    }
+
+    /// How many bytes are kept, which is never more than [`Limits::stream_bytes`] (or 64 KiB) for what
+    /// arrives and as many again for what that unpacks to.
+    pub fn kept_bytes(&self) -> u64 {
+        let inner = match &self.held {
+            Held::Packed(unpacked) => unpacked.watch.kept(),
+            _ => 0,
+        };
+        self.outer.kept() + inner
+    }
+}

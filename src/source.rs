@@ -70,7 +70,7 @@ pub trait BlockSource: Debug + Send + Sync {
     /// In which file the bytes at `offset`, up to `limit` of them, lie as they are. Two sources that
     /// tell the same place in a file that is known have the same bytes, so whoever compares them need
     /// not read. `None` where nothing is known, and it never has to be.
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         let _ = (offset, limit);
         None
     }
@@ -91,10 +91,13 @@ pub struct FileIdentity {
 }
 
 /// Where bytes lie, in one piece and all of them inside of the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
     /// The file, where the system tells which it is.
     pub file: Option<FileIdentity>,
+    /// The file itself, open for reading, where it is a regular one: a target on the same file system may
+    /// [share its blocks](crate::BlockTarget::share_from).
+    pub open: Option<&'a std::fs::File>,
     /// Where in the file, in bytes.
     pub offset: u64,
     /// For how many bytes that holds; never 0.
@@ -118,7 +121,7 @@ macro_rules! forward_source {
             fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
                 (**self).depth_of(file, format)
             }
-            fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+            fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
                 (**self).place_of(offset, limit)
             }
             fn packed(&self) -> Option<&dyn PackedSource> { (**self).packed() }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::source::BlockSource;
+use crate::source::{BlockSource, Place};
 
 /// Storage that can be written at any offset by any number of threads at once.
 ///
@@ -49,6 +49,23 @@ pub trait BlockTarget: BlockSource {
     fn concurrent_writes(&self) -> usize {
         1
     }
+
+    /// The [device](crate::FileIdentity::device) whose files' blocks this can share, on a file system
+    /// where files do that; `None` where bytes have to be written.
+    fn shares_blocks(&self) -> Option<u64> {
+        None
+    }
+
+    /// Makes the bytes of `place` stand at `offset` by sharing the blocks that they are in, growing the
+    /// target where that is needed. Returns for how many of them that was done, which may be none; the
+    /// rest has to be written.
+    ///
+    /// # Errors
+    /// What the storage fails with, a full disk above all.
+    fn share_from(&self, place: &Place<'_>, offset: u64) -> Result<u64> {
+        let _ = (place, offset);
+        Ok(0)
+    }
 }
 
 /// What may become of the space of a range that is made to read as zero.
@@ -76,6 +93,10 @@ macro_rules! forward_target {
             fn sync(&self) -> Result<()> { (**self).sync() }
             fn reads_as_zero(&self) -> bool { (**self).reads_as_zero() }
             fn concurrent_writes(&self) -> usize { (**self).concurrent_writes() }
+            fn shares_blocks(&self) -> Option<u64> { (**self).shares_blocks() }
+            fn share_from(&self, place: &Place<'_>, offset: u64) -> Result<u64> {
+                (**self).share_from(place, offset)
+            }
         }
     )*};
 }

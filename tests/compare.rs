@@ -101,7 +101,7 @@ impl<S: BlockSource> BlockSource for Watched<S> {
         self.inner.block_size()
     }
 
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.inner.place_of(offset, limit)
     }
 }

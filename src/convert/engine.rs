@@ -131,6 +131,10 @@ pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
             source,
             packed,
             unpack: leaves.is_some() || job.check_packed,
+            shares: match leaves {
+                None => shared_device(&lanes),
+                Some(_) => None,
+            },
             leaves,
             unit: usize::try_from(unit).unwrap_or(usize::MAX),
         },
@@ -205,6 +209,13 @@ fn travelling<'a>(
             && takes(packed.codec(), index).is_some()
     });
     (all && !job.targets.is_empty()).then_some(packed)
+}
+
+/// The device whose blocks all targets can share, where the bytes of the disk are theirs as they are.
+fn shared_device(lanes: &[Lane<'_>]) -> Option<u64> {
+    let mut devices = lanes.iter().map(Lane::shares_whole);
+    let first = devices.next()??;
+    devices.all(|next| next == Some(first)).then_some(first)
 }
 
 struct Engine<'a> {

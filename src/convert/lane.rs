@@ -10,7 +10,7 @@ use crate::convert::options::Summary;
 use crate::convert::order::Order;
 use crate::convert::place::place_steps;
 use crate::convert::prepare::Preparer;
-use crate::convert::segment::{Buffer, Segment, Store, Work};
+use crate::convert::segment::{Buffer, Piece, Segment, Store, Work};
 use crate::digest::{Hasher, digest_of};
 use crate::error::{Error, Result};
 use crate::image::{ImageWriter, Payload, Write, WriteShape};
@@ -74,6 +74,8 @@ pub(super) struct Lane<'a> {
     sparse_size: u64,
     sync: bool,
     keep_size: bool,
+    /// Whether the files hold the disk's bytes and nothing else.
+    plain: bool,
     placing: Mutex<Placing>,
     stores: Mutex<StoreQueue>,
     /// How many threads may store at once.
@@ -117,6 +119,7 @@ impl<'a> Lane<'a> {
             sparse_size: target.sparse_size,
             sync: target.sync,
             keep_size: target.keep_size,
+            plain: target.shape.plain,
             placing: Mutex::new(Placing {
                 writer: target.writer,
                 order: Order::starting_at(first),
@@ -244,16 +247,80 @@ impl<'a> Lane<'a> {
                 } => (*from, *file, *host, *at, *len),
             };
             let end = at.saturating_add(len);
+            let file = file_of(&self.files, file)?;
+            self.bytes_written.fetch_add(len as u64, Ordering::Relaxed);
             let bytes = match from {
+                Buffer::Data if file.shares_blocks().is_some() => {
+                    self.share_data(segment, &**file, host, at, len)?;
+                    continue;
+                }
                 Buffer::Data => segment.data.get(at, len),
                 Buffer::Packed => work.packed.get(at..end).unwrap_or_default(),
                 Buffer::Taken => segment.taken.get(at..end).unwrap_or_default(),
             };
-            file_of(&self.files, file)?.write_all_at(bytes, host)?;
-            self.bytes_written
-                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            file.write_all_at(bytes, host)?;
         }
         Ok(())
+    }
+
+    /// The device whose blocks its files share, if all that they hold is the disk's bytes.
+    pub(super) fn shares_whole(&self) -> Option<u64> {
+        let [file] = self.files.as_slice() else {
+            return None;
+        };
+        let as_it_is = self.plain && matches!(self.preparer.ground, Ground::Zero);
+        file.shares_blocks().filter(|_| as_it_is)
+    }
+
+    /// Stores the `len` bytes at `at` of a segment's data, by sharing the blocks in which the source has
+    /// them where that can be done.
+    fn share_data(
+        &self,
+        segment: &Segment,
+        file: &dyn BlockTarget,
+        host: u64,
+        at: usize,
+        len: usize,
+    ) -> Result<()> {
+        let end = at.saturating_add(len);
+        let mut done = at;
+        for piece in &segment.pieces {
+            let (guest, piece_at, piece_len, is_read) = match *piece {
+                Piece::Data { guest, len, at } => (guest, at, len, true),
+                Piece::Shared { guest, len, at } => (guest, at, len, false),
+                Piece::Packed { .. } | Piece::Zero { .. } => continue,
+            };
+            let piece_end = usize::try_from(piece_len)
+                .unwrap_or(usize::MAX)
+                .saturating_add(piece_at);
+            while piece_at <= done && done < piece_end.min(end) {
+                let guest = guest + (done - piece_at) as u64;
+                let left = piece_end.min(end) - done;
+                let host = host + (done - at) as u64;
+                let place = self.preparer.source.place_of(guest, left as u64);
+                let shared = match &place {
+                    Some(place) => file.share_from(place, host)?,
+                    None => 0,
+                };
+                if shared > 0 {
+                    done = done.saturating_add(usize::try_from(shared).unwrap_or(left));
+                    continue;
+                }
+                let place_len = place.map_or(left as u64, |place| place.len);
+                let n = usize::try_from(place_len).map_or(left, |len| len.min(left));
+                if is_read {
+                    file.write_all_at(segment.data.get(done, n), host)?;
+                } else {
+                    let mut bytes = vec![0; n];
+                    let read = self.preparer.source.read_at(&mut bytes, guest)?;
+                    file.write_all_at(bytes.get(..read).unwrap_or_default(), host)?;
+                }
+                done += n;
+            }
+        }
+        // The rest pads the last unit, or was never in a file.
+        let rest = end.saturating_sub(done);
+        file.write_all_at(segment.data.get(done, rest), host + (done - at) as u64)
     }
 
     /// Notes a stored segment in the journal, if there is one.

@@ -12,6 +12,9 @@ use crate::packed::{PackedSource, PackedUnit};
 use crate::source::BlockSource;
 use crate::zero::is_zero;
 
+/// Blocks of the file systems that share them.
+const BLOCK: u64 = 4096;
+
 /// Reads segments.
 pub(super) struct Reader<'a> {
     pub(super) source: &'a dyn BlockSource,
@@ -21,6 +24,8 @@ pub(super) struct Reader<'a> {
     pub(super) unpack: bool,
     /// What hashes the content.
     pub(super) leaves: Option<Leaves>,
+    /// The device whose blocks all targets can share, if nobody has to see the bytes.
+    pub(super) shares: Option<u64>,
     /// The largest of the targets' units.
     pub(super) unit: usize,
 }
@@ -29,10 +34,13 @@ impl Reader<'_> {
     /// Reads the pieces of a segment. Returns how many bytes of the guest were read.
     pub(super) fn read(&self, segment: &mut Segment) -> Result<u64> {
         let mut bytes_read = 0;
-        let pieces = std::mem::take(&mut segment.pieces);
-        for piece in &pieces {
+        let mut pieces = std::mem::take(&mut segment.pieces);
+        for piece in &mut pieces {
             match *piece {
-                Piece::Zero { .. } => {}
+                Piece::Zero { .. } | Piece::Shared { .. } => {}
+                Piece::Data { guest, len, at } if self.can_be_shared(guest, len) => {
+                    *piece = Piece::Shared { guest, len, at };
+                }
                 Piece::Data { guest, len, at } => {
                     bytes_read += self.data(segment, guest, len, at)?
                 }
@@ -43,6 +51,29 @@ impl Reader<'_> {
         }
         segment.pieces = pieces;
         Ok(bytes_read)
+    }
+
+    /// Whether the target can take all of these bytes by sharing blocks, so that they need not be read.
+    fn can_be_shared(&self, guest: u64, len: u64) -> bool {
+        let Some(device) = self.shares else {
+            return false;
+        };
+        let (mut position, end) = (guest, guest.saturating_add(len));
+        while position < end {
+            let place = self.source.place_of(position, end - position);
+            let Some(place) = place.filter(|place| place.open.is_some()) else {
+                return false;
+            };
+            let on_device = place.file.is_some_and(|file| file.device == device);
+            let next = position.saturating_add(place.len.max(1));
+            let last = next >= end && end >= self.source.size();
+            let whole = [position, place.offset, if last { 0 } else { place.len }];
+            if !on_device || whole.iter().any(|at| at % BLOCK != 0) {
+                return false;
+            }
+            position = next;
+        }
+        true
     }
 
     fn data(&self, segment: &mut Segment, guest: u64, len: u64, at: usize) -> Result<u64> {
@@ -128,7 +159,10 @@ impl Preparer<'_> {
         for piece in &segment.pieces {
             // Another target may be larger: some round their sizes up.
             match piece.up_to(self.size) {
-                Piece::Zero { len: 0, .. } | Piece::Data { len: 0, .. } => {}
+                Piece::Zero { len: 0, .. }
+                | Piece::Data { len: 0, .. }
+                | Piece::Shared { len: 0, .. } => {}
+                piece @ Piece::Shared { .. } => work.push_step(piece.whole()),
                 Piece::Zero { guest, len } => {
                     if !matches!(self.ground, Ground::Zero) {
                         work.push_step(Step::Zero { guest, len });

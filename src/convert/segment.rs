@@ -22,6 +22,9 @@ pub(super) const MAX_PIECES: usize = 2048;
 pub(super) enum Piece {
     /// Bytes to be read into the buffer at `at`.
     Data { guest: u64, len: u64, at: usize },
+    /// Bytes that nobody looks at: the target takes the blocks in which the source has them. There is room
+    /// for them at `at`.
+    Shared { guest: u64, len: u64, at: usize },
     /// Units that the source has packed. There is room for them at `at` should they be unpacked.
     Packed { guest: u64, len: u64, at: usize },
     /// Bytes that have to read as zero.
@@ -32,9 +35,9 @@ impl Piece {
     /// The step that this is if nothing is left out of it.
     pub(super) fn whole(self) -> Step {
         match self {
-            Piece::Data { guest, len, at } | Piece::Packed { guest, len, at } => {
-                Step::Verbatim { guest, len, at }
-            }
+            Piece::Data { guest, len, at }
+            | Piece::Shared { guest, len, at }
+            | Piece::Packed { guest, len, at } => Step::Verbatim { guest, len, at },
             Piece::Zero { guest, len } => Step::Zero { guest, len },
         }
     }
@@ -44,6 +47,11 @@ impl Piece {
         let cut = |guest: u64, len: u64| len.min(end.saturating_sub(guest));
         match self {
             Piece::Data { guest, len, at } => Piece::Data {
+                guest,
+                len: cut(guest, len),
+                at,
+            },
+            Piece::Shared { guest, len, at } => Piece::Shared {
                 guest,
                 len: cut(guest, len),
                 at,

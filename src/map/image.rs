@@ -112,7 +112,7 @@ impl<M: BlockMap> BlockSource for MappedImage<M> {
         }
     }
 
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.check_readable().ok()?;
         self.mapped.place_of(offset, limit)
     }

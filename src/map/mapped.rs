@@ -340,7 +340,7 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
         }
     }
 
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         let limit = check_extent(offset, limit, self.size).ok()?;
         // What cannot be looked up cannot be read either, and reading says why.
         let (run, len) = self.map.lookup(offset, limit).ok()?;

@@ -98,7 +98,7 @@ impl BlockSource for Concat {
         self.parts.iter().any(|(_, part)| part.uses_file(file))
     }
 
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         let (part, inside, left) = self.part_at(offset)?;
         part.place_of(inside, left.min(limit))
     }

@@ -4,12 +4,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result, quoted_path};
 use crate::extent::{Extent, ExtentKind};
 use crate::source::{BlockSource, FileIdentity, Place, check_extent, readable};
-use crate::storage::write_zeroes_by;
+use crate::storage::{sharing, write_zeroes_by};
 use crate::target::{BlockTarget, Zeroes};
 
 /// A regular file or a block device.
@@ -28,6 +28,8 @@ pub struct FileStorage {
     /// The run found last, while nobody can write through us: a question about its rest needs no
     /// system call, and on a file system that walks its pages to answer, no second walk.
     last: Option<Mutex<Option<Extent>>>,
+    /// Whether it is on a file system where files share blocks, once that was asked.
+    shares: OnceLock<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +116,7 @@ impl FileStorage {
             identity: identity_of(&metadata),
             reads_as_zero: false,
             last: None,
+            shares: OnceLock::new(),
         })
     }
 
@@ -237,10 +240,16 @@ impl BlockSource for FileStorage {
         self.identity
     }
 
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         let len = self.size().checked_sub(offset)?.min(limit);
         let file = self.identity;
-        (len > 0).then_some(Place { file, offset, len })
+        let open = (self.kind == Kind::Regular).then_some(&self.file);
+        (len > 0).then_some(Place {
+            file,
+            open,
+            offset,
+            len,
+        })
     }
 }
 
@@ -342,6 +351,34 @@ impl BlockTarget for FileStorage {
             Kind::Regular => 1,
             Kind::BlockDevice => 4,
         }
+    }
+
+    fn shares_blocks(&self) -> Option<u64> {
+        let shares = || self.kind == Kind::Regular && sharing::is_known(&self.file);
+        let device = self.identity?.device;
+        self.shares.get_or_init(shares).then_some(device)
+    }
+
+    fn share_from(&self, place: &Place<'_>, offset: u64) -> Result<u64> {
+        let (Some(from), Some(_)) = (place.open, self.shares_blocks()) else {
+            return Ok(0);
+        };
+        let mut done = 0;
+        while done < place.len {
+            let (start, at) = (place.offset + done, offset + done);
+            match sharing::share(from, start, &self.file, at, place.len - done) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::StorageFull => {
+                    return Err(Error::io(format!("write at byte {at}"), e));
+                }
+                // Whoever writes the rest learns what is wrong, if anything is.
+                Err(_) => break,
+            }
+        }
+        self.grow_to(offset + done);
+        Ok(done)
     }
 }
 

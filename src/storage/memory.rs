@@ -107,10 +107,15 @@ impl BlockSource for Memory {
         })
     }
 
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         let len = check_extent(offset, limit, self.size()).ok()?;
         let file = None;
-        Some(Place { file, offset, len })
+        Some(Place {
+            file,
+            open: None,
+            offset,
+            len,
+        })
     }
 }
 

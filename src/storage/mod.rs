@@ -6,6 +6,7 @@ mod forward;
 mod memory;
 mod pending;
 mod seek;
+mod sharing;
 mod slice;
 
 pub use concat::Concat;

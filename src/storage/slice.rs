@@ -60,7 +60,7 @@ impl<S: BlockSource> BlockSource for Slice<S> {
         self.inner.uses_file(file)
     }
 
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         let left = self.len.checked_sub(offset)?;
         self.inner.place_of(self.start + offset, left.min(limit))
     }

@@ -127,7 +127,7 @@ impl BlockSource for Qcow2Image {
         }
     }
 
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.check_readable().ok()?;
         self.mapped.place_of(offset, limit)
     }

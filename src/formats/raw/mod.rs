@@ -81,7 +81,7 @@ impl BlockSource for RawImage {
         (format == RAW && self.identity() == Some(file)).then_some(0)
     }
 
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.source.place_of(offset, limit)
     }
 }

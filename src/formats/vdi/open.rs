@@ -100,7 +100,7 @@ impl BlockSource for VdiImage {
         }
     }
 
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.mapped.place_of(offset, limit)
     }
 }

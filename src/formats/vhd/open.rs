@@ -195,7 +195,7 @@ impl BlockSource for VhdImage {
         }
     }
 
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.source().ok()?.place_of(offset, limit)
     }
 }

@@ -124,7 +124,7 @@ impl BlockSource for VhdxImage {
         }
     }
 
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.mapped.place_of(offset, limit)
     }
 }

@@ -306,7 +306,7 @@ impl BlockSource for VmdkImage {
             .checked_add(1)
     }
 
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.disk.place_of(offset, limit)
     }
 }

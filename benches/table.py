@@ -5,11 +5,13 @@ the README.
     cargo build --release --examples
     python3 benches/table.py                         # prints the table
     python3 benches/table.py --readme README.md      # and puts it between its markers
+    (cd benches/imago && cargo build --release)      # for the cells of that peer
     python3 benches/table.py --only 'pack' --scale 0.25 --rounds 3
 
 Needs Python 3.9 or newer and qemu-img 10; cp is a peer too, and nbdcopy where it is installed (it is
 given both ends as files served by qemu-nbd). Everything is generated: the same seed gives the same
-inputs. Ours and theirs run in turn (A B A B ...), so that a machine that slows down slows both, and the
+inputs. The crate imago is one where benches/imago is built, and cells of the feature libdeflate are
+measured where --libdeflate says where that build is. Ours and theirs run in turn (A B A B ...), so that a machine that slows down slows both, and the
 ratio is the median of theirs/ours over the pairs: above 1 we are faster. qemu-img runs with the better
 of its flag sets, its defaults or `-m 16` (with -W where it allows it). The first output of each cell is
 compared with the source before anything is timed. Nothing waits for stable storage, on neither side.
@@ -64,11 +66,24 @@ COMPARE = [
     ("compare zlib, raw", "zlib.qcow2", "disk.raw"),
     ("compare 1 TiB", "tera.raw", "tera.qcow2"),
 ]
-# name, peer
+# name, peer, source
 PLAIN = [
-    ("bare loop raw → raw", "loop"),
-    ("cp raw → raw", "cp"),
-    ("nbdcopy raw → raw", "nbdcopy"),
+    ("bare loop raw → raw", "loop", "disk.raw"),
+    ("cp raw → raw", "cp", "disk.raw"),
+    ("nbdcopy raw → raw", "nbdcopy", "disk.raw"),
+    ("imago qcow2 → raw", "imago", "disk.qcow2"),
+    ("imago zlib → raw", "imago", "zlib.qcow2"),
+]
+# Built with the feature libdeflate.
+INFLATE = [
+    ("unpack zlib, with libdeflate", "zlib.qcow2", "raw", "", False),
+    ("unpack streamOptimized, with libdeflate", "stream.vmdk", "raw", "", False),
+]
+# name, source, formats: all in one read against as many runs, both of them ours.
+MANY = [
+    ("1 target in one read", "zlib.qcow2", ["raw"]),
+    ("2 targets in one read", "zlib.qcow2", ["raw", "qcow2"]),
+    ("5 targets in one read", "zlib.qcow2", ["raw", "qcow2", "vmdk", "vhdx", "vdi"]),
 ]
 # How the sources are made: from what, and with which arguments of qemu-img convert.
 MADE = {
@@ -225,17 +240,19 @@ class Bench:
         return self.pairs(name, lambda: self.run([self.tool["img-compare"], *end]),
                           lambda: self.run(["qemu-img", "compare", *end]), None)
 
-    def plain(self, name, peer):
-        """A copy beside what copies no images: what a machine can do at all."""
-        source, out = self.source("disk.raw"), "out.raw"
-        ours = [self.tool["img-convert"], "-t", "unsafe", "-f", "raw", "-O", "raw", source, out]
+    def plain(self, name, peer, source):
+        """A copy beside what else copies: what a machine can do at all, and another library."""
+        self.source(source)
+        out = "out.raw"
+        ours = [self.tool["img-convert"], "-t", "unsafe", "-f", format_of(source), "-O", "raw", source, out]
         theirs = {
+            "imago": [IMAGO, source, out],
             "loop": [sys.executable, "-c", LOOP, source, out],
             "cp": ["cp", "--sparse=auto", source, out],
             "nbdcopy": ["nbdcopy", source, out],
         }[peer]
         if not shutil.which(theirs[0]):
-            raise RuntimeError(f"{theirs[0]} is not installed")
+            raise Absent(f"{theirs[0]} is not installed")
 
         def copy():
             # nbdcopy wants a file to copy into.
@@ -249,6 +266,47 @@ class Bench:
         self.same(out, source)
         row = self.pairs(name, lambda: self.fresh(ours, out), copy, None)
         os.remove(self.path(out))
+        return row
+
+    def inflate(self, name, *cell):
+        """A conversion by the build that has the feature libdeflate."""
+        if not self.args.libdeflate:
+            raise Absent("--libdeflate was not given")
+        usual = self.tool["img-convert"]
+        self.tool["img-convert"] = os.path.join(os.path.abspath(self.args.libdeflate), "img-convert")
+        try:
+            return self.convert(name, *cell)
+        finally:
+            self.tool["img-convert"] = usual
+
+    def many(self, name, source, formats):
+        """Several targets in one read against as many runs."""
+        self.source(source)
+        outs = [f"out.{form}" for form in formats]
+        start = [self.tool["img-convert"], "-t", "unsafe", "-f", format_of(source)]
+        also = [word for form, out in list(zip(formats, outs))[1:] for word in ("--also", f"{form}:{out}")]
+        together = [*start, "-O", formats[0], *also, source, outs[0]]
+        apart = [[*start, "-O", form, source, out] for form, out in zip(formats, outs)]
+
+        def clean():
+            for out in outs:
+                if os.path.exists(self.path(out)):
+                    os.remove(self.path(out))
+
+        def one():
+            clean()
+            return self.run(together)
+
+        def each():
+            clean()
+            runs = [self.run(argv) for argv in apart]
+            return max(runs) if self.watching else tuple(map(sum, zip(*runs)))
+
+        one()
+        for out in outs:
+            self.same(out, source)
+        row = self.pairs(name, one, each, None)
+        clean()
         return row
 
     def pairs(self, name, ours, theirs, size_ratio, more=1):
@@ -266,6 +324,13 @@ class Bench:
             "memory": memory,
             "size": size_ratio,
         }
+
+
+IMAGO = os.path.join(os.path.dirname(os.path.abspath(__file__)), "imago", "target", "release", "imago-copy")
+
+
+class Absent(Exception):
+    """A peer that is not there."""
 
 
 # Reads and writes, and nothing else: a mebibyte at a time, holes and zeros and all.
@@ -332,6 +397,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="1 is 2 GiB for the large disk")
     parser.add_argument("--work", help="folder for the images (/dev/shm, else the temporary one)")
+    parser.add_argument("--libdeflate", help="folder of the commands as built with that feature")
     parser.add_argument("--readme", help="puts the table between the markers of this file")
     args = parser.parse_args()
     if not shutil.which("qemu-img"):
@@ -345,15 +411,18 @@ def main():
     with tempfile.TemporaryDirectory(dir=base, prefix="bench-") as work:
         bench = Bench(args, work)
         cells = [(bench.plain, cell) for cell in PLAIN] + [(bench.convert, cell) for cell in CONVERT]
+        cells += [(bench.inflate, cell) for cell in INFLATE] + [(bench.many, cell) for cell in MANY]
         cells += [(bench.info, cell) for cell in INFO] + [(bench.compare, cell) for cell in COMPARE]
         for measure, cell in cells:
             if not re.search(args.only, cell[0]):
                 continue
             try:
                 rows.append(measure(*cell))
+            except Absent as why:
+                print(f"{cell[0]}: skipped, {why}", file=sys.stderr)
+                continue
             except (RuntimeError, OSError) as problem:
-                if "not installed" not in str(problem):
-                    failed += 1
+                failed += 1
                 print(f"{cell[0]}: {problem}", file=sys.stderr)
                 continue
             print(row_text(rows[-1]), flush=True)

@@ -41,6 +41,11 @@ pub trait BlockTarget: BlockSource {
     /// What the storage fails with. What was written may then be lost.
     fn sync(&self) -> Result<()>;
 
+    /// Lets the system begin to bring these bytes to stable storage, and does not wait. A hint.
+    fn write_behind(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
+
     /// Whether every byte that was never written is known to read as zero.
     fn reads_as_zero(&self) -> bool;
 
@@ -91,6 +96,7 @@ macro_rules! forward_target {
             }
             fn set_size(&self, size: u64) -> Result<()> { (**self).set_size(size) }
             fn sync(&self) -> Result<()> { (**self).sync() }
+            fn write_behind(&self, offset: u64, len: u64) { (**self).write_behind(offset, len); }
             fn reads_as_zero(&self) -> bool { (**self).reads_as_zero() }
             fn concurrent_writes(&self) -> usize { (**self).concurrent_writes() }
             fn shares_blocks(&self) -> Option<u64> { (**self).shares_blocks() }

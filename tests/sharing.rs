@@ -33,6 +33,20 @@ struct Sharing {
     most: u64,
     calls: AtomicU64,
     shared: AtomicU64,
+    behind: AtomicU64,
+}
+
+impl Sharing {
+    fn new(device: u64, most: u64) -> Arc<Self> {
+        Arc::new(Sharing {
+            inner: Memory::new(Vec::new()),
+            device,
+            most,
+            calls: AtomicU64::new(0),
+            shared: AtomicU64::new(0),
+            behind: AtomicU64::new(0),
+        })
+    }
 }
 
 impl BlockSource for Sharing {
@@ -69,6 +83,11 @@ impl BlockTarget for Sharing {
 
     fn sync(&self) -> Result<()> {
         self.inner.sync()
+    }
+
+    fn write_behind(&self, offset: u64, len: u64) {
+        let before = self.behind.fetch_add(len, Ordering::Relaxed);
+        assert_eq!(offset, before, "each byte once, in order");
     }
 
     fn reads_as_zero(&self) -> bool {
@@ -138,13 +157,7 @@ fn what_is_shared_is_what_would_be_written() {
             options.convert_to_targets(image, &targets).unwrap();
             // Of another device only what is read can be shared.
             for (device, most) in [(device, u64::MAX), (device, 8192), (device + 1, 4096)] {
-                let target = Arc::new(Sharing {
-                    inner: Memory::new(Vec::new()),
-                    device,
-                    most,
-                    calls: AtomicU64::new(0),
-                    shared: AtomicU64::new(0),
-                });
+                let target = Sharing::new(device, most);
                 let targets: [Arc<dyn BlockTarget>; 1] = [target.clone()];
                 options.convert_to_targets(image, &targets).unwrap();
                 let (ours, theirs) = (read_all(&target).unwrap(), read_all(&plain).unwrap());
@@ -164,15 +177,7 @@ fn what_has_to_be_seen_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let (_, images) = sources(folder.path());
     let device = images[0].identity().unwrap().device;
-    let target = || {
-        Arc::new(Sharing {
-            inner: Memory::new(Vec::new()),
-            device,
-            most: u64::MAX,
-            calls: AtomicU64::new(0),
-            shared: AtomicU64::new(0),
-        })
-    };
+    let target = || Sharing::new(device, u64::MAX);
     let options = ConvertOptions::to("raw");
     let unseen = options.convert_to_targets(&images[0], &[target()]).unwrap();
     assert!(unseen.bytes_read < 4096, "{unseen:?}");
@@ -187,6 +192,20 @@ fn what_has_to_be_seen_is_read() {
         .convert_to_targets(&images[0], &[Arc::new(Memory::new(Vec::new()))])
         .unwrap();
     assert_eq!(digest.content, of_copy.content);
+}
+
+#[test]
+fn what_has_to_reach_the_disk_is_on_its_way_before_the_end() {
+    let disk = Memory::new(vec![7; 40 << 20]);
+    for (sync, behind) in [(true, 32 << 20), (false, 0)] {
+        let target = Sharing::new(0, 0);
+        let targets: [Arc<dyn BlockTarget>; 1] = [target.clone()];
+        ConvertOptions::to("raw")
+            .sync(sync)
+            .convert_to_targets(&disk, &targets)
+            .unwrap();
+        assert_eq!(target.behind.load(Ordering::Relaxed), behind);
+    }
 }
 
 /// A file system whose files share blocks, mounted from a file, where that may be done.

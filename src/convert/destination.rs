@@ -286,6 +286,7 @@ impl ConvertOptions {
             files,
             sparse_size: self.sparse_size,
             sync: self.sync,
+            write_behind: self.sync,
             whole: false,
             keep_size: false,
             journal: None,

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::convert::behind::WriteBehind;
 use crate::convert::claim::Ground;
 use crate::convert::journal::Journal;
 use crate::convert::options::Summary;
@@ -31,6 +32,8 @@ pub(super) struct Target<'a> {
     pub(super) whole: bool,
     /// Whether the tables have to be on stable storage before the header is written.
     pub(super) sync: bool,
+    /// Whether somebody will wait for all of it to be on stable storage.
+    pub(super) write_behind: bool,
     /// Whether the files keep their size if it is larger than needed.
     pub(super) keep_size: bool,
     pub(super) report: Report,
@@ -73,6 +76,7 @@ pub(super) struct Lane<'a> {
     files: Vec<Arc<dyn BlockTarget + 'a>>,
     sparse_size: u64,
     sync: bool,
+    behind: Option<WriteBehind>,
     keep_size: bool,
     /// Whether the files hold the disk's bytes and nothing else.
     plain: bool,
@@ -115,6 +119,9 @@ impl<'a> Lane<'a> {
             preparer,
             // A journal is kept in order.
             storers: if target.journal.is_some() { 1 } else { storers },
+            behind: target
+                .write_behind
+                .then(|| WriteBehind::new(target.files.len())),
             files: target.files,
             sparse_size: target.sparse_size,
             sync: target.sync,
@@ -233,7 +240,7 @@ impl<'a> Lane<'a> {
 
     fn store_segment(&self, segment: &Segment, work: &Work) -> Result<()> {
         for store in &work.stores {
-            let (from, file, host, at, len) = match store {
+            let (from, index, host, at, len) = match store {
                 Store::Table(write) => {
                     write_table(&self.files, write, self.sparse_size)?;
                     continue;
@@ -247,18 +254,21 @@ impl<'a> Lane<'a> {
                 } => (*from, *file, *host, *at, *len),
             };
             let end = at.saturating_add(len);
-            let file = file_of(&self.files, file)?;
+            let file = file_of(&self.files, index)?;
             self.bytes_written.fetch_add(len as u64, Ordering::Relaxed);
-            let bytes = match from {
-                Buffer::Data if file.shares_blocks().is_some() => {
-                    self.share_data(segment, &**file, host, at, len)?;
-                    continue;
-                }
-                Buffer::Data => segment.data.get(at, len),
-                Buffer::Packed => work.packed.get(at..end).unwrap_or_default(),
-                Buffer::Taken => segment.taken.get(at..end).unwrap_or_default(),
-            };
-            file.write_all_at(bytes, host)?;
+            if from == Buffer::Data && file.shares_blocks().is_some() {
+                self.share_data(segment, &**file, host, at, len)?;
+            } else {
+                let bytes = match from {
+                    Buffer::Data => segment.data.get(at, len),
+                    Buffer::Packed => work.packed.get(at..end).unwrap_or_default(),
+                    Buffer::Taken => segment.taken.get(at..end).unwrap_or_default(),
+                };
+                file.write_all_at(bytes, host)?;
+            }
+            if let Some(behind) = &self.behind {
+                behind.stored(&**file, index, host, len);
+            }
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Conversion: one source, read once, written as an image of any format, on every core.
 
+mod behind;
 mod claim;
 mod destination;
 mod digests;

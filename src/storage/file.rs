@@ -342,6 +342,16 @@ impl BlockTarget for FileStorage {
             .map_err(|e| Error::io("write the file to stable storage", e))
     }
 
+    fn write_behind(&self, offset: u64, len: u64) {
+        // What is not written yet stays in memory: Linux begins to write it and goes on.
+        #[cfg(target_os = "linux")]
+        if let Some(len) = std::num::NonZeroU64::new(len) {
+            let _ =
+                rustix::fs::fadvise(&self.file, offset, Some(len), rustix::fs::Advice::DontNeed);
+        }
+        let _ = (offset, len);
+    }
+
     fn reads_as_zero(&self) -> bool {
         self.reads_as_zero
     }

@@ -54,7 +54,7 @@ pub struct Qcow2Options {
     pub compress: bool,
     /// `compression_type`: `zlib` or, not in version 2, `zstd`.
     pub compression_type: CompressionType,
-    /// `compression_level`, this crate's own: 2 to 9 for `zlib` (5 unless it is said), 1 to 22 for
+    /// `compression_level`, this crate's own: 2 to 9 for `zlib` (4 unless it is said), 1 to 22 for
     /// `zstd` (3 unless it is said).
     pub compression_level: Option<u32>,
     /// `preallocation`.

@@ -39,7 +39,7 @@ impl Qcow2Image {
         let limits = opener.limits();
         let header = read_header(&source)?;
         let regions = Regions::of(&header, source.size())?;
-        let snapshots = snapshot::read_table(&header, &source, limits)?;
+        let (snapshots, _) = snapshot::read_table(&header, &source, limits)?;
         let selected = opener
             .snapshot()
             .map(|s| snapshot::find(&snapshots, s))
@@ -158,7 +158,7 @@ impl Image for Qcow2Image {
 }
 
 /// Reads and parses the header: what lies in the first cluster, whose size its own fifth field gives.
-fn read_header(source: &dyn BlockSource) -> Result<Header> {
+pub(super) fn read_header(source: &dyn BlockSource) -> Result<Header> {
     const FIRST: usize = 4096;
     let read = |len: u64| -> Result<Vec<u8>> {
         let len = usize::try_from(len.min(source.size())).unwrap_or(0);
@@ -267,13 +267,14 @@ fn describe(
     limits: &Limits,
     snapshots: &[Snapshot],
 ) -> Result<ImageInfo> {
+    let bitmaps = bitmap::read_directory(header, source, limits)?.bitmaps;
     let mut info = ImageInfo {
         cluster_size: Some(header.cluster_size()),
         dirty: header.incompatible.contains(Incompatible::DIRTY),
         corrupt: header.incompatible.contains(Incompatible::CORRUPT),
         encryption: header.encryption.map(Encryption::name),
         snapshots: snapshots.iter().map(|s| s.info.clone()).collect(),
-        bitmaps: bitmap::read_directory(header, source, limits)?,
+        bitmaps: bitmaps.into_iter().map(|bitmap| bitmap.info).collect(),
         has_room_for_bitmaps: header.version > 2,
         ..ImageInfo::default()
     };

@@ -4,6 +4,7 @@
 //!   header │ block map │ blocks, each with the format's extra bytes before its data
 //! ```
 
+mod check;
 mod header;
 mod map;
 mod open;
@@ -14,7 +15,8 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
+    disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -67,6 +69,14 @@ impl Format for Vdi {
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
         Ok(Box::new(VdiImage::open(source, opener)?))
+    }
+
+    fn check(
+        &self,
+        source: &Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Option<Findings>> {
+        check::check(source, opener.limits()).map(Some)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

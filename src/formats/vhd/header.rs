@@ -92,6 +92,18 @@ impl Tables {
         size: u64,
         limits: &Limits,
     ) -> Result<Self> {
+        let (tables, regions) = Self::load(source, footers, size, limits)?;
+        tables.check_blocks(&regions, size)?;
+        Ok(tables)
+    }
+
+    /// The same without a look at what the table says, and where the metadata is.
+    pub(super) fn load(
+        source: &dyn BlockSource,
+        footers: &Footers,
+        size: u64,
+        limits: &Limits,
+    ) -> Result<(Self, Regions)> {
         let at = footers.footer.data_offset;
         let mut regions = Regions::new(source.size());
         regions.claim("copy of the footer", 0, SECTOR)?;
@@ -147,12 +159,11 @@ impl Tables {
         if footers.data_end < source.size() {
             regions.claim("footer", footers.data_end, source.size() - footers.data_end)?;
         }
-        tables.check_blocks(&regions, size)?;
-        Ok(tables)
+        Ok((tables, regions))
     }
 
     /// Bytes of a block in the file, as far as the disk needs them: the last one may end early.
-    fn stored_len(&self, index: u64, size: u64) -> u64 {
+    pub(super) fn stored_len(&self, index: u64, size: u64) -> u64 {
         let data = size
             .saturating_sub(index * self.block_size)
             .min(self.block_size);
@@ -198,12 +209,17 @@ impl Tables {
 
 /// Where the metadata is, so that nothing else may be there.
 #[derive(Debug)]
-struct Regions {
+pub(super) struct Regions {
     file_size: u64,
     taken: Vec<(u64, u64, &'static str)>,
 }
 
 impl Regions {
+    /// The ranges, each a start, an end and a name.
+    pub(super) fn taken(&self) -> &[(u64, u64, &'static str)] {
+        &self.taken
+    }
+
     fn new(file_size: u64) -> Self {
         Regions {
             file_size,

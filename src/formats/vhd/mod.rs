@@ -6,6 +6,7 @@
 //!   a block               bitmap of its sectors │ its sectors
 //! ```
 
+mod check;
 mod footer;
 mod geometry;
 mod header;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
+    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -67,6 +68,14 @@ impl Format for Vhd {
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
         Ok(Box::new(VhdImage::open(source, opener)?))
+    }
+
+    fn check(
+        &self,
+        source: &Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Option<Findings>> {
+        check::check(source, opener.limits()).map(Some)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

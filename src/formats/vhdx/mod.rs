@@ -4,6 +4,7 @@
 //! replayed in memory; the file is never written on opening.
 
 mod bat;
+mod check;
 mod claims;
 mod guid;
 mod header;
@@ -22,7 +23,8 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
+    disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -65,6 +67,14 @@ impl Format for Vhdx {
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
         Ok(Box::new(VhdxImage::open(source, opener)?))
+    }
+
+    fn check(
+        &self,
+        source: &Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Option<Findings>> {
+        check::check(source, opener.limits()).map(Some)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

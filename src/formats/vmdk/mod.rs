@@ -1,6 +1,7 @@
 //! VMDK (VMware, "Virtual Disk Format 5.0"): descriptors, flat, sparse and stream-optimized extents.
 
 mod alias;
+mod check;
 mod descriptor;
 mod extent;
 mod header;
@@ -18,7 +19,8 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
+    disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -77,6 +79,14 @@ impl Format for Vmdk {
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
         Ok(Box::new(VmdkImage::open(source, opener)?))
+    }
+
+    fn check(
+        &self,
+        source: &Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Option<Findings>> {
+        check::check(source, opener).map(Some)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -9,7 +9,7 @@ use crate::source::{BlockSource, BlockSourceExt};
 
 use super::alias::{Regions, Seen};
 use super::header::{
-    COWD_TABLE_ENTRIES, CowdHeader, Flags, GD_AT_END, SECTOR, SECTOR_LEN, SparseExtentHeader,
+    COWD_TABLE_ENTRIES, CowdHeader, Flags, SECTOR, SECTOR_LEN, SparseExtentHeader,
 };
 use super::map::{Grain, GrainMap, Storage, Tables, malformed};
 use super::stream;
@@ -17,12 +17,12 @@ use super::stream;
 /// Tables of 32-bit entries that count in sectors.
 #[derive(Debug)]
 pub(super) struct SectorTables {
-    file: Arc<dyn BlockSource>,
+    pub(super) file: Arc<dyn BlockSource>,
     /// The grain directory as it stands in the file.
-    directory: Vec<u8>,
+    pub(super) directory: Vec<u8>,
     /// Where the other directory is in the file, if there is one to fall back on.
-    second: Option<u64>,
-    zeroed_grains: bool,
+    pub(super) second: Option<u64>,
+    pub(super) zeroed_grains: bool,
 }
 
 impl Tables for SectorTables {
@@ -88,10 +88,7 @@ pub(super) fn open_hosted(
     size: Option<u64>,
     limits: &Limits,
 ) -> Result<SparseExtent> {
-    let header = match first.gd_offset {
-        GD_AT_END => stream::read_footer(&file, first)?,
-        _ => *first,
-    };
+    let header = stream::in_force(&file, first)?;
     if header.is_compressed() {
         limits.check_metadata("a compressed grain", header.grain_size * SECTOR)?;
     }
@@ -104,18 +101,9 @@ pub(super) fn open_hosted(
         );
         return Err(SparseExtentHeader::malformed(0, "over_head", problem));
     }
-    let layout = Layout {
-        entries: header.num_gtes_per_gt.into(),
-        grain: header.grain_size * SECTOR,
-        capacity,
-        reserved: vec![
-            (0, SECTOR),
-            range(first.descriptor_offset, first.descriptor_size)?,
-        ],
-    };
-    let redundant = header.flag_set().contains(Flags::REDUNDANT_DIRECTORY) && header.rgd_offset > 0;
+    let layout = Layout::hosted(first, &header)?;
     let mut warnings = Vec::new();
-    let mut second = redundant.then(|| header.rgd_offset.saturating_mul(SECTOR));
+    let mut second = second_directory(&header);
     let mut found = layout.directory(&file, header.gd_offset, limits);
     if let (Err(error @ Error::Malformed { .. }), Some(_)) = (&found, second) {
         if let Ok(other) = layout.directory(&file, header.rgd_offset, limits) {
@@ -177,13 +165,8 @@ pub(super) fn open_cowd(
     size: Option<u64>,
     limits: &Limits,
 ) -> Result<GrainMap<SectorTables>> {
-    let capacity = u64::from(header.num_sectors) * SECTOR;
-    let layout = Layout {
-        entries: COWD_TABLE_ENTRIES,
-        grain: u64::from(header.grain_size) * SECTOR,
-        capacity,
-        reserved: vec![(0, CowdHeader::LEN as u64)],
-    };
+    let layout = Layout::cowd(header);
+    let capacity = layout.capacity;
     if u64::from(header.num_gd_entries) < layout.directory_entries() {
         let problem = format!(
             "is {}, and the capacity needs {}",
@@ -213,27 +196,58 @@ pub(super) fn open_cowd(
 }
 
 /// What the place and size of a grain directory follow from.
-struct Layout {
-    entries: u64,
-    grain: u64,
+pub(super) struct Layout {
+    /// Entries of a grain table.
+    pub(super) entries: u64,
+    /// Bytes of a grain.
+    pub(super) grain: u64,
     /// Bytes of the guest that the extent has room for.
-    capacity: u64,
+    pub(super) capacity: u64,
     /// What no table may lie in, in bytes.
-    reserved: Vec<(u64, u64)>,
+    pub(super) reserved: Vec<(u64, u64)>,
+}
+
+/// Where the other grain directory is, in bytes, if there is one.
+pub(super) fn second_directory(header: &SparseExtentHeader) -> Option<u64> {
+    let redundant = header.flag_set().contains(Flags::REDUNDANT_DIRECTORY) && header.rgd_offset > 0;
+    redundant.then(|| header.rgd_offset.saturating_mul(SECTOR))
 }
 
 impl Layout {
-    fn directory_entries(&self) -> u64 {
+    /// Of a hosted sparse extent with that header at its start, and the one that is in force.
+    pub(super) fn hosted(first: &SparseExtentHeader, header: &SparseExtentHeader) -> Result<Self> {
+        Ok(Layout {
+            entries: header.num_gtes_per_gt.into(),
+            grain: header.grain_size * SECTOR,
+            capacity: header.capacity * SECTOR,
+            reserved: vec![
+                (0, SECTOR),
+                range(first.descriptor_offset, first.descriptor_size)?,
+            ],
+        })
+    }
+
+    /// Of a COWD extent.
+    pub(super) fn cowd(header: &CowdHeader) -> Self {
+        Layout {
+            entries: COWD_TABLE_ENTRIES,
+            grain: u64::from(header.grain_size) * SECTOR,
+            capacity: u64::from(header.num_sectors) * SECTOR,
+            reserved: vec![(0, CowdHeader::LEN as u64)],
+        }
+    }
+
+    pub(super) fn directory_entries(&self) -> u64 {
         self.capacity.div_ceil(self.entries * self.grain)
     }
 
-    /// Reads the grain directory at a sector, and checks that its tables are in the file and apart.
-    fn directory(
+    /// Reads the grain directory at a sector.
+    pub(super) fn read_directory(
         &self,
         file: &dyn BlockSource,
         sector: u64,
         limits: &Limits,
-    ) -> Result<(Vec<u8>, Regions)> {
+    ) -> Result<Vec<u8>> {
         let len = self.directory_entries().saturating_mul(4);
         limits.check_metadata("the grain directory", len)?;
         let start = sector.saturating_mul(SECTOR);
@@ -247,6 +261,18 @@ impl Layout {
         }
         let mut directory = vec![0; usize::try_from(len).unwrap_or(0)];
         file.read_exact_at(&mut directory, start)?;
+        Ok(directory)
+    }
+
+    /// Reads the grain directory at a sector, and checks that its tables are in the file and apart.
+    fn directory(
+        &self,
+        file: &dyn BlockSource,
+        sector: u64,
+        limits: &Limits,
+    ) -> Result<(Vec<u8>, Regions)> {
+        let directory = self.read_directory(file, sector, limits)?;
+        let (start, len) = (sector.saturating_mul(SECTOR), directory.len() as u64);
         let table_len = self.entries * 4;
         let mut ranges = self.reserved.clone();
         ranges.push((start, start + len));

@@ -11,6 +11,17 @@ use super::header::{
 use super::map::malformed;
 use super::sparse::header_at;
 
+/// The header that is in force in an extent with this one at its start: it, or its footer.
+pub(super) fn in_force(
+    file: &dyn BlockSource,
+    first: &SparseExtentHeader,
+) -> Result<SparseExtentHeader> {
+    match first.gd_offset {
+        GD_AT_END => read_footer(file, first),
+        _ => Ok(*first),
+    }
+}
+
 /// Finds and reads the footer of a stream whose header is `first`. It stands before the last sector of
 /// the file, or, where bytes follow the stream, after the marker that a walk from the start finds.
 ///
@@ -81,7 +92,13 @@ fn walk(file: &dyn BlockSource, first: &SparseExtentHeader) -> Result<u64> {
     Err(missing(at))
 }
 
-fn marker_at(file: &dyn BlockSource, at: u64) -> Result<Marker> {
+/// Where the data of a grain ends whose marker is at byte `at`.
+pub(super) fn grain_end(at: u64, marker: &Marker) -> Option<u64> {
+    at.checked_add(GRAIN_MARKER_LEN as u64)?
+        .checked_add(marker.size.into())
+}
+
+pub(super) fn marker_at(file: &dyn BlockSource, at: u64) -> Result<Marker> {
     let mut bytes = [0; Marker::LEN];
     let n = file.read_at(&mut bytes, at)?;
     Marker::parse(bytes.get(..n).unwrap_or_default(), at)

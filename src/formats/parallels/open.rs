@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::{Image, ImageInfo, Opener};
-use crate::limits::Limits;
 use crate::map::MappedImage;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -23,7 +22,8 @@ pub(super) struct Expandable {
 
 impl Expandable {
     /// Reads the header and the tables of `file`.
-    pub(super) fn read(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Self> {
+    pub(super) fn read(file: &Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
+        let limits = opener.limits();
         let header = Header::read(file)?;
         limits.check_virtual_size(header.size)?;
         let len = header.entries.saturating_mul(4);
@@ -41,7 +41,8 @@ impl Expandable {
             warnings: warnings.cloned().collect(),
             ..ImageInfo::default()
         };
-        let map = ParallelsMap::new(header, Arc::clone(file), bat, extension.clusters);
+        let mut map = ParallelsMap::new(header, Arc::clone(file), bat, extension.clusters);
+        map.salvages = opener.salvages();
         Ok(Expandable { map, info })
     }
 }
@@ -56,7 +57,7 @@ pub(super) fn open(file: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Bo
     if opener.snapshot().is_some() {
         return Err(Error::invalid("a Parallels image has no snapshots"));
     }
-    let Expandable { map, info } = Expandable::read(&file, opener.limits())?;
+    let Expandable { map, info } = Expandable::read(&file, opener)?;
     let image = MappedImage::open(PARALLELS, file, map, info, None, opener)?;
     Ok(Box::new(image))
 }

@@ -80,6 +80,7 @@ pub(super) fn open(
         virtual_size: header.size,
         l1_offset: header.l1_table_offset,
         l1_size: 0,
+        salvages: opener.salvages(),
         regions,
     };
     let entries = QcowEntries {

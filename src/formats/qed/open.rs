@@ -50,6 +50,7 @@ pub(super) fn open(
         virtual_size: header.image_size,
         l1_offset: header.l1_table_offset,
         l1_size: header.table_size,
+        salvages: opener.salvages(),
         regions: vec![(0..header.header_size, "header")],
     };
     let map = TwoLevel::open(shape, QedEntries, &file, opener.limits())?;

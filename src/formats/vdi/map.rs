@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
-use crate::limits::Limits;
+use crate::image::Opener;
 use crate::map::{BlockMap, Run, Span};
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -19,11 +19,20 @@ pub(super) struct VdiMap {
     /// Virtual size in bytes.
     size: u64,
     file_size: u64,
+    /// Blocks that several entries have, or that lie in the map, in order, if what can be is to be salvaged:
+    /// else there are none.
+    shared: Vec<u32>,
+    salvages: bool,
 }
 
 impl VdiMap {
     /// Reads the map and checks that no block lies in it, or in another one.
-    pub(super) fn read(source: &dyn BlockSource, header: &Header, limits: &Limits) -> Result<Self> {
+    pub(super) fn read(
+        source: &dyn BlockSource,
+        header: &Header,
+        opener: &dyn Opener,
+    ) -> Result<Self> {
+        let limits = opener.limits();
         let len = u64::from(header.blocks) * 4;
         limits.check_metadata("the block map", len)?;
         let (start, file_size) = (header.offset_blocks, source.size());
@@ -39,13 +48,15 @@ impl VdiMap {
         let entries = table
             .chunks_exact(4)
             .filter_map(|raw| raw.first_chunk().copied().map(u32::from_le_bytes));
-        let map = VdiMap {
+        let mut map = VdiMap {
             entries: entries.collect(),
             offset_data: header.offset_data,
             block_size: header.block_size,
             block_extra: header.block_extra,
             size: header.disk_size,
             file_size,
+            shared: Vec::new(),
+            salvages: opener.salvages(),
         };
         map.check(start, start + len)?;
         Ok(map)
@@ -58,7 +69,7 @@ impl VdiMap {
             + self.block_extra
     }
 
-    fn check(&self, map_start: u64, map_end: u64) -> Result<()> {
+    fn check(&mut self, map_start: u64, map_end: u64) -> Result<()> {
         let stored = self
             .entries
             .iter()
@@ -76,23 +87,24 @@ impl VdiMap {
             ))
         };
         stored.sort_unstable();
-        let mut before = None;
+        let (mut before, mut shared) = (None, Vec::new());
         for (entry, index) in stored {
             let start = self.host(entry) - self.block_extra;
-            if start < map_end && map_start < start + self.block_extra + self.block_size {
-                return bad(
-                    index,
-                    format!("entry {index} is {entry}, which is a block in the map itself"),
-                );
+            let end = start + self.block_extra + self.block_size;
+            let problem = if start < map_end && map_start < end {
+                format!("entry {index} is {entry}, which is a block in the map itself")
+            } else if before == Some(entry) {
+                format!("entry {index} is {entry}, which is another entry's block")
+            } else {
+                before = Some(entry);
+                continue;
+            };
+            if !self.salvages {
+                return bad(index, problem);
             }
-            if before == Some(entry) {
-                return bad(
-                    index,
-                    format!("entry {index} is {entry}, which is another entry's block"),
-                );
-            }
-            before = Some(entry);
+            shared.push(entry);
         }
+        self.shared = shared;
         Ok(())
     }
 
@@ -105,11 +117,18 @@ impl VdiMap {
         let host = match entry.copied().unwrap_or(FREE) {
             FREE => return Ok(Run::Unallocated),
             ZERO => return Ok(Run::Zero),
+            entry if self.shared.binary_search(&entry).is_ok() => {
+                let problem = format!("entry {index} is {entry}, a block that is not its own");
+                return Err(Error::malformed(VDI, "block map", None, problem));
+            }
             entry => self.host(entry),
         };
         let start = index * self.block_size;
-        // The last block may end with the disk.
-        let needed = self.size.saturating_sub(start).min(self.block_size);
+        // The last block may end with the disk; what is salvaged may end anywhere.
+        let needed = match self.salvages {
+            true => guest - start + 1,
+            false => self.size.saturating_sub(start).min(self.block_size),
+        };
         if host + needed > self.file_size {
             return Err(self.past_end(start, host, self.file_size));
         }
@@ -122,6 +141,11 @@ impl VdiMap {
     fn run(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
         let first = self.block(guest)?;
         let mut len = self.block_size - guest % self.block_size;
+        let there = match first {
+            Run::Stored { host } => self.file_size.saturating_sub(host),
+            _ => u64::MAX,
+        };
+        let limit = limit.min(there);
         while len < limit {
             // What is wrong with a later block is told when it is its turn.
             let goes_on = match (first, self.block(guest + len)) {

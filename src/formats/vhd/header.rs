@@ -1,7 +1,7 @@
 //! The header of dynamic and differencing disks: specification, "Dynamic Disk Header Format".
 
 use crate::error::{Error, Result};
-use crate::limits::Limits;
+use crate::image::Opener;
 use crate::ondisk::on_disk;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -82,6 +82,9 @@ pub(super) struct Tables {
     pub(super) bat: Vec<u32>,
     /// Whether the header's checksum is wrong.
     pub(super) damaged: bool,
+    /// Blocks that lie in metadata or in each other, in order, if what can be is to be salvaged: else
+    /// there are none.
+    pub(super) shared: Vec<u64>,
 }
 
 impl Tables {
@@ -90,8 +93,9 @@ impl Tables {
         source: &dyn BlockSource,
         footers: &Footers,
         size: u64,
-        limits: &Limits,
+        opener: &dyn Opener,
     ) -> Result<Self> {
+        let limits = opener.limits();
         let at = footers.footer.data_offset;
         let mut regions = Regions::new(source.size());
         regions.claim("copy of the footer", 0, SECTOR)?;
@@ -137,7 +141,8 @@ impl Tables {
             .chunks_exact(4)
             .filter_map(|raw| raw.first_chunk().copied().map(u32::from_be_bytes))
             .collect();
-        let tables = Tables {
+        let mut tables = Tables {
+            shared: Vec::new(),
             damaged: checksum(&bytes, CHECKSUM_AT) != header.checksum,
             header,
             at,
@@ -147,7 +152,7 @@ impl Tables {
         if footers.data_end < source.size() {
             regions.claim("footer", footers.data_end, source.size() - footers.data_end)?;
         }
-        tables.check_blocks(&regions, size)?;
+        tables.check_blocks(&regions, size, opener.salvages())?;
         Ok(tables)
     }
 
@@ -159,8 +164,9 @@ impl Tables {
         bitmap_len(self.block_size) + data
     }
 
-    /// No block may lie in metadata or in another block.
-    fn check_blocks(&self, regions: &Regions, size: u64) -> Result<()> {
+    /// No block may lie in metadata or in another block; if what can be is to be salvaged, those that do
+    /// are noted.
+    fn check_blocks(&mut self, regions: &Regions, size: u64, salvages: bool) -> Result<()> {
         let blocks = self
             .bat
             .iter()
@@ -174,24 +180,34 @@ impl Tables {
             Err(Error::malformed(VHD, "block allocation table", at, problem))
         };
         blocks.sort_unstable();
-        let mut end_before = 0;
+        let mut shared = Vec::new();
+        let (mut end_before, mut index_before) = (0, 0);
         for (sector, index) in blocks {
             let (start, index) = (u64::from(sector) * SECTOR, u64::from(index));
             let end = start + self.stored_len(index, size);
-            if let Some(other) = regions.overlapping(start, end) {
+            let other = regions.overlapping(start, end);
+            let overlaps = start < end_before;
+            if salvages {
+                shared.extend((other.is_some() || overlaps).then_some(index));
+                shared.extend(overlaps.then_some(index_before));
+            } else if let Some(other) = other {
                 return bad(
                     index,
                     format!("entry {index} points into the {other}, to byte {start}"),
                 );
-            }
-            if start < end_before {
+            } else if overlaps {
                 return bad(
                     index,
                     format!("entry {index} points into another block, to byte {start}"),
                 );
             }
-            end_before = end;
+            // One that leads into metadata takes nothing from another one.
+            if end > end_before && other.is_none() {
+                (end_before, index_before) = (end, index);
+            }
         }
+        shared.sort_unstable();
+        self.shared = shared;
         Ok(())
     }
 }

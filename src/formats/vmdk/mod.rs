@@ -8,6 +8,7 @@ mod map;
 mod open;
 mod properties;
 mod safety;
+mod scan;
 mod sesparse;
 mod sparse;
 mod stream;

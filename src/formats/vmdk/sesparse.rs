@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::limits::Limits;
+use crate::image::Opener;
 use crate::map::TableCache;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -13,7 +13,7 @@ use super::header::{
     SE_SPARSE_MAGIC, SE_SPARSE_VOLATILE_MAGIC, SECTOR, SECTOR_LEN, SeSparseConstHeader,
     SeSparseVolatileHeader, unsupported,
 };
-use super::map::{Grain, GrainMap, Storage, Tables, malformed};
+use super::map::{Grain, GrainMap, Salvaging, Storage, Tables, malformed};
 
 const ENTRY_LEN: u64 = 8;
 /// The upper half of a grain directory entry that is in use.
@@ -90,8 +90,9 @@ fn read_entry(table: &[u8], index: usize) -> Option<u64> {
 pub(super) fn open(
     file: Arc<dyn BlockSource>,
     size: Option<u64>,
-    limits: &Limits,
+    opener: &dyn Opener,
 ) -> Result<GrainMap<SeSparseTables>> {
+    let limits = opener.limits();
     let header = SeSparseConstHeader::parse(&sector_at(&file, 0)?, 0)?;
     if header.magic != u64::from_le_bytes(SE_SPARSE_MAGIC) {
         return Err(SeSparseConstHeader::malformed(0, "magic", "is another"));
@@ -161,6 +162,7 @@ pub(super) fn open(
         regions,
         seen,
         cache: TableCache::new(limits.cache_bytes),
+        salvage: Salvaging::asked_by(opener),
     })
 }
 

@@ -81,7 +81,8 @@ fn walk(file: &dyn BlockSource, first: &SparseExtentHeader) -> Result<u64> {
     Err(missing(at))
 }
 
-fn marker_at(file: &dyn BlockSource, at: u64) -> Result<Marker> {
+/// The marker at byte `at`.
+pub(super) fn marker_at(file: &dyn BlockSource, at: u64) -> Result<Marker> {
     let mut bytes = [0; Marker::LEN];
     let n = file.read_at(&mut bytes, at)?;
     Marker::parse(bytes.get(..n).unwrap_or_default(), at)

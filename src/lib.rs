@@ -39,6 +39,7 @@
 //! every open. Damage is an [`Error`], never zeros. Opening never writes, and an output is whole or
 //! absent.
 
+pub mod check;
 mod codec;
 pub mod compare;
 pub mod content;

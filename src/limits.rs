@@ -13,6 +13,9 @@ pub struct Limits {
     /// Bytes of tables kept in memory by one open image so as not to read them again. 4 MiB, which
     /// is what 32 GiB of a qcow2 image with the usual clusters need.
     pub cache_bytes: u64,
+    /// Bytes that a [check](crate::check) keeps to know what is used by what. 256 MiB, which is enough for
+    /// 10 TiB of a qcow2 file with the usual clusters.
+    pub check_bytes: u64,
     /// Images in a backing chain, the first one included. 64.
     pub chain_depth: u64,
     /// Internal snapshots in one image. 65,536.
@@ -40,6 +43,7 @@ impl Default for Limits {
         Limits {
             metadata_bytes: 32 << 20,
             cache_bytes: 4 << 20,
+            check_bytes: 256 << 20,
             chain_depth: 64,
             snapshots: 65_536,
             inflated_bytes: 1 << 30,
@@ -59,6 +63,19 @@ impl Limits {
     /// [`Error::LimitExceeded`] with `what` as the thing that was too large.
     pub fn check_metadata(&self, what: &'static str, bytes: u64) -> Result<()> {
         check("metadata_bytes", what, bytes, self.metadata_bytes)
+    }
+
+    /// Checks what a check has to keep, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`].
+    pub fn check_kept(&self, bytes: u64) -> Result<()> {
+        check(
+            "check_bytes",
+            "the record of what is in use",
+            bytes,
+            self.check_bytes,
+        )
     }
 
     /// Checks the number of internal snapshots.

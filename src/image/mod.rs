@@ -12,7 +12,9 @@ use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::reference::{Reference, Resolver};
 use crate::source::BlockSource;
+use crate::target::BlockTarget;
 
+mod check;
 mod create;
 mod info;
 mod probe;
@@ -20,6 +22,7 @@ mod safety;
 mod value;
 mod writer;
 
+pub use check::{Clusters, Finding, FindingKind, Findings, Fixed, Scope};
 pub use create::{Backing, CreateOptions, OptionSet, parse_options, parse_size};
 pub use info::{BitmapInfo, FileInfo, ImageIds, ImageInfo, SnapshotInfo};
 pub use probe::{Evidence, Probe, Verdict};
@@ -95,6 +98,44 @@ pub trait Format: Debug + Send + Sync {
     /// [`Error::Unsupported`](crate::Error::Unsupported) for a feature that is not known,
     /// [`Error::LimitExceeded`](crate::Error::LimitExceeded), and what `opener` and `source` fail with.
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>>;
+
+    /// Looks for everything that is wrong with the image in `source`, without reading the guest's data.
+    /// `None` for a format that has nothing to check, raw.
+    ///
+    /// It goes on after what it finds. Backing files are not its matter: it asks `opener` only for the
+    /// files that the image itself consists of.
+    ///
+    /// # Errors
+    /// Where the check cannot go on: [`Error::Malformed`](crate::Error::Malformed) for a header
+    /// without which nothing else can be found, [`Error::Unsupported`](crate::Error::Unsupported),
+    /// [`Error::LimitExceeded`](crate::Error::LimitExceeded), and what `opener` and `source` fail with.
+    fn check(
+        &self,
+        source: &Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Option<Findings>> {
+        let _ = (source, opener);
+        Ok(None)
+    }
+
+    /// Mends the image in `file` in place; `None` for a format of which nothing can be mended.
+    ///
+    /// The guest's disk stays as it is. Writes are ordered by [`sync`](BlockTarget::sync) so that the
+    /// file, wherever they are cut off and whichever of those between two syncs are lost, is never
+    /// worse than it was: new structures are written where nothing was, then put in force by one
+    /// write, and then the old ones are given back.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), and what writing fails with.
+    fn repair(
+        &self,
+        file: &Arc<dyn BlockTarget>,
+        opener: &dyn Opener,
+        scope: Scope,
+    ) -> Result<Option<Fixed>> {
+        let _ = (file, opener, scope);
+        Ok(None)
+    }
 
     /// Lays out a new image of this format.
     ///

@@ -2,6 +2,7 @@
 
 mod chain;
 mod layer;
+mod own;
 mod policy;
 
 use std::path::Path;
@@ -159,11 +160,16 @@ impl OpenOptions {
     /// [`Error::InvalidInput`] if the named format is not known, and what the format's own
     /// [`open`](Format::open) fails with.
     pub fn open(&self, source: Arc<dyn BlockSource>) -> Result<Box<dyn Image>> {
-        let resolver = self
-            .resolver
-            .clone()
-            .unwrap_or_else(|| Arc::new(DenyReferences));
+        let resolver = self.resolver_or(|| Arc::new(DenyReferences));
         self.open_with(source, resolver)
+    }
+
+    /// Who decides about references: the caller's resolver, or else another one.
+    pub(crate) fn resolver_or(
+        &self,
+        otherwise: impl FnOnce() -> Arc<dyn Resolver>,
+    ) -> Arc<dyn Resolver> {
+        self.resolver.clone().unwrap_or_else(otherwise)
     }
 
     /// Who decides about the references of an image at `path`.

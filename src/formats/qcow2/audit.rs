@@ -9,11 +9,12 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use crate::error::Result;
 use crate::limits::Limits;
 use crate::map::Claims;
-use crate::source::{BlockSource, BlockSourceExt};
+use crate::source::BlockSource;
 
 use super::entry::{L1_OFFSET, REFCOUNT_OFFSET};
 use super::header::Header;
 use super::map::be_u64;
+use super::refcount;
 
 /// The clusters of an image that hold tables, and those that were found to hold data.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ impl Audit {
             offsets.dedup();
             offsets
         };
-        let table = read_refcount_table(header, file, limits).unwrap_or_default();
+        let table = refcount::read_table(header, file, limits).unwrap_or_default();
         Audit {
             cluster_bits: header.cluster_bits,
             l2_tables: offsets(l1, L1_OFFSET),
@@ -139,18 +140,4 @@ pub(super) enum Table {
     L2,
     /// No table.
     None,
-}
-
-fn read_refcount_table(
-    header: &Header,
-    file: &dyn BlockSource,
-    limits: &Limits,
-) -> Option<Vec<u8>> {
-    let len = u64::from(header.refcount_table_clusters).checked_mul(header.cluster_size())?;
-    limits.check_metadata("the refcount table", len).ok()?;
-    let start = header.refcount_table_offset;
-    start.checked_add(len).filter(|end| *end <= file.size())?;
-    let mut table = vec![0; usize::try_from(len).ok()?];
-    file.read_exact_at(&mut table, start).ok()?;
-    Some(table)
 }

@@ -52,18 +52,38 @@ pub(super) fn size(bitmaps: &[BitmapInfo], virtual_size: u64, cluster_size: u64)
     total.saturating_add(whole(directory))
 }
 
+/// The directory as it stands in the file.
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    /// Where it is, in bytes.
+    pub(super) offset: u64,
+    /// Bytes that it is long.
+    pub(super) len: u64,
+    pub(super) bitmaps: Vec<Bitmap>,
+}
+
+/// A bitmap, and where its table is.
+#[derive(Debug)]
+pub(super) struct Bitmap {
+    pub(super) info: BitmapInfo,
+    /// In bytes.
+    pub(super) table_offset: u64,
+    /// In entries of 8 bytes.
+    pub(super) table_size: u32,
+}
+
 /// Lists the bitmaps. Where the autoclear bit is not set, somebody changed the image without knowing
 /// of them: then there are none.
 pub(super) fn read_directory(
     header: &Header,
     file: &dyn BlockSource,
     limits: &Limits,
-) -> Result<Vec<BitmapInfo>> {
+) -> Result<Directory> {
     let Some(data) = header.extension(extension::BITMAPS) else {
-        return Ok(Vec::new());
+        return Ok(Directory::default());
     };
     if !header.autoclear.contains(Autoclear::BITMAPS) {
-        return Ok(Vec::new());
+        return Ok(Directory::default());
     }
     let extension = BitmapsExtension::parse(data, 0)?;
     let (start, len) = (
@@ -84,10 +104,14 @@ pub(super) fn read_directory(
         bitmaps.push(read_entry(&mut reader)?);
         reader.align(start, 8);
     }
-    Ok(bitmaps)
+    Ok(Directory {
+        offset: start,
+        len,
+        bitmaps,
+    })
 }
 
-fn read_entry(reader: &mut Reader<'_>) -> Result<BitmapInfo> {
+fn read_entry(reader: &mut Reader<'_>) -> Result<Bitmap> {
     let at = reader.position();
     let entry = BitmapEntry::parse(reader.take(BitmapEntry::LEN as u64, "entry")?, at)?;
     reader.take(entry.extra_data_size.into(), "extra data")?;
@@ -99,7 +123,11 @@ fn read_entry(reader: &mut Reader<'_>) -> Result<BitmapInfo> {
     let mut info = BitmapInfo::new(name, 1 << entry.granularity_bits);
     info.in_use = entry.flags & FLAG_IN_USE != 0;
     info.auto = entry.flags & FLAG_AUTO != 0;
-    Ok(info)
+    Ok(Bitmap {
+        info,
+        table_offset: entry.bitmap_table_offset,
+        table_size: entry.bitmap_table_size,
+    })
 }
 
 /// The bitmaps under the names of QEMU's `Qcow2BitmapInfo`.

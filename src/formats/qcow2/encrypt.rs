@@ -16,6 +16,15 @@ on_disk! {
     }
 }
 
+/// Where the encryption's own header is, in bytes, and how long.
+pub(super) fn header_place(header: &Header) -> Result<Option<(u64, u64)>> {
+    let Some(pointer) = header.extension(extension::FULL_DISK_ENCRYPTION) else {
+        return Ok(None);
+    };
+    let pointer = HeaderPointer::parse(pointer, 0)?;
+    Ok(Some((pointer.offset, pointer.length)))
+}
+
 /// The encryption under the names of QEMU's `ImageInfoSpecificQCow2Encryption`.
 pub(super) fn describe(
     scheme: Encryption,

@@ -10,6 +10,14 @@ pub(super) const L2_RESERVED: u64 = 0x3f00_0000_0000_01ff;
 pub(super) const L2_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bits of a refcount table entry that are the offset of a refcount block.
 pub(super) const REFCOUNT_OFFSET: u64 = 0xffff_ffff_ffff_fe00;
+/// Bits of a refcount table entry that have to be 0.
+pub(super) const REFCOUNT_RESERVED: u64 = 0x1ff;
+/// Bits of a bitmap table entry that are the offset of a cluster (section "Bitmap table").
+pub(super) const BITMAP_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// Bits of a bitmap table entry that have to be 0. Bit 0 has a meaning where there is no offset.
+pub(super) const BITMAP_RESERVED: u64 = 0xff00_0000_0000_01fe;
+/// All bits of the bitmap that the entry is about are set, where it has no offset.
+pub(super) const BITMAP_ALL_ONES: u64 = 1;
 /// The reference count of what the entry points to is exactly one (L1 and L2).
 pub(super) const COPIED: u64 = 1 << 63;
 /// The cluster is compressed (L2).

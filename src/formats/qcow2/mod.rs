@@ -2,6 +2,7 @@
 
 mod audit;
 mod bitmap;
+mod check;
 mod encrypt;
 mod entry;
 mod feature;
@@ -9,6 +10,7 @@ mod header;
 mod layout;
 mod map;
 mod open;
+mod refcount;
 mod safety;
 mod snapshot;
 mod write;
@@ -18,7 +20,8 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
+    disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -66,6 +69,14 @@ impl Format for Qcow2 {
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
         Ok(Box::new(Qcow2Image::open(source, opener)?))
+    }
+
+    fn check(
+        &self,
+        source: &Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Option<Findings>> {
+        check::check(source, opener.limits()).map(Some)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -39,7 +39,7 @@ impl Qcow2Image {
         let header = read_header(&source)?;
         let regions = Regions::of(&header, source.size(), salvages)?;
         let mut left_out = Vec::new();
-        let snapshots = snapshot::read_table(&header, &source, limits);
+        let snapshots = snapshot::read_table(&header, &source, limits).map(|(all, _)| all);
         let snapshots = match salvages && opener.snapshot().is_none() {
             true => or_nothing("snapshots", snapshots, &mut left_out),
             false => snapshots?,
@@ -59,11 +59,12 @@ impl Qcow2Image {
         let mut references = Vec::new();
         let data = open_data_file(&header, &source, opener, &mut references)?;
         let (below, backing) = open_backing(&header, opener, &mut references)?;
-        let bitmaps = bitmap::read_directory(&header, &source, limits);
+        let bitmaps = bitmap::read_directory(&header, &source, limits).map(|all| all.bitmaps);
         let bitmaps = match salvages {
             true => or_nothing("bitmaps", bitmaps, &mut left_out),
             false => bitmaps?,
         };
+        let bitmaps = bitmaps.into_iter().map(|bitmap| bitmap.info).collect();
         let mut info = describe(&header, &source, &snapshots, bitmaps)?;
         info.virtual_size = size;
         info.warnings.extend(left_out);
@@ -178,7 +179,7 @@ impl Image for Qcow2Image {
 }
 
 /// Reads and parses the header: what lies in the first cluster, whose size its own fifth field gives.
-fn read_header(source: &dyn BlockSource) -> Result<Header> {
+pub(super) fn read_header(source: &dyn BlockSource) -> Result<Header> {
     const FIRST: usize = 4096;
     let read = |len: u64| -> Result<Vec<u8>> {
         let len = usize::try_from(len.min(source.size())).unwrap_or(0);

@@ -34,6 +34,8 @@ on_disk! {
     }
 }
 
+/// Bytes of extra data that version 3 requires: the first two fields of it.
+pub(super) const EXTRA_REQUIRED: u32 = 16;
 /// `icount` of a snapshot for which no instructions were counted.
 const NO_ICOUNT: u64 = u64::MAX;
 /// The most extra data that QEMU reads, in bytes.
@@ -47,18 +49,21 @@ pub(super) struct Snapshot {
     pub(super) info: SnapshotInfo,
     pub(super) l1_table_offset: u64,
     pub(super) l1_size: u32,
+    /// Bytes of its extra data.
+    pub(super) extra_size: u32,
 }
 
-/// Reads the snapshot table.
+/// Reads the snapshot table: the snapshots, and where the last one's entry ends, in bytes.
 pub(super) fn read_table(
     header: &Header,
     file: &dyn BlockSource,
     limits: &Limits,
-) -> Result<Vec<Snapshot>> {
+) -> Result<(Vec<Snapshot>, u64)> {
     limits.check_snapshots(header.nb_snapshots.into())?;
     let mut snapshots = Vec::new();
     let mut at = header.snapshots_offset;
     let table_start = at;
+    let mut end = at;
     if header.nb_snapshots > 0 && at % header.cluster_size() != 0 {
         let problem = "is not at the start of a cluster";
         return Err(Error::malformed(QCOW2, "snapshot table", at, problem));
@@ -73,7 +78,10 @@ pub(super) fn read_table(
         while snapshots.len() < header.nb_snapshots as usize {
             let mut trial = reader.clone();
             match read_entry(&mut trial, header) {
-                Ok(snapshot) => snapshots.push(snapshot),
+                Ok(snapshot) => {
+                    snapshots.push(snapshot);
+                    end = trial.position();
+                }
                 // The window ends inside of this entry: the next one starts with it.
                 Err(_) if snapshots.len() > before => break,
                 Err(error) => return Err(error),
@@ -84,7 +92,7 @@ pub(super) fn read_table(
         at = reader.position();
         limits.check_metadata("the snapshot table", at - table_start)?;
     }
-    Ok(snapshots)
+    Ok((snapshots, end))
 }
 
 fn read_entry(reader: &mut Reader<'_>, header: &Header) -> Result<Snapshot> {
@@ -123,6 +131,7 @@ fn read_entry(reader: &mut Reader<'_>, header: &Header) -> Result<Snapshot> {
         info,
         l1_table_offset: head.l1_table_offset,
         l1_size: head.l1_size,
+        extra_size: head.extra_data_size,
     })
 }
 

@@ -7,6 +7,7 @@
 use crate::error::{Error, Result};
 use crate::image::Write;
 
+use super::super::refcount::CountLayout;
 use super::bytes;
 
 /// The most entries that a refcount table can have: QEMU reads tables of up to 8 MiB.
@@ -18,7 +19,7 @@ const MAX_HOST: u64 = 1 << 56;
 #[derive(Debug)]
 pub(super) struct Allocator {
     cluster_size: u64,
-    refcount_bits: u32,
+    layout: CountLayout,
     /// Clusters in a range.
     per_range: u64,
     /// The first cluster that was not handed out.
@@ -36,10 +37,11 @@ impl Allocator {
     /// An allocator that has handed out cluster 0, for the header, and the one behind it, for the
     /// first refcount block.
     pub(super) fn new(cluster_size: u64, refcount_bits: u32) -> Self {
+        let layout = CountLayout::new(refcount_bits);
         let mut new = Allocator {
             cluster_size,
-            refcount_bits,
-            per_range: cluster_size * 8 / u64::from(refcount_bits),
+            layout,
+            per_range: layout.per_block(cluster_size),
             next: 2,
             range: 0,
             block: bytes::zeroed(cluster_size),
@@ -143,8 +145,7 @@ impl Allocator {
             return false;
         }
         let count = self.refcount(cluster);
-        let most = u64::MAX >> (64 - self.refcount_bits);
-        if count >= most {
+        if count >= self.layout.most() {
             return false;
         }
         self.set_refcount(cluster, count + 1);
@@ -154,8 +155,7 @@ impl Allocator {
     /// Whether [`add_reference`](Self::add_reference) would add one.
     pub(super) fn can_add_reference(&self, host: u64) -> bool {
         let cluster = host / self.cluster_size;
-        let most = u64::MAX >> (64 - self.refcount_bits);
-        cluster / self.per_range == self.range && self.refcount(cluster) < most
+        cluster / self.per_range == self.range && self.refcount(cluster) < self.layout.most()
     }
 
     /// Places the refcount table and closes the last range: the table's offset in bytes and its
@@ -188,7 +188,8 @@ impl Allocator {
             return Err(Error::invalid(format!(
                 "the image is too large for a refcount table of 8 MiB with clusters of {} bytes and \
                  refcounts of {} bits; take larger clusters",
-                self.cluster_size, self.refcount_bits
+                self.cluster_size,
+                self.layout.bits()
             )));
         }
         if end.saturating_mul(self.cluster_size) > MAX_HOST {
@@ -219,40 +220,13 @@ impl Allocator {
         self.block.fill(0);
     }
 
-    /// Bytes of the block that hold the count of a cluster of the current range, and the count's
-    /// place in them, in bits from the least significant.
-    fn place(&self, cluster: u64) -> (std::ops::Range<usize>, u32) {
-        let bit = (cluster % self.per_range) * u64::from(self.refcount_bits);
-        // A block is at most 2 MiB, in bits.
-        let byte = usize::try_from(bit / 8).unwrap_or(usize::MAX);
-        let shift = u32::try_from(bit % 8).unwrap_or(0);
-        let width = usize::try_from(self.refcount_bits.div_ceil(8)).unwrap_or(1);
-        (byte..byte + width, shift)
-    }
-
-    /// Section "Host cluster management": counts of less than a byte start at its lowest bit, others
-    /// are big-endian.
     fn refcount(&self, cluster: u64) -> u64 {
-        let (place, shift) = self.place(cluster);
-        let bytes = self.block.get(place).unwrap_or_default();
-        let value = bytes
-            .iter()
-            .fold(0_u64, |value, byte| (value << 8) | u64::from(*byte));
-        (value >> shift) & (u64::MAX >> (64 - self.refcount_bits))
+        self.layout.read(&self.block, cluster % self.per_range)
     }
 
     fn set_refcount(&mut self, cluster: u64, count: u64) {
-        let (place, shift) = self.place(cluster);
-        let mask = u64::MAX >> (64 - self.refcount_bits);
-        let Some(bytes) = self.block.get_mut(place) else {
-            return;
-        };
-        if let [byte] = bytes {
-            let kept = u64::from(*byte) & !(mask << shift);
-            *byte = u8::try_from(kept | (count << shift)).unwrap_or(u8::MAX);
-        } else if let Some(low) = count.to_be_bytes().get(8 - bytes.len()..) {
-            bytes.copy_from_slice(low);
-        }
+        let index = cluster % self.per_range;
+        self.layout.write(&mut self.block, index, count);
     }
 }
 

@@ -1,0 +1,134 @@
+//! Mending an image: in a new file that is whole or absent, or in place.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::detect::detect;
+use crate::error::{Error, Result};
+use crate::image::{Fixed, Format, Scope};
+use crate::open::OpenOptions;
+use crate::reference::{DenyReferences, Resolver};
+use crate::source::{BlockSource, BlockSourceExt};
+use crate::storage::{FileStorage, PendingFile, identity_of};
+use crate::target::BlockTarget;
+
+use super::Checked;
+
+/// Bytes that are copied at once.
+const PIECE: usize = 1 << 20;
+
+/// What is to be mended, and of which images.
+#[derive(Debug, Clone)]
+pub struct Repair {
+    options: OpenOptions,
+    scope: Scope,
+}
+
+/// What a repair came to.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Repaired {
+    /// What it mended.
+    pub fixed: Fixed,
+    /// What a check finds afterwards.
+    pub checked: Checked,
+}
+
+impl Repair {
+    /// Mends what is in `scope` of images that are opened with `options`.
+    pub fn new(options: OpenOptions, scope: Scope) -> Self {
+        Repair { options, scope }
+    }
+
+    /// Writes a mended copy of the image at `path` to a new file at `to`, which is whole in the end or
+    /// absent. The image itself is only read.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a format of which nothing can be mended, [`Error::InvalidInput`] if
+    /// both are the same file, and what [`Format::repair`], reading and writing fail with.
+    pub fn to_path(&self, path: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Repaired> {
+        let (path, to) = (path.as_ref(), to.as_ref());
+        let source: Arc<dyn BlockSource> = Arc::new(FileStorage::open(path)?);
+        let there = fs::metadata(to).ok();
+        let there = there.and_then(|metadata| identity_of(&metadata));
+        if there.is_some_and(|file| source.uses_file(file)) {
+            return Err(Error::invalid(
+                "the mended copy would replace the image itself; repair it in place if that is meant",
+            ));
+        }
+        let resolver = self.options.resolver_at(path)?;
+        let format = self.options.format_among(&detect(&source)?)?;
+        let pending = PendingFile::create(to)?;
+        let file: Arc<dyn BlockTarget> = pending.storage();
+        copy(&source, &file)?;
+        let repaired = self.run(format, file, resolver)?;
+        pending.commit(true)?;
+        Ok(repaired)
+    }
+
+    /// Mends the image at `path` in place. However it is cut off, the image is not worse than before.
+    ///
+    /// # Errors
+    /// As [`to_path`](Self::to_path).
+    pub fn in_place(&self, path: impl AsRef<Path>) -> Result<Repaired> {
+        let path = path.as_ref();
+        let file: Arc<dyn BlockTarget> = Arc::new(FileStorage::open_writable(path)?);
+        let resolver = self.options.resolver_at(path)?;
+        let format = self.options.format_among(&detect(&file)?)?;
+        self.run(format, file, resolver)
+    }
+
+    /// Mends the image in storage of the caller's, in place. References are denied unless the options
+    /// have a [`resolver`](OpenOptions::resolver).
+    ///
+    /// # Errors
+    /// As [`to_path`](Self::to_path).
+    pub fn target(&self, file: Arc<dyn BlockTarget>) -> Result<Repaired> {
+        let resolver = self.options.resolver_or(|| Arc::new(DenyReferences));
+        let format = self.options.format_among(&detect(&file)?)?;
+        self.run(format, file, resolver)
+    }
+
+    fn run(
+        &self,
+        format: &dyn Format,
+        file: Arc<dyn BlockTarget>,
+        resolver: Arc<dyn Resolver>,
+    ) -> Result<Repaired> {
+        let opener = self
+            .options
+            .own_files(Arc::clone(&resolver), file.identity());
+        let Some(fixed) = format.repair(&file, &opener, self.scope)? else {
+            return Err(Error::Unsupported {
+                format: format.id(),
+                feature: "repair".to_owned(),
+                hint: "convert what can be read of it",
+            });
+        };
+        let source: Arc<dyn BlockSource> = Arc::new(file);
+        let checked = Checked::as_format(format, &source, &self.options, resolver)?;
+        Ok(Repaired { fixed, checked })
+    }
+}
+
+/// Copies a file with its holes.
+fn copy(from: &dyn BlockSource, to: &dyn BlockTarget) -> Result<()> {
+    to.set_size(from.size())?;
+    let mut buf = vec![0; PIECE];
+    for extent in from.extents() {
+        let extent = extent?;
+        if extent.kind.reads_as_zero() {
+            continue;
+        }
+        let mut at = extent.start;
+        while at < extent.end() {
+            let len = usize::try_from(extent.end() - at).map_or(PIECE, |left| left.min(PIECE));
+            let piece = buf.get_mut(..len).unwrap_or_default();
+            from.read_exact_at(piece, at)?;
+            to.write_all_at(piece, at)?;
+            at += len as u64;
+        }
+    }
+    Ok(())
+}

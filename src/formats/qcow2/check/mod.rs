@@ -1,0 +1,242 @@
+//! Whether the reference counts of an image are those of its tables, and its tables sound.
+//!
+//! All that refers to clusters is counted anew: the header, the L1 and L2 tables of the active state
+//! and of each snapshot, the snapshot table, bitmaps, the encryption's header, the refcount table and its
+//! blocks. Then the counts in the file are compared. What is counted as a corruption or a leak is what
+//! `qemu-img check` counts, and what it does not look at besides.
+
+mod compare;
+mod counts;
+mod tables;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::image::{Clusters, Finding, Findings};
+use crate::limits::Limits;
+use crate::source::BlockSource;
+
+use super::entry::{REFCOUNT_OFFSET, REFCOUNT_RESERVED};
+use super::header::Header;
+use super::refcount::{self, StoredCounts};
+use super::{Autoclear, Incompatible, encrypt, open};
+use counts::{Budget, Counts};
+
+/// What an L2 table takes up in the list of those to look at.
+const TABLE_BYTES: u64 = 64;
+
+/// Checks the image in `source`.
+pub(super) fn check(source: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findings> {
+    Ok(Survey::run(source, limits)?.findings)
+}
+
+/// What was found, and what was found out on the way.
+#[derive(Debug)]
+pub(super) struct Survey {
+    header: Header,
+    file: Arc<dyn BlockSource>,
+    limits: Limits,
+    budget: Budget,
+    findings: Findings,
+    /// All references.
+    counts: Counts,
+    /// Those that make a cluster a table or another structure.
+    structures: Counts,
+    stored: StoredCounts,
+    /// The L2 tables, by their host offset.
+    tables: BTreeMap<u64, Uses>,
+    /// Whether something that refers to clusters could not be read, so that leaks cannot be told from
+    /// what it refers to.
+    incomplete: bool,
+    /// Whether the counts cannot be mended where they are.
+    rebuild: bool,
+    /// The last cluster that is in use or counts as such.
+    last_cluster: u64,
+}
+
+/// Who refers to an L2 table.
+#[derive(Debug, Clone, Copy, Default)]
+struct Uses {
+    /// Entries of all L1 tables.
+    all: u64,
+    /// Those of the active one.
+    active: u64,
+    /// The guest offset of the first range for which it answers.
+    guest: u64,
+}
+
+impl Survey {
+    /// Looks at everything.
+    pub(super) fn run(source: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Self> {
+        let header = open::read_header(source)?;
+        let mut findings = Findings::default();
+        let table = findings.sound(refcount::read_table(&header, source, limits))?;
+        let rebuild = table.is_none();
+        let mut survey = Survey {
+            stored: StoredCounts::new(&header, source, table.unwrap_or_default(), limits),
+            header,
+            file: Arc::clone(source),
+            limits: limits.clone(),
+            budget: Budget::new(limits),
+            findings,
+            counts: Counts::default(),
+            structures: Counts::default(),
+            tables: BTreeMap::new(),
+            incomplete: false,
+            rebuild,
+            last_cluster: 0,
+        };
+        survey.look()?;
+        Ok(survey)
+    }
+
+    fn look(&mut self) -> Result<()> {
+        self.look_at_header();
+        self.findings.clusters = Some(Clusters {
+            total: self.header.size.div_ceil(self.cluster_size()),
+            ..Clusters::default()
+        });
+        self.structure("header", 0, self.cluster_size())?;
+        self.look_at_l1_tables()?;
+        self.look_at_l2_tables()?;
+        let table_len =
+            u64::from(self.header.refcount_table_clusters).saturating_mul(self.cluster_size());
+        if !self.rebuild {
+            let start = self.header.refcount_table_offset;
+            self.structure("refcount table", start, table_len)?;
+        }
+        self.look_at_encryption()?;
+        self.look_at_bitmaps()?;
+        self.look_at_refcount_table()?;
+        self.compare()?;
+        self.findings.image_end = Some((self.last_cluster + 1).saturating_mul(self.cluster_size()));
+        Ok(())
+    }
+
+    fn cluster_size(&self) -> u64 {
+        self.header.cluster_size()
+    }
+
+    fn look_at_header(&mut self) {
+        let has = |bit| self.header.incompatible.contains(bit);
+        let (dirty, corrupt) = (has(Incompatible::DIRTY), has(Incompatible::CORRUPT));
+        let unknown = self.header.autoclear.bits() & !Autoclear::all().bits();
+        if dirty {
+            let problem = "the dirty bit is set: the image was not closed";
+            self.findings.note("header", problem);
+        }
+        if corrupt {
+            let problem = "the corrupt bit is set: somebody found damage";
+            self.findings.note("header", problem);
+        }
+        if unknown != 0 {
+            let problem = format!("has the unknown autoclear bits {unknown:#x}");
+            self.findings.note("header", problem);
+        }
+    }
+
+    /// Counts a reference to each cluster of a structure.
+    fn structure(&mut self, name: &'static str, start: u64, len: u64) -> Result<()> {
+        self.refer(name, start, len, 1, None, true)
+    }
+
+    /// Counts references to the clusters that `len` bytes at `start` touch. They may end beyond the end
+    /// of the file, by less than a cluster: its last one need not be whole.
+    fn refer(
+        &mut self,
+        name: &'static str,
+        start: u64,
+        len: u64,
+        times: u64,
+        guest: Option<u64>,
+        is_structure: bool,
+    ) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let file_size = self.file.size();
+        let over = match start.checked_add(len) {
+            Some(end) => end.saturating_sub(file_size),
+            None => u64::MAX,
+        };
+        if over >= self.cluster_size() {
+            let problem = format!("{len} bytes, lies past the end of the file at {file_size}");
+            self.corruption(name, start, guest, times, problem);
+            return Ok(());
+        }
+        let most = self.stored.layout().most();
+        let bits = self.header.cluster_bits;
+        for cluster in start >> bits..=(start + len - 1) >> bits {
+            let added = self.counts.add(cluster, times, most, &mut self.budget)?;
+            if is_structure {
+                self.structures
+                    .add(cluster, added, most, &mut self.budget)?;
+            }
+            if added < times {
+                let problem =
+                    format!("has more references than {most}, which is all that can be counted");
+                self.corruption(name, cluster << bits, guest, times - added, problem);
+            }
+        }
+        Ok(())
+    }
+
+    fn corruption(
+        &mut self,
+        structure: &'static str,
+        at: u64,
+        guest: Option<u64>,
+        times: u64,
+        problem: impl Into<std::borrow::Cow<'static, str>>,
+    ) {
+        let mut finding = Finding::corruption(structure, problem).at(at).times(times);
+        finding.guest = guest;
+        self.findings.add(finding);
+    }
+
+    /// Takes it down that what a structure refers to is not known.
+    fn cannot_tell(&mut self, error: Error) -> Result<()> {
+        self.incomplete = true;
+        self.findings.add_damage(error)
+    }
+
+    fn look_at_encryption(&mut self) -> Result<()> {
+        match encrypt::header_place(&self.header) {
+            Ok(Some((start, len))) => self.structure("encryption header", start, len),
+            Ok(None) => Ok(()),
+            Err(error) => self.cannot_tell(error),
+        }
+    }
+
+    /// The blocks that the refcount table names. They come last: each has to have been nothing else.
+    fn look_at_refcount_table(&mut self) -> Result<()> {
+        let cluster_size = self.cluster_size();
+        let end = self.file.size().next_multiple_of(cluster_size);
+        for range in 0..self.stored.ranges() {
+            let entry = self.stored.entry(range);
+            if entry == 0 {
+                continue;
+            }
+            let offset = entry & REFCOUNT_OFFSET;
+            let problem = if entry & REFCOUNT_RESERVED != 0 {
+                format!("entry {range} is {entry:#x}, with reserved bits set")
+            } else if offset % cluster_size != 0 {
+                format!("entry {range} is {entry:#x}, not at the start of a cluster")
+            } else if offset >= end {
+                format!("entry {range} is {entry:#x}, past the end of the file")
+            } else {
+                self.structure("refcount block", offset, cluster_size)?;
+                let references = self.counts.of(offset / cluster_size);
+                if references == 1 {
+                    continue;
+                }
+                format!("entry {range} is {entry:#x}, a cluster with {references} references")
+            };
+            let at = self.header.refcount_table_offset + range * 8;
+            self.corruption("refcount table", at, None, 1, problem);
+            self.rebuild = true;
+        }
+        Ok(())
+    }
+}

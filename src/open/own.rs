@@ -1,0 +1,34 @@
+//! What a check may open: the files that an image consists of, and none of those behind it.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::image::Opener;
+use crate::reference::{Reference, ReferenceKind, Resolved, Resolver};
+use crate::source::FileIdentity;
+
+use super::OpenOptions;
+
+impl OpenOptions {
+    /// What a format may ask about an image in that file, if only its own files are of interest.
+    pub(crate) fn own_files(
+        &self,
+        resolver: Arc<dyn Resolver>,
+        identity: Option<FileIdentity>,
+    ) -> impl Opener + use<> {
+        self.chain(Arc::new(OwnFiles(resolver)), identity)
+    }
+}
+
+/// Leaves closed what is behind the image, and asks about the rest.
+#[derive(Debug)]
+struct OwnFiles(Arc<dyn Resolver>);
+
+impl Resolver for OwnFiles {
+    fn resolve(&self, reference: &Reference) -> Result<Resolved> {
+        match reference.kind {
+            ReferenceKind::BackingFile => Ok(Resolved::Detached),
+            _ => self.0.resolve(reference),
+        }
+    }
+}

@@ -62,6 +62,21 @@ impl VdiMap {
         Ok(map)
     }
 
+    /// How many blocks are stored, and the number behind the highest; `None` if one is past the end of the
+    /// file.
+    pub(super) fn in_use(&self) -> Option<(u64, u64)> {
+        let (mut count, mut next) = (0, 0);
+        for (entry, index) in self.entries.iter().zip(0_u64..) {
+            if *entry >= ZERO {
+                continue;
+            }
+            self.block(index * self.block_size).ok()?;
+            count += 1;
+            next = next.max(u64::from(*entry) + 1);
+        }
+        Some((count, next))
+    }
+
     /// Where the data of a block starts in the file.
     fn host(&self, entry: u32) -> u64 {
         self.offset_data

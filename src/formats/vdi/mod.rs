@@ -7,6 +7,7 @@
 mod header;
 mod map;
 mod open;
+mod repair;
 mod write;
 
 use std::sync::Arc;
@@ -14,10 +15,11 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+    CreateOptions, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope, Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
+use crate::target::BlockTarget;
 
 pub use header::ImageType;
 pub use open::VdiImage;
@@ -67,6 +69,18 @@ impl Format for Vdi {
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
         Ok(Box::new(VdiImage::open(source, opener)?))
+    }
+
+    fn repair(
+        &self,
+        file: &Arc<dyn BlockTarget>,
+        opener: &dyn Opener,
+        scope: Scope,
+    ) -> Result<Option<Fixed>> {
+        match scope {
+            Scope::Leaks => Ok(Some(Fixed::default())),
+            Scope::All => repair::repair(file, opener).map(Some),
+        }
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -39,7 +39,7 @@ on_disk! {
 }
 
 /// Where `checksum` stands in the header.
-const CHECKSUM_AT: usize = 36;
+pub(super) const CHECKSUM_AT: usize = 36;
 
 impl Header {
     /// The header as bytes, with its checksum.
@@ -64,6 +64,11 @@ impl Header {
         }
         Ok(locators)
     }
+}
+
+/// The checksum that a header of these bytes has to have.
+pub(super) fn checksum_of(header: &[u8; Header::LEN]) -> u32 {
+    checksum(header, CHECKSUM_AT)
 }
 
 /// Bytes of the bitmap that stands before a block's data: a bit for each sector, in whole sectors.
@@ -157,7 +162,7 @@ impl Tables {
     }
 
     /// Bytes of a block in the file, as far as the disk needs them: the last one may end early.
-    fn stored_len(&self, index: u64, size: u64) -> u64 {
+    pub(super) fn stored_len(&self, index: u64, size: u64) -> u64 {
         let data = size
             .saturating_sub(index * self.block_size)
             .min(self.block_size);

@@ -12,6 +12,7 @@ mod header;
 mod locator;
 mod map;
 mod open;
+mod repair;
 mod write;
 
 use std::sync::Arc;
@@ -19,10 +20,11 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
+    CreateOptions, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope, Verdict,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
+use crate::target::BlockTarget;
 
 pub use footer::DiskType;
 pub use geometry::Geometry;
@@ -67,6 +69,18 @@ impl Format for Vhd {
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
         Ok(Box::new(VhdImage::open(source, opener)?))
+    }
+
+    fn repair(
+        &self,
+        file: &Arc<dyn BlockTarget>,
+        opener: &dyn Opener,
+        scope: Scope,
+    ) -> Result<Option<Fixed>> {
+        match scope {
+            Scope::Leaks => Ok(Some(Fixed::default())),
+            Scope::All => repair::repair(file, opener).map(Some),
+        }
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

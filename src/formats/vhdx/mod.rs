@@ -15,6 +15,7 @@ mod open;
 mod overlay;
 mod region;
 mod safety;
+mod repair;
 mod write;
 
 use std::sync::Arc;
@@ -22,10 +23,11 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+    CreateOptions, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope, Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
+use crate::target::BlockTarget;
 
 pub use open::VhdxImage;
 pub use write::{Guids, Subformat, VhdxOptions};
@@ -65,6 +67,18 @@ impl Format for Vhdx {
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
         Ok(Box::new(VhdxImage::open(source, opener)?))
+    }
+
+    fn repair(
+        &self,
+        file: &Arc<dyn BlockTarget>,
+        opener: &dyn Opener,
+        scope: Scope,
+    ) -> Result<Option<Fixed>> {
+        match scope {
+            Scope::Leaks => Ok(Some(Fixed::default())),
+            Scope::All => repair::repair(file, opener).map(Some),
+        }
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -122,17 +122,8 @@ pub(super) fn open_hosted(
         );
         return Err(SparseExtentHeader::malformed(0, "over_head", problem));
     }
-    let layout = Layout {
-        entries: header.num_gtes_per_gt.into(),
-        grain: header.grain_size * SECTOR,
-        capacity,
-        reserved: vec![
-            (0, SECTOR),
-            range(first.descriptor_offset, first.descriptor_size)?,
-        ],
-    };
-    let redundant = header.flag_set().contains(Flags::REDUNDANT_DIRECTORY) && header.rgd_offset > 0;
-    let mut second = redundant.then(|| header.rgd_offset.saturating_mul(SECTOR));
+    let layout = Layout::hosted(first, &header)?;
+    let mut second = second_directory(&header);
     let mut found = layout.directory(&file, header.gd_offset, limits);
     if let (Err(error @ Error::Malformed { .. }), Some(_)) = (&found, second) {
         if let Ok(other) = layout.directory(&file, header.rgd_offset, limits) {
@@ -203,13 +194,8 @@ pub(super) fn open_cowd(
     opener: &dyn Opener,
 ) -> Result<GrainMap<SectorTables>> {
     let (limits, salvages) = (opener.limits(), opener.salvages());
-    let capacity = u64::from(header.num_sectors) * SECTOR;
-    let layout = Layout {
-        entries: COWD_TABLE_ENTRIES,
-        grain: u64::from(header.grain_size) * SECTOR,
-        capacity,
-        reserved: vec![(0, CowdHeader::LEN as u64)],
-    };
+    let layout = Layout::cowd(header);
+    let capacity = layout.capacity;
     if u64::from(header.num_gd_entries) < layout.directory_entries() {
         let problem = format!(
             "is {}, and the capacity needs {}",
@@ -244,17 +230,48 @@ pub(super) fn open_cowd(
 }
 
 /// What the place and size of a grain directory follow from.
-struct Layout {
-    entries: u64,
-    grain: u64,
+pub(super) struct Layout {
+    /// Entries of a grain table.
+    pub(super) entries: u64,
+    /// Bytes of a grain.
+    pub(super) grain: u64,
     /// Bytes of the guest that the extent has room for.
-    capacity: u64,
+    pub(super) capacity: u64,
     /// What no table may lie in, in bytes.
-    reserved: Vec<(u64, u64)>,
+    pub(super) reserved: Vec<(u64, u64)>,
+}
+
+/// Where the other grain directory is, in bytes, if there is one.
+pub(super) fn second_directory(header: &SparseExtentHeader) -> Option<u64> {
+    let redundant = header.flag_set().contains(Flags::REDUNDANT_DIRECTORY) && header.rgd_offset > 0;
+    redundant.then(|| header.rgd_offset.saturating_mul(SECTOR))
 }
 
 impl Layout {
-    fn directory_entries(&self) -> u64 {
+    /// Of a hosted sparse extent with that header at its start, and the one that is in force.
+    pub(super) fn hosted(first: &SparseExtentHeader, header: &SparseExtentHeader) -> Result<Self> {
+        Ok(Layout {
+            entries: header.num_gtes_per_gt.into(),
+            grain: header.grain_size * SECTOR,
+            capacity: header.capacity * SECTOR,
+            reserved: vec![
+                (0, SECTOR),
+                range(first.descriptor_offset, first.descriptor_size)?,
+            ],
+        })
+    }
+
+    /// Of a COWD extent.
+    pub(super) fn cowd(header: &CowdHeader) -> Self {
+        Layout {
+            entries: COWD_TABLE_ENTRIES,
+            grain: u64::from(header.grain_size) * SECTOR,
+            capacity: u64::from(header.num_sectors) * SECTOR,
+            reserved: vec![(0, CowdHeader::LEN as u64)],
+        }
+    }
+
+    pub(super) fn directory_entries(&self) -> u64 {
         self.capacity.div_ceil(self.entries * self.grain)
     }
 

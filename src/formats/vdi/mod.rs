@@ -15,7 +15,8 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope, Verdict, disagrees,
+    CreateOptions, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope, Verdict,
+    disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;

@@ -81,7 +81,9 @@ fn place_of_footer(file: &dyn BlockTarget, opener: &dyn Opener) -> Result<Option
     if end > file_size {
         return Ok(None);
     }
-    let last = file_size.checked_sub(SECTOR).filter(|at| *at >= end && at % SECTOR == 0);
+    let last = file_size
+        .checked_sub(SECTOR)
+        .filter(|at| *at >= end && at % SECTOR == 0);
     if let Some(at) = last.filter(|at| *at > 0) {
         // Where only the cookie is damaged, what stands there is the footer still.
         let (copy, there) = (read(file, 0)?, read(file, at)?);

@@ -14,8 +14,8 @@ mod metadata;
 mod open;
 mod overlay;
 mod region;
-mod safety;
 mod repair;
+mod safety;
 mod write;
 
 use std::sync::Arc;
@@ -23,7 +23,8 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope, Verdict, disagrees,
+    CreateOptions, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope, Verdict,
+    disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;

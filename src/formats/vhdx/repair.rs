@@ -56,7 +56,11 @@ pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result
 /// makes it the current one.
 fn put_header(file: &dyn BlockTarget, current: &Current) -> Result<()> {
     let [first, second] = HEADERS;
-    let to = if current.offset == first { second } else { first };
+    let to = if current.offset == first {
+        second
+    } else {
+        first
+    };
     let sequence_number = current.header.sequence_number.checked_add(1);
     let sequence_number = sequence_number.ok_or_else(|| {
         let problem = "is the last one that there is";

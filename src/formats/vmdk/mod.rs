@@ -7,6 +7,7 @@ mod header;
 mod map;
 mod open;
 mod properties;
+mod repair;
 mod safety;
 mod scan;
 mod sesparse;
@@ -19,10 +20,12 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+    CreateOptions, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope, Verdict,
+    disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
+use crate::target::BlockTarget;
 
 pub use open::VmdkImage;
 pub use write::{AdapterType, Subformat, VmdkOptions};
@@ -78,6 +81,18 @@ impl Format for Vmdk {
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
         Ok(Box::new(VmdkImage::open(source, opener)?))
+    }
+
+    fn repair(
+        &self,
+        file: &Arc<dyn BlockTarget>,
+        opener: &dyn Opener,
+        scope: Scope,
+    ) -> Result<Option<Fixed>> {
+        match scope {
+            Scope::Leaks => Ok(Some(Fixed::default())),
+            Scope::All => repair::repair(file, opener).map(Some),
+        }
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -3,7 +3,8 @@
 //! Start with [`OpenOptions`], which opens an image; [`inspect::Report`] describes one,
 //! [`convert::ConvertOptions`] writes one, [`compare::CompareOptions`] compares two,
 //! [`extents::Entries`] tells where the bytes are and [`measure::MeasureOptions`] how many there would be.
-//! [`stream::StreamInspector`] describes one while its bytes go by.
+//! [`stream::StreamInspector`] describes one while its bytes go by, and [`salvage::Salvage`] reads what is left
+//! of a damaged one.
 //!
 //! Every layer is a [`BlockSource`]: a file, a slice of one, a qcow2 image, its backing file. A format
 //! is a function from [`BlockSource`] to [`BlockSource`]. Imports run downwards only: a format never
@@ -12,7 +13,7 @@
 //! ```text
 //!    img-info img-convert img-compare img-map img-measure …      examples/, and your service
 //!         \         |         |          |         /
-//!       inspect ─ convert ─ compare ─ extents ─ measure          verbs: work on any image
+//!       inspect convert compare ─ extents ─ measure salvage      verbs: work on any image
 //!         |         |
 //!       detect ── open (limits, reference policy, chain)         the one door into an image
 //!         |  \
@@ -62,6 +63,7 @@ mod packed;
 mod page_buf;
 mod progress;
 mod reference;
+pub mod salvage;
 mod source;
 pub mod storage;
 pub mod stream;

@@ -33,6 +33,9 @@ pub struct Limits {
     pub window_bytes: u64,
     /// Bytes that a packed stream may unpack to. 1 TiB.
     pub unpacked_bytes: u64,
+    /// Reads and look-ups that may fail while a damaged disk is [salvaged](crate::salvage). 16,777,216: as
+    /// many sectors as 8 GiB have.
+    pub failures: u64,
 }
 
 impl Default for Limits {
@@ -48,6 +51,7 @@ impl Default for Limits {
             stream_bytes: 16 << 20,
             window_bytes: 64 << 20,
             unpacked_bytes: 1 << 40,
+            failures: 1 << 24,
         }
     }
 }
@@ -93,6 +97,19 @@ impl Limits {
     /// [`Error::LimitExceeded`].
     pub fn check_virtual_size(&self, bytes: u64) -> Result<()> {
         check("virtual_size", "the virtual size", bytes, self.virtual_size)
+    }
+
+    /// Checks the number of reads that failed.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`].
+    pub fn check_failures(&self, count: u64) -> Result<()> {
+        check(
+            "failures",
+            "the number of reads that failed",
+            count,
+            self.failures,
+        )
     }
 
     /// Checks the number of images in a backing chain.

@@ -44,6 +44,14 @@ pub trait BlockSource: Debug + Send + Sync {
         1
     }
 
+    /// How many bytes from `offset` on are lost if their status cannot be told or they cannot be read: what
+    /// the same entry answers for, or the same table if it is that which cannot be had. Never 0; a hint for
+    /// who [goes on](crate::salvage) behind the damage.
+    fn lost_with(&self, offset: u64) -> u64 {
+        let unit = self.block_size().max(1);
+        unit - offset % unit
+    }
+
     /// How many bytes of storage the source takes up, where that is known: for a file less than its
     /// size if it has holes.
     fn allocated_size(&self) -> Option<u64> {
@@ -115,6 +123,7 @@ macro_rules! forward_source {
                 (**self).extent_at(offset, limit)
             }
             fn block_size(&self) -> u64 { (**self).block_size() }
+            fn lost_with(&self, offset: u64) -> u64 { (**self).lost_with(offset) }
             fn allocated_size(&self) -> Option<u64> { (**self).allocated_size() }
             fn identity(&self) -> Option<FileIdentity> { (**self).identity() }
             fn uses_file(&self, file: FileIdentity) -> bool { (**self).uses_file(file) }

@@ -92,6 +92,17 @@ pub(crate) struct Arguments {
     /// Reads the result back and compares it with SRC before it gets its name
     #[arg(long, conflicts_with_all = ["no_create", "backing"])]
     pub(crate) verify: bool,
+    /// Converts a damaged SRC as far as it can be read: what is lost is zeros in DST and is told on
+    /// standard error, and as a map in JSON in FILE. The exit status is 3 if something is lost
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        value_parser = path(),
+        conflicts_with = "resumable"
+    )]
+    pub(crate) salvage: Option<Option<PathBuf>>,
     /// Unpacks what is copied packed, to see that it can be
     #[arg(long)]
     pub(crate) check_packed: bool,
@@ -104,11 +115,12 @@ pub(crate) struct Arguments {
     /// Accepted for the sake of qemu-img's users: images are never locked here
     #[arg(short = 'U', long)]
     force_share: bool,
-    /// Which files that an image refers to, and -B, may be opened: none, same-dir (those in the
+    /// Which files that an image refers to, and -B, may be opened: none, detach (none, and what
+    /// lies there is lost), same-dir (those in the
     /// image's own directory), those below the directory DIR, or anywhere
     #[arg(
         long,
-        value_name = "none|same-dir|DIR|anywhere",
+        value_name = "none|detach|same-dir|DIR|anywhere",
         default_value = "none"
     )]
     pub(crate) allow_references: Policy,
@@ -188,6 +200,10 @@ impl Arguments {
                 sources.len() > 1
                     && !(self.source_digest.is_empty() && self.expect_source.is_empty()),
                 "the digest of SRC has no meaning for several sources",
+            ),
+            (
+                sources.len() > 1 && self.salvage.is_some(),
+                "--salvage has no meaning for several sources",
             ),
             (
                 sources.len() > 1 && self.snapshot.is_some(),

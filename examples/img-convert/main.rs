@@ -4,6 +4,7 @@
 mod arguments;
 #[path = "../common/mod.rs"]
 mod common;
+mod losses;
 mod output;
 #[path = "../common/progress.rs"]
 mod progress;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use arguments::Arguments;
 use blockform::convert::{Cancel, Conversion, ConvertOptions, Summary};
 use blockform::image::{Backing, parse_options};
+use blockform::salvage::Salvage;
 use blockform::storage::Concat;
 use blockform::{
     BlockSource, Error, Image, ImageName, OpenOptions, PathResolver, Reference, ReferenceKind,
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(problem) => {
             complain(COMMAND, &problem);
             ExitCode::FAILURE
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<(), String> {
+fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let (sources, destination) = arguments.check()?;
     let (mut images, mut files) = (Vec::new(), Vec::new());
     for path in sources {
@@ -74,7 +76,21 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         Some(report) => options.progress(report),
         None => options,
     };
-    let converted = joined(images).and_then(|source| {
+    let salvage = match (&arguments.salvage, images.pop()) {
+        (Some(map), Some(image)) => Some((Arc::new(Salvage::of(image)), map.as_deref())),
+        (_, last) => {
+            images.extend(last);
+            None
+        }
+    };
+    let source = match &salvage {
+        Some((salvage, map)) => {
+            losses::check_map(*map, &**salvage, destination)?;
+            Ok(Box::new(Arc::clone(salvage)) as Box<dyn BlockSource>)
+        }
+        None => joined(images),
+    };
+    let converted = source.and_then(|source| {
         if to_stdout {
             output::convert(&options, &*source)
         } else if arguments.no_create {
@@ -87,8 +103,12 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     });
     meter.finish(converted.is_ok());
     let summary = converted.map_err(|error| error.chain())?;
+    let code = match (&salvage, sources) {
+        (Some((salvage, map)), [source]) => losses::tell(salvage, source, *map)?,
+        _ => ExitCode::SUCCESS,
+    };
     if arguments.quiet {
-        return Ok(());
+        return Ok(code);
     }
     let digests = summary
         .content
@@ -103,7 +123,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
         false => io::stdout().write_all(text.as_bytes()),
     };
     told.map_err(|e| format!("cannot write the digests: {e}"))?;
-    Ok(())
+    Ok(code)
 }
 
 /// Converts into DST and all others in one read. Of what fails while others go on each is told on a
@@ -209,6 +229,7 @@ fn open(path: &Path, arguments: &Arguments) -> Result<(Box<dyn Image>, Arc<dyn B
         options = options.disk(disk.as_str());
     }
     options
+        .salvage(arguments.salvage.is_some())
         .verify_manifest(arguments.verify_manifest)
         .open_path_and_file(path)
 }

@@ -8,6 +8,7 @@ use blockform::convert::partition;
 use blockform::extents::Entries;
 use blockform::image::Image;
 use blockform::inspect::{Report, Safety};
+use blockform::salvage::Salvage;
 use blockform::storage::Memory;
 use blockform::stream::StreamOptions;
 use blockform::{
@@ -367,6 +368,46 @@ fn open_as(format: &str, bytes: &[u8]) {
             }
         }
     }
+    salvage_as(format, &source);
+}
+
+/// What is salvaged of the image reads, ends, and is what a strict reader gets, as far as that gets any.
+fn salvage_as(format: &str, source: &Arc<dyn BlockSource>) {
+    let options = OpenOptions::new().format(format).limits(small());
+    let options = options.resolver(Arc::new(DetachReferences));
+    let strict = options.open(Arc::clone(source));
+    let image = match options.salvage(true).open(Arc::clone(source)) {
+        Ok(image) => image,
+        Err(error) => {
+            assert!(strict.is_err(), "only a strict reader opens it: {error}");
+            return printable(&error);
+        }
+    };
+    let salvage = Salvage::of(image).limits(small());
+    look_around(&salvage);
+    let read = salvage.size().min(MOST_READ);
+    let mut bytes = vec![0xee; read as usize];
+    match salvage.read_at(&mut bytes, 0) {
+        Ok(n) => assert_eq!(n, bytes.len()),
+        Err(Error::Unsupported { .. } | Error::LimitExceeded { .. } | Error::InvalidInput(_)) => {
+            return;
+        }
+        Err(error) => panic!("damage is lived with: {error}"),
+    }
+    let losses = salvage.losses();
+    let lost = |at: u64| {
+        let mut list = losses.list.iter();
+        list.any(|loss| loss.start <= at && at < loss.start + loss.length)
+    };
+    let Ok(strict) = strict else { return };
+    for (at, bytes) in (0..).step_by(512).zip(bytes.chunks(512)) {
+        let mut sector = [0; 512];
+        match strict.read_at(&mut sector, at) {
+            _ if losses.untold > 0 || lost(at) => {}
+            Ok(n) => assert_eq!(sector[..n], *bytes, "at {at}"),
+            Err(error) => panic!("nothing is said to be lost at {at}: {error}"),
+        }
+    }
 }
 
 fn small() -> Limits {
@@ -376,6 +417,7 @@ fn small() -> Limits {
     limits.snapshots = 100;
     limits.inflated_bytes = 1 << 20;
     limits.chain_depth = 4;
+    limits.failures = 10_000;
     limits
 }
 

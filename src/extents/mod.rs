@@ -18,8 +18,8 @@ use std::fmt::Write;
 use crate::error::Result;
 use crate::extent::{Extent, ExtentKind};
 use crate::formats::raw::RAW;
-use crate::image::Image;
-use crate::inspect::Report;
+use crate::image::{Image, Value};
+use crate::inspect::{Report, json};
 use crate::name::ImageName;
 
 /// A run of a disk, as `qemu-img map` tells it.
@@ -44,6 +44,9 @@ pub struct Entry {
     pub offset: Option<u64>,
     /// The file that the offset counts in, as the caller would call it.
     pub filename: Option<ImageName>,
+    /// Why it could not be read, in the map of a disk that was [salvaged](crate::salvage): it is zeros
+    /// then. QEMU has no such key.
+    pub error: Option<String>,
 }
 
 impl Entry {
@@ -63,6 +66,13 @@ impl Entry {
         if let Some(offset) = self.offset {
             // Writing to a string cannot fail.
             let _ = write!(text, ", \"offset\": {offset}");
+        }
+        if let Some(error) = &self.error {
+            let _ = write!(
+                text,
+                ", \"error\": {}",
+                json::to_text(&Value::from(error.as_str()))
+            );
         }
         text.push('}');
         text
@@ -187,6 +197,7 @@ impl<'a> Entries<'a> {
             compressed: run.kind == ExtentKind::Compressed,
             offset: run.host_offset,
             filename: None,
+            error: None,
         };
         let Some(layer) = self.layers.get(usize::from(run.depth)) else {
             return entry;
@@ -253,5 +264,6 @@ fn empty(start: u64) -> Entry {
         compressed: false,
         offset: None,
         filename: None,
+        error: None,
     }
 }

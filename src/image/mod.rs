@@ -164,6 +164,10 @@ pub trait Opener: Debug {
     /// [warning](ImageInfo::warnings), where that is possible.
     fn describes(&self) -> bool;
 
+    /// Whether the image is to be opened as far as it can be read, where what is damaged costs a part of
+    /// its disk only: see [`OpenOptions::salvage`](crate::OpenOptions::salvage).
+    fn salvages(&self) -> bool;
+
     /// Opens the image in `source`, which lies within this one, in the format that it shows. Where it
     /// shows none, it is what this one declares. `resolver` decides about its references.
     ///
@@ -187,6 +191,13 @@ pub trait Opener: Debug {
     /// [`Error::LimitExceeded`](crate::Error::LimitExceeded) where the chain is too long,
     /// [`Error::InvalidInput`](crate::Error::InvalidInput) where it comes back to itself.
     fn open_image(&self, reference: &Reference) -> Result<Option<Arc<dyn Image>>>;
+
+    /// As [`open_image`](Self::open_image), by the first of several names that leads to a file: which one
+    /// that is, and the image.
+    ///
+    /// # Errors
+    /// As [`open_image`](Self::open_image); where no name leads anywhere, the error about the first.
+    fn open_first(&self, references: &[Reference]) -> Result<Option<(usize, Arc<dyn Image>)>>;
 
     /// Opens the file that `reference` means as plain bytes.
     ///

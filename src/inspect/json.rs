@@ -7,7 +7,7 @@ use crate::image::Value;
 /// The JSON text of a value. Everything that is not printable ASCII is escaped, so that a parser gets
 /// the text as it was and a terminal gets nothing that it would obey. Bytes that are not UTF-8 have no
 /// place in JSON: they become the text `\xNN`.
-pub(super) fn to_text(value: &Value) -> String {
+pub(crate) fn to_text(value: &Value) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
     let _ = write_value(&mut out, value, 0);

@@ -18,7 +18,7 @@
 
 mod contents;
 mod human;
-mod json;
+pub(crate) mod json;
 mod map;
 mod mbr;
 mod order;

@@ -92,6 +92,10 @@ impl<M: BlockMap> BlockSource for MappedImage<M> {
         self.mapped.block_size()
     }
 
+    fn lost_with(&self, offset: u64) -> u64 {
+        self.mapped.lost_with(offset)
+    }
+
     fn identity(&self) -> Option<FileIdentity> {
         self.file.identity()
     }

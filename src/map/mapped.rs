@@ -320,6 +320,17 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
         self.map.unit()
     }
 
+    fn lost_with(&self, offset: u64) -> u64 {
+        let left = self.size.saturating_sub(offset).max(1);
+        match (self.map.span(offset, left), &self.below) {
+            (Ok((Span::Unallocated, len)), Below::Image(image)) if offset < image.size() => {
+                image.lost_with(offset).min(len)
+            }
+            (Ok((Span::Unallocated, len)), _) => len,
+            _ => self.map.lost_with(offset),
+        }
+    }
+
     fn uses_file(&self, file: FileIdentity) -> bool {
         let below = match &self.below {
             Below::Image(image) => image.uses_file(file),

@@ -21,7 +21,7 @@ use crate::packed::Codec;
 
 pub(crate) use cache::TableCache;
 pub(crate) use claims::Claims;
-pub(crate) use detached::Detached;
+pub(crate) use detached::{Detached, Missing};
 pub(crate) use image::MappedImage;
 pub(crate) use mapped::{Below, Mapped};
 pub(crate) use two_level::{Cluster, Entries, Shape, TwoLevel, data_past_end};
@@ -40,6 +40,12 @@ pub(crate) trait BlockMap: Debug + Send + Sync {
     /// Unlike [`lookup`](Self::lookup) it crosses jumps of the host offset, and a table that is
     /// absent answers for its whole span.
     fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)>;
+
+    /// How many bytes from `guest` on have no answer if it has none: those of its unit, or all for which the
+    /// same table answers if that cannot be had.
+    fn lost_with(&self, guest: u64) -> u64 {
+        self.unit() - guest % self.unit()
+    }
 
     /// Unpacks one unit from the start of `packed`, which `host` bytes into the file.
     fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()>;

@@ -49,6 +49,9 @@ pub(crate) struct Shape {
     pub(crate) l1_offset: u64,
     /// How long the L1 table is at least, whatever the disk needs of it.
     pub(crate) l1_size: u64,
+    /// Whether what can be is to be salvaged: what is missing of a table is lost, and so are clusters that
+    /// several entries have.
+    pub(crate) salvages: bool,
     /// Where else the header says that metadata is, and what it is.
     pub(crate) regions: Vec<(Range<u64>, &'static str)>,
 }
@@ -68,6 +71,8 @@ pub(crate) struct TwoLevel<E> {
     /// image is does not pay for it.
     tables: OnceLock<Vec<u64>>,
     audit: Mutex<Audit>,
+    /// Host clusters that several entries have, once that was asked for, if it is to be salvaged.
+    contested: OnceLock<Claims>,
 }
 
 /// What the tables that were read lay claim to.
@@ -100,7 +105,9 @@ impl<E: Entries> TwoLevel<E> {
         let start = shape.l1_offset;
         let bad = |problem| Err(Error::malformed(shape.format, "L1 table", start, problem));
         let whole = len.max(shape.l1_size);
-        let end = start.checked_add(whole).filter(|end| *end <= file.size());
+        let salvages = shape.salvages && start < file.size();
+        let end = start.checked_add(whole);
+        let end = end.filter(|end| *end <= file.size() || salvages);
         let Some(end) = end else {
             let (size, need) = (file.size(), shape.virtual_size);
             return bad(format!(
@@ -113,7 +120,8 @@ impl<E: Entries> TwoLevel<E> {
             return bad(format!("is in the {other}"));
         }
         shape.regions.push((start..end, "L1 table"));
-        let mut l1 = vec![0; usize::try_from(len).unwrap_or(0)];
+        let there = (file.size() - start) / 8 * 8;
+        let mut l1 = vec![0; usize::try_from(len.min(there)).unwrap_or(0)];
         file.read_exact_at(&mut l1, start)?;
         Ok(TwoLevel {
             shape,
@@ -125,6 +133,7 @@ impl<E: Entries> TwoLevel<E> {
             limits: limits.clone(),
             tables: OnceLock::new(),
             audit: Mutex::default(),
+            contested: OnceLock::new(),
         })
     }
 
@@ -175,7 +184,12 @@ impl<E: Entries> TwoLevel<E> {
     /// Host offset of the L2 table that answers for `guest`, if there is one.
     fn table_offset(&self, guest: u64) -> Result<Option<u64>> {
         let index = guest / self.span_of_table();
-        let offset = self.number(&self.l1, index).unwrap_or(0);
+        let offset = self.number(&self.l1, index);
+        if offset.is_none() && self.shape.salvages {
+            let problem = format!("lacks entry {index}: it was cut short");
+            return Err(self.malformed("L1 table", guest, &problem));
+        }
+        let offset = offset.unwrap_or(0);
         if offset == 0 {
             return Ok(None);
         }
@@ -211,7 +225,9 @@ impl<E: Entries> TwoLevel<E> {
         let piece = self.cache.table(offset, || {
             let mut piece = vec![0; usize::try_from(len).unwrap_or(0)];
             self.file.read_exact_at(&mut piece, offset)?;
-            self.count(offset, &piece, start)?;
+            if !self.shape.salvages {
+                self.count(offset, &piece, start)?;
+            }
             Ok(Arc::new(piece))
         })?;
         Ok(Some((piece, covered - guest % covered)))
@@ -268,12 +284,81 @@ impl<E: Entries> TwoLevel<E> {
         Ok(())
     }
 
+    /// The clusters of the file that an entry has: the first and the last, and whether it shares them with
+    /// other packed ones.
+    fn clusters_of(&self, entry: u64) -> Option<(u64, u64, bool)> {
+        let cluster_size = self.shape.cluster_size;
+        match self.entries.decode(entry) {
+            Cluster::Stored { host } if host % cluster_size == 0 && host < self.file_size => {
+                Some((host / cluster_size, host / cluster_size, false))
+            }
+            Cluster::Packed { host, len } if host < self.file_size => {
+                let last = host.saturating_add(len.saturating_sub(1));
+                let last = last.min(self.file_size) / cluster_size;
+                Some((host / cluster_size, last, true))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a cluster that the entry has is another one's, too, for which all tables are read once.
+    fn is_contested(&self, entry: u64) -> Result<bool> {
+        let Some((first, last, _)) = self.clusters_of(entry) else {
+            return Ok(false);
+        };
+        let contested = match self.contested.get() {
+            Some(contested) => contested,
+            None => {
+                let found = self.find_contested()?;
+                self.contested.get_or_init(|| found)
+            }
+        };
+        Ok((first..=last).any(|number| contested.has(number)))
+    }
+
+    fn find_contested(&self) -> Result<Claims> {
+        let (mut stored, mut packed) = (Claims::default(), Claims::default());
+        let mut contested = Claims::default();
+        let len = self.shape.table_size.min(PIECE);
+        let mut piece = vec![0; usize::try_from(len).unwrap_or(0)];
+        for index in 0..self.l1.len() as u64 / 8 {
+            // What cannot be read has nothing.
+            let Ok(Some(table)) = self.table_offset(index.saturating_mul(self.span_of_table()))
+            else {
+                continue;
+            };
+            for offset in (table..table + self.shape.table_size).step_by(piece.len().max(1)) {
+                let n = self.file.read_at(&mut piece, offset).unwrap_or(0);
+                let there = piece.get(..n).unwrap_or_default();
+                let entries = (0..n as u64 / 8).filter_map(|i| self.number(there, i));
+                for (first, last, is_packed) in entries.filter_map(|e| self.clusters_of(e)) {
+                    for number in first..=last {
+                        let free = match is_packed {
+                            true => {
+                                packed.claim(number, &self.limits)?;
+                                !stored.has(number)
+                            }
+                            false => stored.claim(number, &self.limits)? && !packed.has(number),
+                        };
+                        if !free {
+                            contested.claim(number, &self.limits)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(contested)
+    }
+
     /// What an entry says of `guest`, checked.
     fn decode(&self, entry: u64, guest: u64) -> Result<Run> {
         let bad = |problem: &str| {
             let text = format!("entry {entry:#x} {problem}");
             Err(self.malformed("L2 table", guest, &text))
         };
+        if self.shape.salvages && self.is_contested(entry)? {
+            return bad("has a cluster that is another's, too");
+        }
         let cluster_size = self.shape.cluster_size;
         let into = guest % cluster_size;
         let start = guest - into;
@@ -343,6 +428,7 @@ impl<E: Entries> TwoLevel<E> {
         let mut len = span - guest % span;
         while len < limit {
             match self.number(&self.l1, guest.saturating_add(len) / span) {
+                None if self.shape.salvages => break,
                 None => return limit,
                 Some(0) => len = len.saturating_add(span),
                 Some(_) => break,
@@ -376,6 +462,15 @@ impl<E: Entries> BlockMap for TwoLevel<E> {
             Run::Unallocated => Span::Unallocated,
         };
         Ok((span, len))
+    }
+
+    fn lost_with(&self, guest: u64) -> u64 {
+        let answers = match (self.table_offset(guest), self.piece(guest)) {
+            (Err(_), _) => self.span_of_table(),
+            (_, Err(_)) => (self.shape.table_size.min(PIECE) / 8).saturating_mul(self.unit()),
+            _ => self.unit(),
+        };
+        answers - guest % answers
     }
 
     fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {

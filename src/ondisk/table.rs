@@ -162,6 +162,12 @@ macro_rules! on_disk {
                 bytes
             }
 
+            /// Where a field stands in the structure, in bytes.
+            $vis fn place_of(field: &'static str) -> Option<usize> {
+                let mut fields = Self::FIELDS.iter();
+                fields.find(|f| f.name == field).map(|f| f.offset)
+            }
+
             /// An error about one field of the structure that starts at byte `at` of the file.
             $vis fn malformed(
                 at: u64,

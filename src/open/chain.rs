@@ -1,5 +1,6 @@
 //! The files behind an image: each is opened through the resolver, in a chain that has an end.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use crate::detect::detect;
@@ -22,6 +23,7 @@ pub(super) struct Chain {
     /// What was asked of this image, and not of those behind it.
     pub(super) first: First,
     describes: bool,
+    pub(super) salvages: bool,
     resolver: Arc<dyn Resolver>,
     /// The files from the first image down to this one, to find a chain that bites its tail.
     above: Vec<Option<FileIdentity>>,
@@ -52,6 +54,7 @@ impl Chain {
             limits,
             first: First::default(),
             describes: false,
+            salvages: false,
             resolver,
             above: vec![identity],
         }
@@ -69,6 +72,7 @@ impl Chain {
             limits: self.limits.clone(),
             first: self.first.clone(),
             describes: true,
+            salvages: self.salvages,
             resolver,
             above: self.above.clone(),
         }
@@ -102,9 +106,22 @@ impl Chain {
             limits: self.limits.clone(),
             first: First::default(),
             describes: false,
+            salvages: self.salvages,
             resolver: within,
             above,
         })
+    }
+
+    /// What was opened; nothing if it is damaged or not there, and the image is salvaged.
+    fn forgiven<T>(&self, opened: Result<Option<T>>) -> Result<Option<T>> {
+        match opened {
+            Err(Error::Io { .. } | Error::Malformed { .. } | Error::Unrecognized)
+                if self.salvages =>
+            {
+                Ok(None)
+            }
+            opened => opened,
+        }
     }
 
     /// The file that `reference` means, the format that it has by declaration, and the chain that
@@ -216,20 +233,45 @@ impl Opener for Chain {
         Ok(Arc::from(open_as(format, source, &chain)?))
     }
 
+    fn salvages(&self) -> bool {
+        self.salvages
+    }
+
     fn open_image(&self, reference: &Reference) -> Result<Option<Arc<dyn Image>>> {
-        let Some((source, format, chain)) = self.follow(reference)? else {
-            return Ok(None);
-        };
-        Ok(Some(Arc::from(open_as(format, source, &chain)?)))
+        self.open_first(std::slice::from_ref(reference))
+            .map(|found| found.map(|(_, image)| image))
+    }
+
+    fn open_first(&self, references: &[Reference]) -> Result<Option<(usize, Arc<dyn Image>)>> {
+        let mut first_failure = None;
+        for (index, reference) in references.iter().enumerate() {
+            let opened = self.follow(reference).and_then(|below| match below {
+                None => Ok(None),
+                Some((source, format, chain)) => open_as(format, source, &chain).map(Some),
+            });
+            match opened {
+                Ok(image) => return Ok(image.map(|image| (index, Arc::from(image)))),
+                Err(error) if error.io_kind() == ErrorKind::NotFound => {
+                    first_failure.get_or_insert(error);
+                }
+                // The next name is tried where nothing has this one, and for no other reason.
+                Err(error) => {
+                    first_failure.get_or_insert(error);
+                    break;
+                }
+            }
+        }
+        self.forgiven(first_failure.map_or(Ok(None), Err))
     }
 
     fn open_bytes(&self, reference: &Reference) -> Result<Option<Arc<dyn BlockSource>>> {
-        match self.resolver.resolve(reference)? {
-            Resolved::Detached => Ok(None),
-            Resolved::Open { source, within, .. } => {
+        self.forgiven(match self.resolver.resolve(reference) {
+            Ok(Resolved::Detached) => Ok(None),
+            Ok(Resolved::Open { source, within, .. }) => {
                 self.below(source.identity(), within, reference)?;
                 Ok(Some(source))
             }
-        }
+            Err(error) => Err(error),
+        })
     }
 }

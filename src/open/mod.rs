@@ -41,6 +41,7 @@ pub struct OpenOptions {
     snapshot: Option<SnapshotSelector>,
     disk: Option<DiskSelector>,
     verify_manifest: bool,
+    salvage: bool,
 }
 
 impl Default for OpenOptions {
@@ -60,6 +61,7 @@ impl OpenOptions {
             snapshot: None,
             disk: None,
             verify_manifest: false,
+            salvage: false,
         }
     }
 
@@ -113,6 +115,17 @@ impl OpenOptions {
     #[must_use]
     pub fn verify_manifest(mut self, verify: bool) -> Self {
         self.verify_manifest = verify;
+        self
+    }
+
+    /// Opens an image also where what is damaged costs a part of its disk only: a table that is cut short,
+    /// say, two entries that have the same cluster, or a stream without its end. Reading that part fails,
+    /// so that a [`Salvage`](crate::salvage::Salvage) can be made over the image. A file that it refers to
+    /// and that cannot be opened is left closed; one that is not allowed is an error all the same. Not
+    /// done unless asked for.
+    #[must_use]
+    pub fn salvage(mut self, salvage: bool) -> Self {
+        self.salvage = salvage;
         self
     }
 
@@ -200,6 +213,7 @@ impl OpenOptions {
             disk: self.disk.clone(),
             verifies: self.verify_manifest,
         };
+        chain.salvages = self.salvage;
         chain
     }
 }

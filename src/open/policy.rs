@@ -29,10 +29,11 @@ pub enum PathPolicy {
 }
 
 impl PathPolicy {
-    /// The policy that people write as `none`, `same-dir`, `anywhere`, or the path of a directory.
+    /// The policy that people write as `none`, `detach`, `same-dir`, `anywhere`, or the path of a directory.
     pub fn from_text(text: &str) -> PathPolicy {
         match text {
             "none" => PathPolicy::Deny,
+            "detach" => PathPolicy::Detach,
             "same-dir" => PathPolicy::SameDirectory,
             "anywhere" => PathPolicy::DangerousAnywhere,
             directory => PathPolicy::Within(PathBuf::from(directory)),

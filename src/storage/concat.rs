@@ -94,6 +94,11 @@ impl BlockSource for Concat {
             .unwrap_or(1)
     }
 
+    fn lost_with(&self, offset: u64) -> u64 {
+        self.part_at(offset)
+            .map_or(1, |(part, inside, left)| part.lost_with(inside).min(left))
+    }
+
     fn uses_file(&self, file: FileIdentity) -> bool {
         self.parts.iter().any(|(_, part)| part.uses_file(file))
     }

@@ -56,6 +56,13 @@ impl<S: BlockSource> BlockSource for Slice<S> {
         self.inner.block_size()
     }
 
+    fn lost_with(&self, offset: u64) -> u64 {
+        let left = self.len.saturating_sub(offset).max(1);
+        self.inner
+            .lost_with(self.start.saturating_add(offset))
+            .min(left)
+    }
+
     fn uses_file(&self, file: FileIdentity) -> bool {
         self.inner.uses_file(file)
     }

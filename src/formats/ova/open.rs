@@ -259,6 +259,11 @@ impl BlockSource for OvaImage {
         self.disk().map_or(1, |disk| disk.block_size())
     }
 
+    fn lost_with(&self, offset: u64) -> u64 {
+        let left = self.size().saturating_sub(offset).max(1);
+        self.disk().map_or(left, |disk| disk.lost_with(offset))
+    }
+
     fn identity(&self) -> Option<FileIdentity> {
         self.file.identity()
     }

@@ -176,7 +176,7 @@ impl Parts<'_> {
         file: Arc<dyn BlockSource>,
         below: Below,
     ) -> Result<Arc<dyn BlockSource>> {
-        let Expandable { map, info } = Expandable::read(&file, self.opener.limits())?;
+        let Expandable { map, info } = Expandable::read(&file, self.opener)?;
         let unit = info.cluster_size.unwrap_or(0);
         if storage.block_size != 0 && storage.block_size != unit {
             let problem = format!(
@@ -248,6 +248,10 @@ impl BlockSource for Bundle {
 
     fn block_size(&self) -> u64 {
         self.disk.block_size()
+    }
+
+    fn lost_with(&self, offset: u64) -> u64 {
+        self.disk.lost_with(offset)
     }
 
     fn identity(&self) -> Option<FileIdentity> {

@@ -19,9 +19,11 @@ pub(super) struct ParallelsMap {
     bat: Vec<u32>,
     /// Where clusters are that hold no data, in the unit of the BAT.
     others: Vec<u32>,
-    /// An entry whose cluster shares bytes with another one. Looked for when the first entry is read:
-    /// who only asks what an image is does not pay for it.
-    shared: OnceLock<Option<u32>>,
+    /// The entries whose clusters share bytes with others, in order. Looked for when the first entry is
+    /// read: who only asks what an image is does not pay for it.
+    shared: OnceLock<Vec<u32>>,
+    /// Whether only these are lost.
+    pub(super) salvages: bool,
 }
 
 impl ParallelsMap {
@@ -37,6 +39,7 @@ impl ParallelsMap {
             bat,
             others,
             shared: OnceLock::new(),
+            salvages: false,
         }
     }
 
@@ -50,18 +53,25 @@ impl ParallelsMap {
         entry.copied().unwrap_or(0)
     }
 
-    /// An entry whose cluster shares bytes with that of another entry, or with metadata.
-    fn shared(&self) -> Option<u32> {
-        *self.shared.get_or_init(|| {
+    /// An entry whose cluster shares bytes with that of another entry, or with metadata: `entry`, if only
+    /// that counts.
+    fn shared(&self, entry: u32) -> Option<u32> {
+        let shared = self.shared.get_or_init(|| {
             let entries = self.bat.iter().copied();
             let mut used: Vec<u32> = entries.filter(|entry| *entry != 0).collect();
             used.extend(&self.others);
             used.sort_unstable();
             let apart = self.header.tracks / self.header.multiplier;
-            let mut pairs = used.iter().zip(used.iter().skip(1));
-            let close = pairs.find(|(first, second)| second.saturating_sub(**first) < apart);
-            close.map(|(_, second)| *second)
-        })
+            let pairs = used.iter().zip(used.iter().skip(1));
+            let close = pairs.filter(|(first, second)| second.saturating_sub(**first) < apart);
+            close
+                .flat_map(|(first, second)| [*first, *second])
+                .collect()
+        });
+        match self.salvages {
+            false => shared.get(1).copied(),
+            true => shared.binary_search(&entry).ok().map(|_| entry),
+        }
     }
 
     /// What the entry of `guest` says of it, checked.
@@ -72,7 +82,7 @@ impl ParallelsMap {
         if entry == 0 {
             return Ok(Run::Unallocated);
         }
-        if let Some(shared) = self.shared() {
+        if let Some(shared) = self.shared(entry) {
             let problem = format!("entry {shared:#x} has a cluster that is another's, too");
             return Err(self.malformed(guest, &problem));
         }

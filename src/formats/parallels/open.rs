@@ -24,7 +24,8 @@ pub(super) struct Expandable {
 
 impl Expandable {
     /// Reads the header and the tables of `file`.
-    pub(super) fn read(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Self> {
+    pub(super) fn read(file: &Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
+        let limits = opener.limits();
         let header = Header::read(file)?;
         limits.check_virtual_size(header.size)?;
         let bat = read_bat(&header, file, limits)?;
@@ -39,7 +40,8 @@ impl Expandable {
             warnings: warnings.cloned().collect(),
             ..ImageInfo::default()
         };
-        let map = ParallelsMap::new(header, Arc::clone(file), bat, extension.clusters);
+        let mut map = ParallelsMap::new(header, Arc::clone(file), bat, extension.clusters);
+        map.salvages = opener.salvages();
         Ok(Expandable { map, info })
     }
 }
@@ -68,7 +70,7 @@ pub(super) fn open(file: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Bo
     if opener.snapshot().is_some() {
         return Err(Error::invalid("a Parallels image has no snapshots"));
     }
-    let Expandable { map, info } = Expandable::read(&file, opener.limits())?;
+    let Expandable { map, info } = Expandable::read(&file, opener)?;
     let image = MappedImage::open(PARALLELS, file, map, info, None, opener)?;
     Ok(Box::new(image))
 }

@@ -54,11 +54,12 @@ impl Entries for QcowEntries {
     }
 }
 
-/// The tables of the image in `file`.
+/// The tables of the image in `file`; `salvages` if what can be read of them is to be had.
 fn tables(
     header: &Header,
     file: &Arc<dyn BlockSource>,
     limits: &Limits,
+    salvages: bool,
 ) -> Result<TwoLevel<QcowEntries>> {
     let mut regions = vec![(0..RawHeader::LEN as u64, "header")];
     if let Some((offset, name)) = &header.backing_file {
@@ -75,6 +76,7 @@ fn tables(
         virtual_size: header.size,
         l1_offset: header.l1_table_offset,
         l1_size: 0,
+        salvages,
         regions,
     };
     let entries = QcowEntries {
@@ -88,7 +90,7 @@ fn tables(
 pub(super) fn check(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findings> {
     let header = Header::read(file)?;
     let mut findings = Findings::default();
-    match findings.sound(tables(&header, file, limits))? {
+    match findings.sound(tables(&header, file, limits, false))? {
         Some(tables) => tables.check(false),
         None => Ok(findings),
     }
@@ -103,7 +105,7 @@ pub(super) fn open(
         return Err(Error::invalid("a qcow image has no snapshots"));
     }
     let header = Header::read(&file)?;
-    let map = tables(&header, &file, opener.limits())?;
+    let map = tables(&header, &file, opener.limits(), opener.salvages())?;
     let backing = header
         .backing_file
         .map(|(_, name)| Reference::new(ReferenceKind::BackingFile, name).with_format_in_name());

@@ -4,14 +4,14 @@
 //! and a guest could read the tables that its own disk is made of.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::error::Result;
 use crate::limits::Limits;
 use crate::map::Claims;
 use crate::source::BlockSource;
 
-use super::entry::{COMPRESSED, COPIED, L1_OFFSET, L2_OFFSET, REFCOUNT_OFFSET};
+use super::entry::{L1_OFFSET, REFCOUNT_OFFSET};
 use super::header::Header;
 use super::map::be_u64;
 use super::refcount;
@@ -25,6 +25,8 @@ pub(super) struct Audit {
     /// Host offsets of the refcount blocks, in order.
     refcount_blocks: Vec<u64>,
     claimed: Mutex<Claimed>,
+    /// Clusters that several entries have for themselves, once that was asked for.
+    contested: OnceLock<Claims>,
 }
 
 /// Clusters that an entry says it has for itself.
@@ -52,6 +54,7 @@ impl Audit {
             l2_tables: offsets(l1, L1_OFFSET),
             refcount_blocks: offsets(&table, REFCOUNT_OFFSET),
             claimed: Mutex::default(),
+            contested: OnceLock::new(),
         }
     }
 
@@ -67,24 +70,21 @@ impl Audit {
             .then_some("refcount block")
     }
 
-    /// Counts the clusters that an L2 table's entries have for themselves; the host offset of the
+    /// Counts the clusters that an L2 table's entries have for themselves, by `own`; the host offset of the
     /// first that another entry has, too. `stride` is how many numbers an entry is long.
     pub(super) fn count(
         &self,
         table_offset: u64,
         table: &[u8],
         stride: usize,
+        own: &dyn Fn(u64) -> Option<u64>,
         limits: &Limits,
     ) -> Result<Option<u64>> {
         let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
         if !claimed.tables.insert(table_offset) {
             return Ok(None);
         }
-        let entries = table
-            .chunks_exact(8 * stride)
-            .filter_map(|entry| be_u64(entry, 0));
-        let own = entries.filter(|e| e & COMPRESSED == 0 && e & COPIED != 0);
-        for host in own.map(|entry| entry & L2_OFFSET).filter(|host| *host != 0) {
+        for host in owned(table, stride, own) {
             if !claimed.clusters.claim(host >> self.cluster_bits, limits)? {
                 // Asked again, it has to say so again.
                 claimed.tables.remove(&table_offset);
@@ -93,6 +93,44 @@ impl Audit {
         }
         Ok(None)
     }
+
+    /// Whether several entries of the state's tables have the cluster at `host` for themselves. All tables
+    /// are read for the first answer. What cannot be read of them has nothing.
+    pub(super) fn is_contested(
+        &self,
+        host: u64,
+        own: &dyn Fn(u64) -> Option<u64>,
+        file: &dyn BlockSource,
+        limits: &Limits,
+        stride: usize,
+    ) -> Result<bool> {
+        if let Some(contested) = self.contested.get() {
+            return Ok(contested.has(host >> self.cluster_bits));
+        }
+        let (mut clusters, mut contested) = (Claims::default(), Claims::default());
+        let mut table = vec![0; 1 << self.cluster_bits];
+        for offset in &self.l2_tables {
+            let n = file.read_at(&mut table, *offset).unwrap_or(0);
+            for host in owned(table.get(..n).unwrap_or_default(), stride, own) {
+                let cluster = host >> self.cluster_bits;
+                if !clusters.claim(cluster, limits)? {
+                    contested.claim(cluster, limits)?;
+                }
+            }
+        }
+        let contested = self.contested.get_or_init(|| contested);
+        Ok(contested.has(host >> self.cluster_bits))
+    }
+}
+
+/// The clusters that a table's entries have for themselves.
+fn owned(
+    table: &[u8],
+    stride: usize,
+    own: &dyn Fn(u64) -> Option<u64>,
+) -> impl Iterator<Item = u64> {
+    let entries = table.chunks_exact(8 * stride);
+    entries.filter_map(move |entry| own(be_u64(entry, 0)?))
 }
 
 /// What an entry points to on purpose.

@@ -19,8 +19,9 @@ impl Regions {
     /// The header's regions: itself, the refcount table and the active L1 table.
     ///
     /// Of these only the L1 table has to be right for the image to be read, and is checked: to lie in
-    /// the file, at the start of a cluster, and apart from the header.
-    pub(super) fn of(header: &Header, file_size: u64) -> Result<Self> {
+    /// the file, at the start of a cluster, and apart from the header. If what can be is to be salvaged, it
+    /// may be cut short.
+    pub(super) fn of(header: &Header, file_size: u64, salvages: bool) -> Result<Self> {
         let cluster_size = header.cluster_size();
         let bad = |field, problem| Err(HeaderV2::malformed(0, field, problem));
         let mut regions = Regions(vec![Region {
@@ -37,7 +38,8 @@ impl Regions {
                     format!("{start} is not at the start of a cluster"),
                 );
             }
-            let Some(end) = start.checked_add(l1_len).filter(|end| *end <= file_size) else {
+            let in_file = |end: &u64| *end <= file_size || salvages && start < file_size;
+            let Some(end) = start.checked_add(l1_len).filter(in_file) else {
                 let problem = format!(
                     "the L1 table at byte {start}, {l1_len} bytes long, reaches past the end of the \
                      file at {file_size}"

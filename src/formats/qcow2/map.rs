@@ -39,6 +39,9 @@ pub(super) struct Qcow2Map {
     regions: Regions,
     header: Header,
     limits: Limits,
+    /// Whether what is wrong with a table costs no more than it has to: what is missing of it is lost, and
+    /// so is a cluster that two entries have.
+    pub(super) salvages: bool,
     /// Made when the first table is read: who only asks what an image is does not pay for it.
     audit: OnceLock<Audit>,
 }
@@ -74,6 +77,7 @@ impl Qcow2Map {
             regions,
             header: header.clone(),
             limits: limits.clone(),
+            salvages: false,
             audit: OnceLock::new(),
         }
     }
@@ -81,6 +85,45 @@ impl Qcow2Map {
     fn audit(&self) -> &Audit {
         self.audit
             .get_or_init(|| Audit::new(&self.header, &self.l1, &self.file, &self.limits))
+    }
+
+    /// Bytes of an L2 entry, in numbers.
+    fn stride(&self) -> usize {
+        if self.extended_l2 { 2 } else { 1 }
+    }
+
+    /// The cluster that an entry says it has for itself, if it says so and makes sense otherwise.
+    fn own_cluster(&self, entry: u64) -> Option<u64> {
+        let flag_zero = if self.extended_l2 || self.version < 3 {
+            0
+        } else {
+            ZERO
+        };
+        let host = entry & L2_OFFSET;
+        let own = entry & COMPRESSED == 0 && entry & COPIED != 0 && host != 0;
+        let sound = entry & L2_RESERVED & !flag_zero == 0 && host % self.cluster_size() == 0;
+        (own && (sound || !self.salvages)).then_some(host)
+    }
+
+    /// Fails if the cluster at `host` is that of another entry, too, which is found out about all of them
+    /// before any is believed: else it would be the first that was asked for that is.
+    fn check_own(&self, entry: u64, guest: u64) -> Result<()> {
+        let Some(host) = self.own_cluster(entry).filter(|_| !self.data_file) else {
+            return Ok(());
+        };
+        let own = |entry| self.own_cluster(entry);
+        match self
+            .audit()
+            .is_contested(host, &own, &self.file, &self.limits, self.stride())?
+        {
+            false => Ok(()),
+            true => {
+                let problem = format!(
+                    "entry {entry:#x} has the cluster at byte {host}, and so has another one"
+                );
+                Err(self.malformed("L2 table", guest, problem))
+            }
+        }
     }
 
     /// The name of the metadata that the cluster at `host` holds, if it does.
@@ -113,6 +156,10 @@ impl Qcow2Map {
         let index = usize::try_from(guest / self.table_span()).unwrap_or(usize::MAX);
         // The L1 table may be shorter than the disk is after it was enlarged.
         let Some(entry) = be_u64(&self.l1, index) else {
+            if self.salvages {
+                let problem = format!("entry {index} is missing");
+                return Err(self.malformed("L1 table", guest, problem));
+            }
             return Ok(None);
         };
         let offset = entry & L1_OFFSET;
@@ -139,18 +186,13 @@ impl Qcow2Map {
             return Ok(None);
         };
         let table = self.l2_cache.table(offset, || {
-            let mut table = vec![0; usize::try_from(self.cluster_size()).unwrap_or(0)];
-            self.file
-                .read_exact_at(&mut table, offset)
-                .map_err(|error| match error {
-                    Error::OutOfRange { .. } => {
-                        let problem = format!("at byte {offset} reaches past the end of the file");
-                        self.malformed("L2 table", guest, problem)
-                    }
-                    error => error,
-                })?;
-            let stride = if self.extended_l2 { 2 } else { 1 };
-            let twice = if self.data_file { None } else { self.audit().count(offset, &table, stride, &self.limits)? };
+            let table = self.read_l2_table(offset, guest)?;
+            if self.data_file || self.salvages {
+                return Ok(Arc::new(table));
+            }
+            let own = |entry| self.own_cluster(entry);
+            let audit = self.audit();
+            let twice = audit.count(offset, &table, self.stride(), &own, &self.limits)?;
             if let Some(host) = twice {
                 let problem = format!(
                     "an entry says that the cluster at byte {host} is its own, and another one has it"
@@ -162,24 +204,46 @@ impl Qcow2Map {
         Ok(Some(table))
     }
 
-    fn entry(&self, table: &[u8], index: usize) -> Entry {
-        if self.extended_l2 {
-            let entry = be_u64(table, 2 * index).unwrap_or(0);
-            Entry {
-                entry,
-                bitmap: be_u64(table, 2 * index + 1).unwrap_or(0),
-            }
-        } else {
-            Entry {
-                entry: be_u64(table, index).unwrap_or(0),
-                bitmap: 0,
-            }
+    /// Reads the L2 table at `offset`, which answers for `guest`: all of it, or what there is if that is to
+    /// be salvaged.
+    fn read_l2_table(&self, offset: u64, guest: u64) -> Result<Vec<u8>> {
+        let there = self.file.size().saturating_sub(offset);
+        let len = match self.salvages {
+            true => self.cluster_size().min(there / 16 * 16),
+            false => self.cluster_size(),
+        };
+        if len > there || len == 0 {
+            let problem = format!("at byte {offset} reaches past the end of the file");
+            return Err(self.malformed("L2 table", guest, problem));
         }
+        let mut table = vec![0; usize::try_from(len).unwrap_or(0)];
+        self.file.read_exact_at(&mut table, offset)?;
+        Ok(table)
+    }
+
+    /// An entry of a table, if the table is so long.
+    fn entry(&self, table: &[u8], index: usize) -> Option<Entry> {
+        let at = self.stride() * index;
+        let bitmap = match self.extended_l2 {
+            true => be_u64(table, at + 1)?,
+            false => 0,
+        };
+        Some(Entry {
+            entry: be_u64(table, at)?,
+            bitmap,
+        })
     }
 
     /// The status of one guest offset by its entry, and for how many bytes of the cluster, from
     /// there on, it holds.
-    fn decode(&self, entry: Entry, guest: u64) -> Result<(Run, u64)> {
+    fn decode(&self, entry: Option<Entry>, guest: u64) -> Result<(Run, u64)> {
+        let Some(entry) = entry else {
+            let problem = "lacks its entry: it was cut short".to_owned();
+            return Err(self.malformed("L2 table", guest, problem));
+        };
+        if self.salvages {
+            self.check_own(entry.entry, guest)?;
+        }
         let into = guest % self.cluster_size();
         let rest = self.cluster_size() - into;
         if entry.entry & COMPRESSED != 0 {
@@ -289,7 +353,7 @@ impl Qcow2Map {
         let index_of = |at: u64| usize::try_from((at % span) >> self.cluster_bits).unwrap_or(0);
         let first_entry = self.entry(table, index_of(guest));
         let (first, mut len) = self.decode(first_entry, guest)?;
-        if first_entry.entry == 0 && first_entry.bitmap == 0 {
+        if first_entry.is_some_and(|first| first.entry == 0 && first.bitmap == 0) {
             len = self.empty_span(table, index_of(guest), guest);
         }
         while len < limit {
@@ -334,6 +398,7 @@ impl Qcow2Map {
         while len < limit {
             let index = usize::try_from((guest + len) / span).unwrap_or(usize::MAX);
             match be_u64(&self.l1, index) {
+                None if self.salvages => break,
                 None => return Ok(limit),
                 Some(entry) if entry & L1_OFFSET != 0 || entry & L1_RESERVED != 0 => break,
                 Some(_) => len = len.saturating_add(span),
@@ -367,6 +432,14 @@ impl BlockMap for Qcow2Map {
             Run::Unallocated => Span::Unallocated,
         };
         Ok((span, len))
+    }
+
+    fn lost_with(&self, guest: u64) -> u64 {
+        let answers = match self.l2_table(guest) {
+            Ok(_) => self.cluster_size(),
+            Err(_) => self.table_span(),
+        };
+        answers - guest % answers
     }
 
     fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {

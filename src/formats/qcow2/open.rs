@@ -5,9 +5,8 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{Image, ImageInfo, Opener, Value};
-use crate::limits::Limits;
-use crate::map::{Below, Mapped};
+use crate::image::{BitmapInfo, Image, ImageInfo, Opener, Value};
+use crate::map::{Below, Detached, Mapped};
 use crate::name::ImageName;
 use crate::packed::PackedSource;
 use crate::reference::{Reference, ReferenceKind};
@@ -36,23 +35,41 @@ impl Qcow2Image {
     /// # Errors
     /// As [`Format::open`](crate::Format::open).
     pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
-        let limits = opener.limits();
+        let (limits, salvages) = (opener.limits(), opener.salvages());
         let header = read_header(&source)?;
-        let regions = Regions::of(&header, source.size())?;
-        let (snapshots, _) = snapshot::read_table(&header, &source, limits)?;
+        let regions = Regions::of(&header, source.size(), salvages)?;
+        let mut left_out = Vec::new();
+        let snapshots = snapshot::read_table(&header, &source, limits).map(|(all, _)| all);
+        let snapshots = match salvages && opener.snapshot().is_none() {
+            true => or_nothing("snapshots", snapshots, &mut left_out),
+            false => snapshots?,
+        };
         let selected = opener
             .snapshot()
             .map(|s| snapshot::find(&snapshots, s))
             .transpose()?;
         let size = selected.map_or(header.size, |snapshot| snapshot.info.virtual_size);
-        let l1 = read_l1(&header, selected, size, &source, &regions, limits)?;
+        let l1 = L1 {
+            header: &header,
+            selected,
+            size,
+        };
+        let l1 = l1.read(&source, &regions, opener)?;
 
         let mut references = Vec::new();
         let data = open_data_file(&header, &source, opener, &mut references)?;
         let (below, backing) = open_backing(&header, opener, &mut references)?;
-        let mut info = describe(&header, &source, limits, &snapshots)?;
+        let bitmaps = bitmap::read_directory(&header, &source, limits).map(|all| all.bitmaps);
+        let bitmaps = match salvages {
+            true => or_nothing("bitmaps", bitmaps, &mut left_out),
+            false => bitmaps?,
+        };
+        let bitmaps = bitmaps.into_iter().map(|bitmap| bitmap.info).collect();
+        let mut info = describe(&header, &source, &snapshots, bitmaps)?;
         info.virtual_size = size;
-        let map = Qcow2Map::new(&header, Arc::clone(&source), l1, regions, limits);
+        info.warnings.extend(left_out);
+        let mut map = Qcow2Map::new(&header, Arc::clone(&source), l1, regions, limits);
+        map.salvages = salvages;
         let mapped = Mapped::new(map, data, below, size);
         Ok(Qcow2Image {
             file: source,
@@ -103,6 +120,10 @@ impl BlockSource for Qcow2Image {
 
     fn block_size(&self) -> u64 {
         self.header.cluster_size()
+    }
+
+    fn lost_with(&self, offset: u64) -> u64 {
+        self.mapped.lost_with(offset)
     }
 
     fn identity(&self) -> Option<FileIdentity> {
@@ -178,45 +199,65 @@ pub(super) fn read_header(source: &dyn BlockSource) -> Result<Header> {
     }
 }
 
-/// Reads the L1 table of the active state or of a snapshot.
-fn read_l1(
-    header: &Header,
-    selected: Option<&Snapshot>,
+/// A list beside the data that may be damaged while the data is not, and why it is left out if it is.
+fn or_nothing<T>(what: &str, read: Result<Vec<T>>, left_out: &mut Vec<String>) -> Vec<T> {
+    read.unwrap_or_else(|error| {
+        left_out.push(format!("the {what} are left out: {}", error.chain()));
+        Vec::new()
+    })
+}
+
+/// The L1 table of the active state or of a snapshot.
+struct L1<'a> {
+    header: &'a Header,
+    selected: Option<&'a Snapshot>,
+    /// Virtual size in bytes.
     size: u64,
-    source: &dyn BlockSource,
-    regions: &Regions,
-    limits: &Limits,
-) -> Result<Vec<u8>> {
-    let (offset, entries) = match selected {
-        None => (header.l1_table_offset, header.l1_size),
-        Some(snapshot) => (snapshot.l1_table_offset, snapshot.l1_size),
-    };
-    let entry_size = if header.has_extended_l2() { 16 } else { 8 };
-    let span = u128::from(header.cluster_size()) * u128::from(header.cluster_size() / entry_size);
-    let needed = u128::from(size).div_ceil(span);
-    if u128::from(entries) < needed {
-        let problem = format!("is {entries}, and a disk of {size} bytes needs {needed}");
-        return Err(HeaderV2::malformed(0, "l1_size", problem));
-    }
-    let len = u64::from(entries) * 8;
-    limits.check_metadata("the L1 table", len)?;
-    if selected.is_some() {
-        if let Some(other) = regions.overlapping(offset, len) {
-            let problem = format!("of the snapshot is in the {other}");
+}
+
+impl L1<'_> {
+    /// Reads it; if what can be is to be salvaged, as far as it is there.
+    fn read(
+        &self,
+        source: &dyn BlockSource,
+        regions: &Regions,
+        opener: &dyn Opener,
+    ) -> Result<Vec<u8>> {
+        let header = self.header;
+        let (offset, entries) = match self.selected {
+            None => (header.l1_table_offset, header.l1_size),
+            Some(snapshot) => (snapshot.l1_table_offset, snapshot.l1_size),
+        };
+        let entry_size = if header.has_extended_l2() { 16 } else { 8 };
+        let span =
+            u128::from(header.cluster_size()) * u128::from(header.cluster_size() / entry_size);
+        let needed = u128::from(self.size).div_ceil(span);
+        if u128::from(entries) < needed && !opener.salvages() {
+            let problem = format!(
+                "is {entries}, and a disk of {} bytes needs {needed}",
+                self.size
+            );
+            return Err(HeaderV2::malformed(0, "l1_size", problem));
+        }
+        let len = u64::from(entries) * 8;
+        opener.limits().check_metadata("the L1 table", len)?;
+        if self.selected.is_some() {
+            if let Some(other) = regions.overlapping(offset, len) {
+                let problem = format!("of the snapshot is in the {other}");
+                return Err(Error::malformed(QCOW2, "L1 table", offset, problem));
+            }
+        }
+        let there = source.size().saturating_sub(offset) / 8 * 8;
+        let fits = len <= there || opener.salvages();
+        if !fits || offset % header.cluster_size() != 0 {
+            let problem =
+                format!("{len} bytes long, is not at the start of a cluster or not in the file");
             return Err(Error::malformed(QCOW2, "L1 table", offset, problem));
         }
+        let mut l1 = vec![0; usize::try_from(len.min(there)).unwrap_or(0)];
+        source.read_exact_at(&mut l1, offset)?;
+        Ok(l1)
     }
-    let fits = offset
-        .checked_add(len)
-        .is_some_and(|end| end <= source.size());
-    if !fits || offset % header.cluster_size() != 0 {
-        let problem =
-            format!("{len} bytes long, is not at the start of a cluster or not in the file");
-        return Err(Error::malformed(QCOW2, "L1 table", offset, problem));
-    }
-    let mut l1 = vec![0; usize::try_from(len).unwrap_or(0)];
-    source.read_exact_at(&mut l1, offset)?;
-    Ok(l1)
 }
 
 /// Opens what holds the guest's data: the image itself, or its external data file.
@@ -264,17 +305,16 @@ fn open_backing(
 fn describe(
     header: &Header,
     source: &dyn BlockSource,
-    limits: &Limits,
     snapshots: &[Snapshot],
+    bitmaps: Vec<BitmapInfo>,
 ) -> Result<ImageInfo> {
-    let bitmaps = bitmap::read_directory(header, source, limits)?.bitmaps;
     let mut info = ImageInfo {
         cluster_size: Some(header.cluster_size()),
         dirty: header.incompatible.contains(Incompatible::DIRTY),
         corrupt: header.incompatible.contains(Incompatible::CORRUPT),
         encryption: header.encryption.map(Encryption::name),
         snapshots: snapshots.iter().map(|s| s.info.clone()).collect(),
-        bitmaps: bitmaps.into_iter().map(|bitmap| bitmap.info).collect(),
+        bitmaps,
         has_room_for_bitmaps: header.version > 2,
         ..ImageInfo::default()
     };
@@ -317,33 +357,4 @@ fn describe(
     }
     info.specific = Some(data);
     Ok(info)
-}
-
-/// A data file that was left closed.
-#[derive(Debug)]
-struct Detached {
-    reference: Box<Reference>,
-    size: u64,
-}
-
-impl Detached {
-    fn error(&self) -> Error {
-        Error::Detached {
-            reference: self.reference.clone(),
-        }
-    }
-}
-
-impl BlockSource for Detached {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_at(&self, _: &mut [u8], _: u64) -> Result<usize> {
-        Err(self.error())
-    }
-
-    fn extent_at(&self, _: u64, _: u64) -> Result<Extent> {
-        Err(self.error())
-    }
 }

@@ -33,11 +33,12 @@ impl Entries for QedEntries {
     }
 }
 
-/// The tables of the image in `file`.
+/// The tables of the image in `file`; `salvages` if what can be read of them is to be had.
 pub(super) fn tables(
     header: &Header,
     file: &Arc<dyn BlockSource>,
     limits: &Limits,
+    salvages: bool,
 ) -> Result<TwoLevel<QedEntries>> {
     let shape = Shape {
         format: QED,
@@ -48,6 +49,7 @@ pub(super) fn tables(
         virtual_size: header.image_size,
         l1_offset: header.l1_table_offset,
         l1_size: header.table_size,
+        salvages,
         regions: vec![(0..header.header_size, "header")],
     };
     TwoLevel::open(shape, QedEntries, file, limits)
@@ -60,7 +62,7 @@ pub(super) fn check(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Find
     if header.features.contains(Features::NEED_CHECK) {
         early.note("header", "the image was not closed");
     }
-    let Some(tables) = early.sound(tables(&header, file, limits))? else {
+    let Some(tables) = early.sound(tables(&header, file, limits, false))? else {
         return Ok(early);
     };
     let mut findings = tables.check(true)?;
@@ -77,7 +79,7 @@ pub(super) fn open(
         return Err(Error::invalid("a QED image has no snapshots"));
     }
     let header = Header::read(&file)?;
-    let map = tables(&header, &file, opener.limits())?;
+    let map = tables(&header, &file, opener.limits(), opener.salvages())?;
     let mut info = ImageInfo {
         virtual_size: header.image_size,
         cluster_size: Some(header.cluster_size),

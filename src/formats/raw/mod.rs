@@ -69,6 +69,10 @@ impl BlockSource for RawImage {
         self.source.block_size()
     }
 
+    fn lost_with(&self, offset: u64) -> u64 {
+        self.source.lost_with(offset)
+    }
+
     fn identity(&self) -> Option<FileIdentity> {
         self.source.identity()
     }

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
+use crate::image::Opener;
 use crate::limits::Limits;
 use crate::map::{BlockMap, Run, Span};
 use crate::source::{BlockSource, BlockSourceExt};
@@ -41,24 +42,49 @@ pub(super) struct VdiMap {
     /// Virtual size in bytes.
     size: u64,
     file_size: u64,
+    /// Blocks that several entries have, or that lie in the map, in order, if what can be is to be salvaged:
+    /// else there are none.
+    shared: Vec<u32>,
+    salvages: bool,
 }
 
 impl VdiMap {
     /// Reads the map and checks that no block lies in it, or in another one.
-    pub(super) fn read(source: &dyn BlockSource, header: &Header, limits: &Limits) -> Result<Self> {
+    pub(super) fn read(
+        source: &dyn BlockSource,
+        header: &Header,
+        opener: &dyn Opener,
+    ) -> Result<Self> {
         // Blocks that the disk does not reach are nobody's.
         let used = header.disk_size.div_ceil(header.block_size);
-        let map = VdiMap {
-            entries: read_entries(source, header, used, limits)?,
+        let mut map = VdiMap {
+            entries: read_entries(source, header, used, opener.limits())?,
             offset_data: header.offset_data,
             block_size: header.block_size,
             block_extra: header.block_extra,
             size: header.disk_size,
             file_size: source.size(),
+            shared: Vec::new(),
+            salvages: opener.salvages(),
         };
         let start = header.offset_blocks;
         map.check(start, start + header.map_len())?;
         Ok(map)
+    }
+
+    /// How many blocks are stored, and the number behind the highest; `None` if one is past the end of the
+    /// file.
+    pub(super) fn in_use(&self) -> Option<(u64, u64)> {
+        let (mut count, mut next) = (0, 0);
+        for (entry, index) in self.entries.iter().zip(0_u64..) {
+            if *entry >= ZERO {
+                continue;
+            }
+            self.block(index * self.block_size).ok()?;
+            count += 1;
+            next = next.max(u64::from(*entry) + 1);
+        }
+        Some((count, next))
     }
 
     /// Where the data of a block starts in the file.
@@ -68,7 +94,7 @@ impl VdiMap {
             + self.block_extra
     }
 
-    fn check(&self, map_start: u64, map_end: u64) -> Result<()> {
+    fn check(&mut self, map_start: u64, map_end: u64) -> Result<()> {
         let stored = self
             .entries
             .iter()
@@ -86,23 +112,24 @@ impl VdiMap {
             ))
         };
         stored.sort_unstable();
-        let mut before = None;
+        let (mut before, mut shared) = (None, Vec::new());
         for (entry, index) in stored {
             let start = self.host(entry) - self.block_extra;
-            if start < map_end && map_start < start + self.block_extra + self.block_size {
-                return bad(
-                    index,
-                    format!("entry {index} is {entry}, which is a block in the map itself"),
-                );
+            let end = start + self.block_extra + self.block_size;
+            let problem = if start < map_end && map_start < end {
+                format!("entry {index} is {entry}, which is a block in the map itself")
+            } else if before == Some(entry) {
+                format!("entry {index} is {entry}, which is another entry's block")
+            } else {
+                before = Some(entry);
+                continue;
+            };
+            if !self.salvages {
+                return bad(index, problem);
             }
-            if before == Some(entry) {
-                return bad(
-                    index,
-                    format!("entry {index} is {entry}, which is another entry's block"),
-                );
-            }
-            before = Some(entry);
+            shared.push(entry);
         }
+        self.shared = shared;
         Ok(())
     }
 
@@ -115,11 +142,18 @@ impl VdiMap {
         let host = match entry.copied().unwrap_or(FREE) {
             FREE => return Ok(Run::Unallocated),
             ZERO => return Ok(Run::Zero),
+            entry if self.shared.binary_search(&entry).is_ok() => {
+                let problem = format!("entry {index} is {entry}, a block that is not its own");
+                return Err(Error::malformed(VDI, "block map", None, problem));
+            }
             entry => self.host(entry),
         };
         let start = index * self.block_size;
-        // The last block may end with the disk.
-        let needed = self.size.saturating_sub(start).min(self.block_size);
+        // The last block may end with the disk; what is salvaged may end anywhere.
+        let needed = match self.salvages {
+            true => guest - start + 1,
+            false => self.size.saturating_sub(start).min(self.block_size),
+        };
         if host + needed > self.file_size {
             return Err(self.past_end(start, host, self.file_size));
         }
@@ -132,6 +166,11 @@ impl VdiMap {
     fn run(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
         let first = self.block(guest)?;
         let mut len = self.block_size - guest % self.block_size;
+        let there = match first {
+            Run::Stored { host } => self.file_size.saturating_sub(host),
+            _ => u64::MAX,
+        };
+        let limit = limit.min(there);
         while len < limit {
             // What is wrong with a later block is told when it is its turn.
             let goes_on = match (first, self.block(guest + len)) {

@@ -8,6 +8,7 @@ mod check;
 mod header;
 mod map;
 mod open;
+mod repair;
 mod write;
 
 use std::sync::Arc;
@@ -15,11 +16,12 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
-    disagrees,
+    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
+    Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
+use crate::target::BlockTarget;
 
 pub use header::ImageType;
 pub use open::VdiImage;
@@ -77,6 +79,18 @@ impl Format for Vdi {
         opener: &dyn Opener,
     ) -> Result<Option<Findings>> {
         check::check(source, opener.limits()).map(Some)
+    }
+
+    fn repair(
+        &self,
+        file: &Arc<dyn BlockTarget>,
+        opener: &dyn Opener,
+        scope: Scope,
+    ) -> Result<Option<Fixed>> {
+        match scope {
+            Scope::Leaks => Ok(Some(Fixed::default())),
+            Scope::All => repair::repair(file, opener).map(Some),
+        }
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

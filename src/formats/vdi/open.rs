@@ -36,7 +36,7 @@ impl VdiImage {
         let limits = opener.limits();
         let header = Header::read(&source)?;
         limits.check_virtual_size(header.disk_size)?;
-        let map = VdiMap::read(&source, &header, limits)?;
+        let map = VdiMap::read(&source, &header, opener)?;
         let mut info = describe(&header);
         let (mut below, mut backing, mut references) = (Below::Nothing, None, Vec::new());
         if let Some(parent) = header.uuid_linkage {
@@ -82,6 +82,10 @@ impl BlockSource for VdiImage {
 
     fn block_size(&self) -> u64 {
         self.mapped.block_size()
+    }
+
+    fn lost_with(&self, offset: u64) -> u64 {
+        self.mapped.lost_with(offset)
     }
 
     fn identity(&self) -> Option<FileIdentity> {

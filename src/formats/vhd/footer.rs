@@ -38,7 +38,7 @@ on_disk! {
 }
 
 /// Where `checksum` stands in the footer.
-const CHECKSUM_AT: usize = 64;
+pub(super) const CHECKSUM_AT: usize = 64;
 
 /// What kind of VHD an image is (`Disk Type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,14 +142,14 @@ pub(super) struct Footers {
 }
 
 /// One of the places where a footer can be.
-enum Copy {
+pub(super) enum Copy {
     Absent,
     Damaged { at: u64, footer: Footer, sum: u32 },
     Sound { at: u64, footer: Footer },
 }
 
 impl Copy {
-    fn read(source: &dyn BlockSource, at: u64) -> Result<Self> {
+    pub(super) fn read(source: &dyn BlockSource, at: u64) -> Result<Self> {
         // Virtual PC before 2004 left the last byte, which is reserved, out.
         let mut bytes = [0; Footer::LEN];
         let len = source.size().saturating_sub(at);
@@ -170,7 +170,7 @@ impl Copy {
         }
     }
 
-    fn read_at_end(source: &dyn BlockSource) -> Result<Self> {
+    pub(super) fn read_at_end(source: &dyn BlockSource) -> Result<Self> {
         for distance in [SECTOR, SECTOR - 1] {
             if let Some(at) = source.size().checked_sub(distance) {
                 match Copy::read(source, at)? {

@@ -1,6 +1,7 @@
 //! The header of dynamic and differencing disks: specification, "Dynamic Disk Header Format".
 
 use crate::error::{Error, Result};
+use crate::image::Opener;
 use crate::limits::Limits;
 use crate::ondisk::on_disk;
 use crate::source::{BlockSource, BlockSourceExt};
@@ -39,7 +40,7 @@ on_disk! {
 }
 
 /// Where `checksum` stands in the header.
-const CHECKSUM_AT: usize = 36;
+pub(super) const CHECKSUM_AT: usize = 36;
 
 impl Header {
     /// The header as bytes, with its checksum.
@@ -66,6 +67,11 @@ impl Header {
     }
 }
 
+/// The checksum that a header of these bytes has to have.
+pub(super) fn checksum_of(header: &[u8; Header::LEN]) -> u32 {
+    checksum(header, CHECKSUM_AT)
+}
+
 /// Bytes of the bitmap that stands before a block's data: a bit for each sector, in whole sectors.
 pub(super) fn bitmap_len(block_size: u64) -> u64 {
     (block_size / SECTOR).div_ceil(8).next_multiple_of(SECTOR)
@@ -82,6 +88,9 @@ pub(super) struct Tables {
     pub(super) bat: Vec<u32>,
     /// Whether the header's checksum is wrong.
     pub(super) damaged: bool,
+    /// Blocks that lie in metadata or in each other, in order, if what can be is to be salvaged: else
+    /// there are none.
+    pub(super) shared: Vec<u64>,
 }
 
 impl Tables {
@@ -90,10 +99,10 @@ impl Tables {
         source: &dyn BlockSource,
         footers: &Footers,
         size: u64,
-        limits: &Limits,
+        opener: &dyn Opener,
     ) -> Result<Self> {
-        let (tables, regions) = Self::load(source, footers, size, limits)?;
-        tables.check_blocks(&regions, size)?;
+        let (mut tables, regions) = Self::load(source, footers, size, opener.limits())?;
+        tables.check_blocks(&regions, size, opener.salvages())?;
         Ok(tables)
     }
 
@@ -150,6 +159,7 @@ impl Tables {
             .filter_map(|raw| raw.first_chunk().copied().map(u32::from_be_bytes))
             .collect();
         let tables = Tables {
+            shared: Vec::new(),
             damaged: checksum(&bytes, CHECKSUM_AT) != header.checksum,
             header,
             at,
@@ -170,8 +180,9 @@ impl Tables {
         bitmap_len(self.block_size) + data
     }
 
-    /// No block may lie in metadata or in another block.
-    fn check_blocks(&self, regions: &Regions, size: u64) -> Result<()> {
+    /// No block may lie in metadata or in another block; if what can be is to be salvaged, those that do
+    /// are noted.
+    fn check_blocks(&mut self, regions: &Regions, size: u64, salvages: bool) -> Result<()> {
         let blocks = self
             .bat
             .iter()
@@ -185,24 +196,34 @@ impl Tables {
             Err(Error::malformed(VHD, "block allocation table", at, problem))
         };
         blocks.sort_unstable();
-        let mut end_before = 0;
+        let mut shared = Vec::new();
+        let (mut end_before, mut index_before) = (0, 0);
         for (sector, index) in blocks {
             let (start, index) = (u64::from(sector) * SECTOR, u64::from(index));
             let end = start + self.stored_len(index, size);
-            if let Some(other) = regions.overlapping(start, end) {
+            let other = regions.overlapping(start, end);
+            let overlaps = start < end_before;
+            if salvages {
+                shared.extend((other.is_some() || overlaps).then_some(index));
+                shared.extend(overlaps.then_some(index_before));
+            } else if let Some(other) = other {
                 return bad(
                     index,
                     format!("entry {index} points into the {other}, to byte {start}"),
                 );
-            }
-            if start < end_before {
+            } else if overlaps {
                 return bad(
                     index,
                     format!("entry {index} points into another block, to byte {start}"),
                 );
             }
-            end_before = end;
+            // One that leads into metadata takes nothing from another one.
+            if end > end_before && other.is_none() {
+                (end_before, index_before) = (end, index);
+            }
         }
+        shared.sort_unstable();
+        self.shared = shared;
         Ok(())
     }
 }

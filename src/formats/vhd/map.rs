@@ -21,6 +21,10 @@ pub(super) struct VhdMap {
     /// Where the data of the file ends.
     data_end: u64,
     sectors: Option<SectorBitmaps>,
+    /// Blocks that are not told apart from others, or from metadata, in order.
+    shared: Vec<u64>,
+    /// Whether what there is of a block that is cut short is told.
+    pub(super) salvages: bool,
 }
 
 /// The bitmaps of a differencing disk: which sectors of a block are its own.
@@ -52,6 +56,8 @@ impl VhdMap {
             size,
             data_end,
             sectors,
+            shared: tables.shared,
+            salvages: false,
         }
     }
 
@@ -66,7 +72,20 @@ impl VhdMap {
         };
         let host = u64::from(sector) * SECTOR;
         let start = index * self.block_size;
-        let needed = self.size.saturating_sub(start).min(self.block_size);
+        if self.shared.binary_search(&index).is_ok() {
+            let problem = format!("entry {index} points into metadata or another block");
+            return Err(Error::malformed(
+                VHD,
+                "block allocation table",
+                None,
+                problem,
+            ));
+        }
+        let needed = match self.salvages {
+            // What is read of it, and the bitmap before.
+            true => guest - start + 1,
+            false => self.size.saturating_sub(start).min(self.block_size),
+        };
         let end = host + bitmap_len(self.block_size) + needed;
         if end > self.data_end {
             return Err(self.past_end(start, host, self.data_end));
@@ -88,7 +107,10 @@ impl VhdMap {
             return Ok((Run::Unallocated, self.absent_span(guest, limit)));
         };
         let into = guest % self.block_size;
-        let limit = limit.min(self.block_size - into);
+        let there = self
+            .data_end
+            .saturating_sub(host + bitmap_len(self.block_size) + into);
+        let limit = limit.min(self.block_size - into).min(there);
         let stored = Run::Stored {
             host: host + bitmap_len(self.block_size) + into,
         };

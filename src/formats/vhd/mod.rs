@@ -13,6 +13,7 @@ mod header;
 mod locator;
 mod map;
 mod open;
+mod repair;
 mod write;
 
 use std::sync::Arc;
@@ -20,10 +21,12 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
+    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
+    Verdict,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
+use crate::target::BlockTarget;
 
 pub use footer::DiskType;
 pub use geometry::Geometry;
@@ -76,6 +79,18 @@ impl Format for Vhd {
         opener: &dyn Opener,
     ) -> Result<Option<Findings>> {
         check::check(source, opener.limits()).map(Some)
+    }
+
+    fn repair(
+        &self,
+        file: &Arc<dyn BlockTarget>,
+        opener: &dyn Opener,
+        scope: Scope,
+    ) -> Result<Option<Fixed>> {
+        match scope {
+            Scope::Leaks => Ok(Some(Fixed::default())),
+            Scope::All => repair::repair(file, opener).map(Some),
+        }
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

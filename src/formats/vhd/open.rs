@@ -1,6 +1,5 @@
 //! Opening an image, and what it says of itself.
 
-use std::io::ErrorKind;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -9,12 +8,12 @@ use crate::format_id::FormatId;
 use crate::formats::identity::{NIL, to_text};
 use crate::image::{Image, ImageInfo, Opener, Value};
 use crate::limits::Limits;
-use crate::map::{Below, Mapped, TableCache};
+use crate::map::{Below, Mapped, Missing, TableCache};
 use crate::name::ImageName;
 use crate::ondisk::on_disk;
 use crate::reference::Reference;
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place};
-use crate::storage::Slice;
+use crate::storage::{Concat, Slice};
 
 use super::footer::{self, DiskType, Footer, Footers};
 use super::header::{Header, Tables};
@@ -47,7 +46,7 @@ pub struct VhdImage {
 
 #[derive(Debug)]
 enum Disk {
-    Fixed(Slice<Arc<dyn BlockSource>>),
+    Fixed(Concat),
     Sparse(Box<Mapped<VhdMap>>),
 }
 
@@ -62,14 +61,25 @@ impl VhdImage {
         opener.limits().check_virtual_size(size)?;
         let mut info = describe(&footers, size);
         if footers.kind == DiskType::Fixed {
-            if size > footers.data_end {
-                let problem = format!(
-                    "is {size}, and the file has {} bytes of data: it was cut short",
-                    footers.data_end
-                );
-                return Err(Footer::malformed(footers.at, "current_size", problem));
+            if size > footers.data_end && !opener.salvages() {
+                return Err(Footer::malformed(
+                    footers.at,
+                    "current_size",
+                    cut_short(&footers, size),
+                ));
             }
-            let disk = Disk::Fixed(Slice::new(Arc::clone(&source), 0, size)?);
+            let there = size.min(footers.data_end);
+            let missing = Missing {
+                size: size - there,
+                format: VHD,
+                structure: "disk",
+                problem: cut_short(&footers, size),
+            };
+            let there = Slice::new(Arc::clone(&source), 0, there)?;
+            let disk = Disk::Fixed(Concat::new([
+                Arc::new(there) as Arc<dyn BlockSource>,
+                Arc::new(missing),
+            ])?);
             return Ok(VhdImage {
                 file: source,
                 kind: footers.kind,
@@ -91,7 +101,7 @@ impl VhdImage {
         info: &mut ImageInfo,
     ) -> Result<Self> {
         let limits = opener.limits();
-        let tables = Tables::read(&source, footers, size, limits)?;
+        let tables = Tables::read(&source, footers, size, opener)?;
         let damaged = match (footers.damaged, tables.damaged) {
             (true, _) => Some(("footer", footers.at)),
             (false, true) => Some(("dynamic disk header", tables.at)),
@@ -122,7 +132,8 @@ impl VhdImage {
                 full_blocks: read_batmap(&source, &footers.footer, &tables, limits)?,
             });
         }
-        let map = VhdMap::new(Arc::clone(&source), tables, size, footers.data_end, sectors);
+        let mut map = VhdMap::new(Arc::clone(&source), tables, size, footers.data_end, sectors);
+        map.salvages = opener.salvages();
         Ok(VhdImage {
             kind: footers.kind,
             disk: Disk::Sparse(Box::new(Mapped::new(map, Arc::clone(&source), below, size))),
@@ -173,6 +184,13 @@ impl BlockSource for VhdImage {
         }
     }
 
+    fn lost_with(&self, offset: u64) -> u64 {
+        match &self.disk {
+            Disk::Fixed(disk) => disk.lost_with(offset),
+            Disk::Sparse(disk) => disk.lost_with(offset),
+        }
+    }
+
     fn identity(&self) -> Option<FileIdentity> {
         self.file.identity()
     }
@@ -218,6 +236,13 @@ impl Image for VhdImage {
     }
 }
 
+fn cut_short(footers: &Footers, size: u64) -> String {
+    format!(
+        "is {size}, and the file has {} bytes of data: it was cut short",
+        footers.data_end
+    )
+}
+
 /// Opens the parent by the first of its names that leads to a file, and makes sure that it is the one.
 fn open_parent(
     opener: &dyn Opener,
@@ -225,25 +250,11 @@ fn open_parent(
     tables: &Tables,
     info: &mut ImageInfo,
 ) -> Result<Option<Arc<dyn Image>>> {
-    let mut first_failure = None;
-    for reference in references {
-        match opener.open_image(reference) {
-            Ok(None) => return Ok(None),
-            Ok(Some(parent)) => {
-                check_parent(&*parent, tables, info)?;
-                return Ok(Some(parent));
-            }
-            Err(error @ Error::Io { .. }) if error.io_kind() == ErrorKind::NotFound => {
-                first_failure.get_or_insert(error);
-            }
-            // The next name is tried where nothing has this one, and for no other reason.
-            Err(error) => return Err(first_failure.unwrap_or(error)),
-        }
-    }
-    match first_failure {
-        Some(error) => Err(error),
-        None => Ok(None),
-    }
+    let Some((_, parent)) = opener.open_first(references)? else {
+        return Ok(None);
+    };
+    check_parent(&*parent, tables, info)?;
+    Ok(Some(parent))
 }
 
 fn check_parent(parent: &dyn Image, tables: &Tables, info: &mut ImageInfo) -> Result<()> {

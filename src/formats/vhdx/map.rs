@@ -1,6 +1,6 @@
 //! Where a guest range lives: the block allocation table and the sector bitmaps, read as needed.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
@@ -29,6 +29,11 @@ pub(super) struct VhdxMap {
     taken: Taken,
     claims: Mutex<Claims>,
     limits: Limits,
+    /// Whether what can be is to be salvaged: what there is of a block that is cut short, and of blocks that
+    /// share bytes none.
+    pub(super) salvages: bool,
+    /// Entries of blocks that share bytes with others, in order, once that was asked for.
+    contested: OnceLock<Vec<u64>>,
 }
 
 /// The page that was used last, so that a walk through the table asks the cache once a page.
@@ -60,6 +65,8 @@ impl VhdxMap {
             taken,
             claims: Mutex::default(),
             limits: limits.clone(),
+            salvages: false,
+            contested: OnceLock::new(),
         })
     }
 
@@ -86,7 +93,9 @@ impl VhdxMap {
     fn read_page(&self, at: u64, number: u64) -> Result<Arc<Vec<u8>>> {
         let len = usize::try_from(PAGE).unwrap_or(usize::MAX);
         let page = read(&*self.file, at, len, "BAT")?;
-        self.claim_page(&page, number)?;
+        if !self.salvages {
+            self.claim_page(&page, number)?;
+        }
         Ok(Arc::new(page))
     }
 
@@ -96,21 +105,8 @@ impl VhdxMap {
         if claims.is_done(number) {
             return Ok(());
         }
-        let first = number * PAGE_ENTRIES;
-        let count = self.geometry.entries().saturating_sub(first);
-        for index in (first..).take(usize::try_from(count.min(PAGE_ENTRIES)).unwrap_or(0)) {
-            let entry = le_u64(page, index - first);
-            let in_file = match bat::state(entry) {
-                Some(State::FullyPresent | State::PartiallyPresent) => true,
-                Some(State::NotPresent | State::Zero) | None => false,
-            };
-            let (start, len) = (bat::host(entry), self.block_len(index));
-            // QEMU once left rubbish in the unused entries of sector bitmaps. What does not begin in the
-            // file is an error of its own, in its turn.
-            let unused = self.geometry.is_bitmap(index) && !self.geometry.has_parent;
-            if !in_file || unused || start >= self.file.size() {
-                continue;
-            }
+        for (index, start) in self.blocks_of(page, number) {
+            let len = self.block_len(index);
             if !claims.claim(start / MIB, len / MIB, &self.limits)? {
                 let problem = format!("is at byte {start}, where another block is, too");
                 return Err(self.malformed(index, problem));
@@ -118,6 +114,69 @@ impl VhdxMap {
         }
         claims.set_done(number);
         Ok(())
+    }
+
+    /// The entries of a page whose blocks are in the file, and where these begin.
+    fn blocks_of(&self, page: &[u8], number: u64) -> impl Iterator<Item = (u64, u64)> {
+        let first = number * PAGE_ENTRIES;
+        let count = self.geometry.entries().saturating_sub(first);
+        let indices = (first..).take(usize::try_from(count.min(PAGE_ENTRIES)).unwrap_or(0));
+        indices.filter_map(move |index| {
+            let entry = le_u64(page, index - first);
+            let in_file = match bat::state(entry) {
+                Some(State::FullyPresent | State::PartiallyPresent) => true,
+                Some(State::NotPresent | State::Zero) | None => false,
+            };
+            let start = bat::host(entry);
+            // QEMU once left rubbish in the unused entries of sector bitmaps. What does not begin in the
+            // file is an error of its own, in its turn.
+            let unused = self.geometry.is_bitmap(index) && !self.geometry.has_parent;
+            (in_file && !unused && start < self.file.size()).then_some((index, start))
+        })
+    }
+
+    /// Fails if the block of an entry shares bytes with another one, for which the whole table is read once.
+    fn check_alone(&self, index: u64) -> Result<()> {
+        let contested = match self.contested.get() {
+            Some(contested) => contested,
+            None => {
+                let found = self.find_contested()?;
+                self.contested.get_or_init(|| found)
+            }
+        };
+        match contested.binary_search(&index) {
+            Err(_) => Ok(()),
+            Ok(_) => Err(self.malformed(index, "has bytes that are another block's, too".into())),
+        }
+    }
+
+    fn find_contested(&self) -> Result<Vec<u64>> {
+        let mut blocks = Vec::new();
+        for number in 0..self.geometry.entries().div_ceil(PAGE_ENTRIES) {
+            // What cannot be read has nothing.
+            let Ok(page) = self.read_page(self.bat.offset + number * PAGE, number) else {
+                continue;
+            };
+            for (index, start) in self.blocks_of(&page, number) {
+                let len = self.block_len(index);
+                if self.taken.overlapping(start, len).is_none() {
+                    blocks.push((start, start + len, index));
+                }
+            }
+            let bytes = blocks.len() as u64 * 24;
+            self.limits
+                .check_metadata("the list of the blocks in use", bytes)?;
+        }
+        blocks.sort_unstable();
+        let (mut contested, mut before) = (Vec::new(), (0, 0));
+        for (start, end, index) in blocks {
+            if start < before.0 {
+                contested.extend([before.1, index]);
+            }
+            before = before.max((end, index));
+        }
+        contested.sort_unstable();
+        Ok(contested)
     }
 
     /// Bytes of the block that an entry is about.
@@ -159,14 +218,25 @@ impl VhdxMap {
             let problem = format!("is {entry:#x}, and has reserved bits set");
             return Err(self.malformed(index, problem));
         }
-        let used = self.geometry.used(block);
+        // Of what is salvaged only the byte itself has to be there.
+        let used = match self.salvages {
+            true => into + 1,
+            false => self.geometry.used(block),
+        };
+        let in_file = matches!(
+            bat::state(entry),
+            Some(State::FullyPresent | State::PartiallyPresent)
+        );
+        if self.salvages && in_file {
+            self.check_alone(index)?;
+        }
         match bat::state(entry) {
             None => Err(self.malformed(index, format!("is {entry:#x}, in a state that is none"))),
             Some(State::NotPresent) => Ok((Run::Unallocated, rest)),
             Some(State::Zero) => Ok((Run::Zero, rest)),
             Some(State::FullyPresent) => {
                 let host = self.place(index, entry, used)? + into;
-                Ok((Run::Stored { host }, rest))
+                Ok((Run::Stored { host }, rest.min(self.file.size() - host)))
             }
             Some(State::PartiallyPresent) if !self.geometry.has_parent => {
                 let problem = format!("is {entry:#x}, partially present, and there is no parent");
@@ -174,6 +244,7 @@ impl VhdxMap {
             }
             Some(State::PartiallyPresent) => {
                 let host = self.place(index, entry, used)? + into;
+                let rest = rest.min(self.file.size() - host);
                 let (here, len) = self.sectors(walk, guest, rest)?;
                 let run = if here {
                     Run::Stored { host }
@@ -282,6 +353,20 @@ impl BlockMap for VhdxMap {
             Run::Unallocated => Span::Unallocated,
         };
         Ok((span, len))
+    }
+
+    fn lost_with(&self, guest: u64) -> u64 {
+        let block_size = self.geometry.block_size;
+        let block = guest / block_size;
+        let index = self.geometry.payload_entry(block);
+        let blocks = match self.entry(&mut Walk::default(), index) {
+            Ok(_) => 1,
+            Err(_) => {
+                let next_page = (index / PAGE_ENTRIES + 1) * PAGE_ENTRIES;
+                self.geometry.blocks_before(next_page) - block
+            }
+        };
+        blocks.max(1).saturating_mul(block_size) - guest % block_size
     }
 
     fn unpack(&self, _: &[u8], host: u64, _: &mut [u8]) -> Result<()> {

@@ -15,6 +15,7 @@ mod metadata;
 mod open;
 mod overlay;
 mod region;
+mod repair;
 mod safety;
 mod write;
 
@@ -23,11 +24,12 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
-    disagrees,
+    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
+    Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
+use crate::target::BlockTarget;
 
 pub use open::VhdxImage;
 pub use write::{Guids, Subformat, VhdxOptions};
@@ -75,6 +77,18 @@ impl Format for Vhdx {
         opener: &dyn Opener,
     ) -> Result<Option<Findings>> {
         check::check(source, opener.limits()).map(Some)
+    }
+
+    fn repair(
+        &self,
+        file: &Arc<dyn BlockTarget>,
+        opener: &dyn Opener,
+        scope: Scope,
+    ) -> Result<Option<Fixed>> {
+        match scope {
+            Scope::Leaks => Ok(Some(Fixed::default())),
+            Scope::All => repair::repair(file, opener).map(Some),
+        }
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -1,6 +1,5 @@
 //! Opening an image, and what it says of itself.
 
-use std::io;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -67,13 +66,14 @@ impl VhdxImage {
             sector_size: u64::from(metadata.logical_sector_size),
             has_parent: parent.is_some(),
         };
-        let map = VhdxMap::new(
+        let mut map = VhdxMap::new(
             Arc::clone(&file),
             geometry,
             regions.bat,
             regions.taken,
             limits,
         )?;
+        map.salvages = opener.salvages();
         let mut references = Vec::new();
         let (below, backing) = match &parent {
             None => (Below::Nothing, None),
@@ -106,6 +106,10 @@ impl BlockSource for VhdxImage {
 
     fn block_size(&self) -> u64 {
         self.mapped.block_size()
+    }
+
+    fn lost_with(&self, offset: u64) -> u64 {
+        self.mapped.lost_with(offset)
     }
 
     fn identity(&self) -> Option<FileIdentity> {
@@ -174,28 +178,28 @@ fn open_parent(
     opener: &dyn Opener,
     references: &mut Vec<Reference>,
 ) -> Result<Parent> {
-    let mut first_problem = None;
-    for name in &locator.names {
+    let named = |name: &String| {
         let reference = Reference::new(ReferenceKind::BackingFile, locator::as_path(name));
-        let reference = reference.with_format(Some(ImageName::from(VHDX.as_str())));
-        if references.is_empty() {
-            references.push(reference.clone());
-        }
-        match opener.open_image(&reference) {
-            Ok(None) => return Ok((Below::Detached(Box::new(reference)), None)),
-            Ok(Some(image)) => {
-                check_parent(&*image, locator, metadata, &reference)?;
-                *references = vec![reference];
-                return Ok((Below::Image(Arc::new(Arc::clone(&image))), Some(image)));
-            }
-            Err(problem @ Error::Io { .. }) if problem.io_kind() == io::ErrorKind::NotFound => {
-                first_problem.get_or_insert(problem);
-            }
-            Err(problem) => return Err(first_problem.unwrap_or(problem)),
-        }
+        reference.with_format(Some(ImageName::from(VHDX.as_str())))
+    };
+    let all: Vec<Reference> = locator.names.iter().map(named).collect();
+    let Some(first) = all.first() else {
+        return Err(Error::malformed(
+            VHDX,
+            "parent locator",
+            None,
+            "names no parent",
+        ));
+    };
+    *references = vec![first.clone()];
+    let Some((index, image)) = opener.open_first(&all)? else {
+        return Ok((Below::Detached(Box::new(first.clone())), None));
+    };
+    if let Some(reference) = all.get(index) {
+        check_parent(&*image, locator, metadata, reference)?;
+        *references = vec![reference.clone()];
     }
-    Err(first_problem
-        .unwrap_or_else(|| Error::malformed(VHDX, "parent locator", None, "names no parent")))
+    Ok((Below::Image(Arc::new(Arc::clone(&image))), Some(image)))
 }
 
 /// Fails if the parent is not the one, in the state, that the image was made over.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::extent::{Extent, ExtentKind};
 use crate::source::{BlockSource, FileIdentity, check_extent, readable};
+use crate::target::{BlockTarget, Zeroes};
 
 /// The unit of everything that a log writes, in bytes.
 pub(super) const SECTOR: u64 = 4096;
@@ -54,6 +55,27 @@ impl Overlay {
             self.cover(start, end);
             self.patches.insert(start, Patch { end, from: None });
         }
+    }
+
+    /// Writes the patches to `target`, which is the file.
+    ///
+    /// # Errors
+    /// What writing fails with.
+    pub(super) fn write_to(&self, target: &dyn BlockTarget) -> Result<()> {
+        if target.size() < self.size {
+            target.set_size(self.size)?;
+        }
+        for (start, patch) in &self.patches {
+            let len = usize::try_from(patch.end - start).unwrap_or(usize::MAX);
+            match patch.from {
+                None => target.write_zeroes_at(*start, patch.end - start, Zeroes::Discard)?,
+                Some(from) => {
+                    let bytes = self.bytes.get(from..).and_then(|rest| rest.get(..len));
+                    target.write_all_at(bytes.unwrap_or_default(), *start)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes room for a patch: what other patches have there goes, and the rest of them stays.

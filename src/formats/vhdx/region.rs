@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::ondisk::on_disk;
 use crate::source::BlockSource;
+use crate::target::BlockTarget;
 
 use super::VHDX;
 use super::guid::Guid;
@@ -160,6 +161,22 @@ pub(super) fn read_regions(
         warning,
         taken,
     })
+}
+
+/// Writes the table that is sound over the one that is not, if one of them is.
+///
+/// # Errors
+/// What reading and writing fail with.
+pub(super) fn mend_copy(file: &dyn BlockTarget) -> Result<()> {
+    let [first, second] = REGION_TABLES;
+    let (from, to, _) = match (read_copy(&file, first), read_copy(&file, second)) {
+        (Ok(_), Err(problem)) => (first, second, damaged_copy(problem)?),
+        (Err(problem), Ok(_)) => (second, first, damaged_copy(problem)?),
+        _ => return Ok(()),
+    };
+    let bytes = read(&file, from, REGION_TABLE_LEN, "region table")?;
+    file.write_all_at(&bytes, to)?;
+    file.sync()
 }
 
 fn damaged_copy(problem: Error) -> Result<Option<String>> {

@@ -27,6 +27,20 @@ impl Regions {
         Ok(Regions(merged))
     }
 
+    /// The same of ranges that may overlap.
+    pub(super) fn of_any(mut ranges: Vec<(u64, u64)>) -> Self {
+        ranges.retain(|(start, end)| start < end);
+        ranges.sort_unstable();
+        let mut merged: Vec<(u64, u64)> = Vec::new();
+        for (start, end) in ranges {
+            match merged.last_mut() {
+                Some((_, last)) if *last >= start => *last = end.max(*last),
+                _ => merged.push((start, end)),
+            }
+        }
+        Regions(merged)
+    }
+
     /// Whether a byte from `start` to `end` is metadata.
     pub(super) fn overlap(&self, start: u64, end: u64) -> bool {
         let next = self

@@ -150,6 +150,7 @@ fn check_hosted(
         file: Arc::clone(file),
         directory,
         second: None,
+        cut: false,
         zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
     };
     let (main, other) = (main.map(tables), other.map(tables));
@@ -192,6 +193,7 @@ fn check_cowd(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findings> 
         file: Arc::clone(file),
         directory,
         second: None,
+        cut: false,
         zeroed_grains: false,
     };
     walk.run(&tables, findings)

@@ -5,19 +5,18 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::image::{FileInfo, Opener, Value};
-use crate::limits::Limits;
-use crate::map::{Below, BlockMap, Detached, Mapped};
+use crate::map::{Below, BlockMap, Detached, Mapped, Missing};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, FileIdentity, check_extent, readable};
-use crate::storage::Slice;
+use crate::storage::{Concat, Memory, Slice};
 
 use super::descriptor::{Access, ExtentLine, malformed};
 use super::header::{
     COWD_MAGIC, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader, unsupported,
 };
 use super::map::{GrainMap, Storage, Tables};
-use super::{sesparse, sparse};
+use super::{VMDK, sesparse, sparse};
 
 /// What is told of an extent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,21 +154,35 @@ impl Builder<'_> {
         let (Some(start), Some(end)) = (start, end) else {
             return Err(malformed("gives a flat extent an offset that no file has"));
         };
+        self.take(&file, start, end)?;
         if end > file.size() {
             let name = line.name.clone().unwrap_or_default();
-            return Err(malformed(format!(
+            let problem = format!(
                 "needs {end} bytes of the flat extent {}, which has {}",
                 name.quoted(),
                 file.size()
-            )));
+            );
+            if !self.opener.salvages() {
+                return Err(malformed(problem));
+            }
+            let there = file.size().saturating_sub(start);
+            let there: Arc<dyn BlockSource> = match there {
+                0 => Arc::new(Memory::default()),
+                there => Arc::new(Slice::new(file, start, there)?),
+            };
+            let missing = Missing {
+                size: size - there.size(),
+                format: VMDK,
+                structure: "extent",
+                problem,
+            };
+            return Ok(info.part(Arc::new(Concat::new([there, Arc::new(missing)])?)));
         }
-        self.take(&file, start, end)?;
         let slice = Slice::new(file, start, size)?;
         Ok(info.part(Arc::new(slice)))
     }
 
     fn open_sparse(&mut self, info: ExtentInfo, file: Arc<dyn BlockSource>) -> Result<Part> {
-        let limits = self.opener.limits();
         let mut magic = [0; 8];
         let n = file.read_at(&mut magic, 0)?;
         if n >= 4 && magic.starts_with(&SPARSE_MAGIC) {
@@ -180,11 +193,11 @@ impl Builder<'_> {
             let header = sparse::read_cowd_header(&file)?;
             let capacity = u64::from(header.num_sectors) * SECTOR;
             check_capacity(&info, capacity, u64::from(header.grain_size) * SECTOR)?;
-            let map = sparse::open_cowd(Arc::clone(&file), &header, Some(info.size), limits)?;
+            let map = sparse::open_cowd(Arc::clone(&file), &header, Some(info.size), self.opener)?;
             self.mapped(info, file, map, Vec::new())
         } else if n == 8 && magic == SE_SPARSE_MAGIC {
             check_capacity(&info, sesparse::capacity(&file)?, 8 * SECTOR)?;
-            let map = sesparse::open(Arc::clone(&file), Some(info.size), limits)?;
+            let map = sesparse::open(Arc::clone(&file), Some(info.size), self.opener)?;
             self.mapped(info, file, map, Vec::new())
         } else {
             let name = info.name.unwrap_or_default();
@@ -202,8 +215,7 @@ impl Builder<'_> {
         file: Arc<dyn BlockSource>,
         header: &SparseExtentHeader,
     ) -> Result<Part> {
-        let limits: &Limits = self.opener.limits();
-        let extent = sparse::open_hosted(Arc::clone(&file), header, Some(info.size), limits)?;
+        let extent = sparse::open_hosted(Arc::clone(&file), header, Some(info.size), self.opener)?;
         self.mapped(info, file, extent.map, extent.warnings)
     }
 

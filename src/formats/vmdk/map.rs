@@ -1,12 +1,14 @@
 //! Where a guest range lives in a sparse extent: the walk through grain directory and grain table.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::codec::{UnpackError, ZlibUnpacker};
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
-use crate::map::{BlockMap, Run, Span, TableCache};
+use crate::image::Opener;
+use crate::limits::Limits;
+use crate::map::{BlockMap, Claims, Run, Span, TableCache};
 use crate::packed::Codec;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -66,6 +68,26 @@ pub(super) struct GrainMap<T> {
     pub(super) regions: Regions,
     pub(super) seen: Seen,
     pub(super) cache: TableCache,
+    /// What is kept if what can be is to be salvaged.
+    pub(super) salvage: Option<Salvaging>,
+}
+
+/// What it takes to tell of each grain alone whether it can be had, and not of a table.
+#[derive(Debug)]
+pub(super) struct Salvaging {
+    limits: Limits,
+    /// Units of the file that several entries refer to, once that was asked for.
+    contested: OnceLock<Claims>,
+}
+
+impl Salvaging {
+    /// What is kept, if the opener asks for it.
+    pub(super) fn asked_by(opener: &dyn Opener) -> Option<Self> {
+        opener.salvages().then(|| Salvaging {
+            limits: opener.limits().clone(),
+            contested: OnceLock::new(),
+        })
+    }
 }
 
 impl<T: Tables> GrainMap<T> {
@@ -76,15 +98,23 @@ impl<T: Tables> GrainMap<T> {
 
     /// The grain table number `index`, checked, if there is one.
     fn load(&self, index: u64) -> Result<Option<Arc<Vec<u8>>>> {
-        let Some(host) = self.tables.table(index)? else {
-            return Ok(None);
+        let second = || self.tables.second_table(index);
+        let host = match self.tables.table(index) {
+            Ok(None) => return Ok(None),
+            Ok(Some(host)) => host,
+            Err(error) if self.salvage.is_some() => second().ok_or(error)?,
+            Err(error) => return Err(error),
         };
         let read = || {
             let first = self.read_table(index, host);
-            match (first, self.tables.second_table(index)) {
-                (Err(error @ Error::Malformed { .. }), Some(second)) => {
+            match (first, second()) {
+                (Err(error @ Error::Malformed { .. }), Some(second)) => self
+                    .read_table(index, second)
+                    .or_else(|_| self.read_both(index, host, second).ok_or(error)),
+                (Err(error), Some(second)) if self.salvage.is_some() => {
                     self.read_table(index, second).map_err(|_| error)
                 }
+                (Err(error), None) => self.read_both(index, host, host).ok_or(error),
                 (result, _) => result,
             }
         };
@@ -92,6 +122,12 @@ impl<T: Tables> GrainMap<T> {
     }
 
     fn read_table(&self, index: u64, host: u64) -> Result<Arc<Vec<u8>>> {
+        let table = self.read_entries(host)?;
+        self.check_table(index, host, &table)?;
+        Ok(Arc::new(table))
+    }
+
+    fn read_entries(&self, host: u64) -> Result<Vec<u8>> {
         let len = usize::try_from(self.entries).unwrap_or(0) * self.tables.entry_len();
         let mut table = vec![0; len];
         let end = host.saturating_add(len as u64);
@@ -103,52 +139,95 @@ impl<T: Tables> GrainMap<T> {
             ));
         }
         self.file.read_exact_at(&mut table, host)?;
-        self.check_table(index, host, &table)?;
-        Ok(Arc::new(table))
+        Ok(table)
+    }
+
+    /// If what can be is to be salvaged, the entries that make sense of both copies of a table that is damaged
+    /// in both. Those that make no sense in either are told of when it is their turn.
+    fn read_both(&self, index: u64, first: u64, second: u64) -> Option<Arc<Vec<u8>>> {
+        self.salvage.as_ref()?;
+        let (first, second) = (
+            self.read_entries(first).ok(),
+            self.read_entries(second).ok(),
+        );
+        let (mut table, other) = match (first, second) {
+            (Some(first), Some(second)) => (first, second),
+            (Some(only), None) | (None, Some(only)) => (only.clone(), only),
+            (None, None) => return None,
+        };
+        let len = self.tables.entry_len();
+        let guests = (index * self.table_span()..)
+            .step_by(usize::try_from(self.grain).unwrap_or(usize::MAX));
+        for ((raw, other), guest) in table
+            .chunks_exact_mut(len)
+            .zip(other.chunks_exact(len))
+            .zip(guests)
+        {
+            if self.decode(raw, guest).is_err() && self.decode(other, guest).is_ok() {
+                raw.copy_from_slice(other);
+            }
+        }
+        Some(Arc::new(table))
     }
 
     /// Checks that all grains of a table are in the file, and nobody else's.
     fn check_table(&self, index: u64, host: u64, table: &[u8]) -> Result<()> {
         let start = index * self.table_span();
-        let file_size = self.file.size();
         let mut grains = Vec::new();
         for (raw, guest) in table
             .chunks_exact(self.tables.entry_len())
             .zip((start..self.size).step_by(usize::try_from(self.grain).unwrap_or(usize::MAX)))
         {
-            let Grain::At(at) = self.tables.entry(raw)? else {
-                continue;
-            };
-            let len = match self.storage {
-                Storage::Plain => self.grain.min(self.size - guest),
-                // All that is known of it is that it begins there.
-                Storage::Packed { .. } => SECTOR.min(self.grain),
-            };
-            let end = at.saturating_add(len);
-            let in_file = match self.storage {
-                Storage::Plain => end <= file_size,
-                Storage::Packed { .. } => at < file_size,
-            };
-            let problem = if !in_file {
-                format!("refers to byte {at}, and the file ends at {file_size}")
-            } else if self.regions.overlap(at, end) {
-                format!("refers to byte {at}, which is metadata")
-            } else {
+            if let Grain::At(at) = self.decode_in(raw, guest, host)? {
                 grains.push(at);
-                continue;
-            };
-            let problem = format!("{problem} (guest offset {guest})");
-            return Err(malformed("grain table", host, problem));
+            }
         }
-        // A packed grain says itself where it belongs, if there are markers.
-        let marked = matches!(self.storage, Storage::Packed { markers: true, .. });
-        if marked {
+        // A packed grain says itself where it belongs, if there are markers. What is salvaged is told grain by
+        // grain.
+        if self.is_marked() || self.salvage.is_some() {
             return Ok(());
         }
         self.seen.note(index, &grains).map_err(|at| {
             let problem = format!("refers to byte {at}, and so does another entry");
             malformed("grain table", host, problem)
         })
+    }
+
+    fn is_marked(&self) -> bool {
+        matches!(self.storage, Storage::Packed { markers: true, .. })
+    }
+
+    /// What an entry says of the grain at `guest`, checked: it has to be in the file, and not in metadata.
+    fn decode(&self, raw: &[u8], guest: u64) -> Result<Grain> {
+        self.decode_in(raw, guest, None)
+    }
+
+    /// The same for a table at `host`.
+    fn decode_in(&self, raw: &[u8], guest: u64, host: impl Into<Option<u64>>) -> Result<Grain> {
+        let grain = self.tables.entry(raw)?;
+        let Grain::At(at) = grain else {
+            return Ok(grain);
+        };
+        let file_size = self.file.size();
+        let len = match self.storage {
+            Storage::Plain => self.grain.min(self.size.saturating_sub(guest)),
+            // All that is known of it is that it begins there.
+            Storage::Packed { .. } => SECTOR.min(self.grain),
+        };
+        let end = at.saturating_add(len);
+        let in_file = match self.storage {
+            Storage::Plain => end <= file_size,
+            Storage::Packed { .. } => at < file_size,
+        };
+        let problem = if !in_file {
+            format!("refers to byte {at}, and the file ends at {file_size}")
+        } else if self.regions.overlap(at, end) {
+            format!("refers to byte {at}, which is metadata")
+        } else {
+            return Ok(grain);
+        };
+        let problem = format!("{problem} (guest offset {guest})");
+        Err(Error::malformed(VMDK, "grain table", host, problem))
     }
 
     /// The entry for the grain at `guest` of its table.
@@ -159,24 +238,73 @@ impl<T: Tables> GrainMap<T> {
             .unwrap_or(usize::MAX)
             .saturating_mul(len);
         let raw = table.get(at..).and_then(|rest| rest.get(..len));
-        raw.map_or(Ok(Grain::Unallocated), |raw| self.tables.entry(raw))
+        match (raw, &self.salvage) {
+            (None, _) => Ok(Grain::Unallocated),
+            (Some(raw), None) => self.tables.entry(raw),
+            (Some(raw), Some(salvage)) => {
+                let grain = self.decode(raw, guest - guest % self.grain)?;
+                match grain {
+                    Grain::At(at) if self.is_contested(salvage, at)? => {
+                        let problem = format!(
+                            "refers to byte {at}, and so does another entry (guest offset {guest})"
+                        );
+                        Err(Error::malformed(VMDK, "grain table", None, problem))
+                    }
+                    grain => Ok(grain),
+                }
+            }
+        }
+    }
+
+    /// Whether several entries of the tables refer to the grain at byte `at` of the file. All tables are read
+    /// for the first answer.
+    fn is_contested(&self, salvage: &Salvaging, at: u64) -> Result<bool> {
+        if self.is_marked() {
+            return Ok(false);
+        }
+        let unit = match self.storage {
+            Storage::Plain => self.grain,
+            Storage::Packed { .. } => SECTOR,
+        };
+        if let Some(contested) = salvage.contested.get() {
+            return Ok(contested.has(at / unit));
+        }
+        let (mut grains, mut contested) = (Claims::default(), Claims::default());
+        for index in 0..self.size.div_ceil(self.table_span()) {
+            let Ok(Some(table)) = self.load(index) else {
+                continue;
+            };
+            let guests = (index * self.table_span()..self.size)
+                .step_by(usize::try_from(self.grain).unwrap_or(usize::MAX));
+            for (raw, guest) in table.chunks_exact(self.tables.entry_len()).zip(guests) {
+                let Ok(Grain::At(at)) = self.decode(raw, guest) else {
+                    continue;
+                };
+                if !grains.claim(at / unit, &salvage.limits)? {
+                    contested.claim(at / unit, &salvage.limits)?;
+                }
+            }
+        }
+        let contested = salvage.contested.get_or_init(|| contested);
+        Ok(contested.has(at / unit))
     }
 
     /// The most bytes of the file that the packed grain at `guest` can take up: up to the next one, if
     /// that comes next.
-    fn packed_len(&self, table: &[u8], guest: u64, host: u64) -> Result<u64> {
+    fn packed_len(&self, table: &[u8], guest: u64, host: u64) -> u64 {
         let mut next = guest - guest % self.grain + self.grain;
         let end = (guest / self.table_span() + 1) * self.table_span();
         // The longest that zlib gets what it cannot shorten, and its marker.
         let most = 2 * self.grain + SECTOR;
         while next < end.min(self.size) {
-            match self.grain_in(table, next)? {
-                Grain::At(after) if after > host => return Ok(most.min(after - host)),
-                Grain::At(_) => break,
-                _ => next += self.grain,
+            match self.grain_in(table, next) {
+                Ok(Grain::At(after)) if after > host => return most.min(after - host),
+                Ok(Grain::At(_)) => break,
+                // What is wrong with a later entry is told when it is its turn.
+                Ok(_) | Err(_) => next += self.grain,
             }
         }
-        Ok(most)
+        most
     }
 
     /// How far the table that answers for `guest` goes, from there.
@@ -231,7 +359,7 @@ impl<T: Tables> BlockMap for GrainMap<T> {
         let first = self.grain_in(&table, guest)?;
         let mut len = self.grain - into;
         if let (Grain::At(host), Storage::Packed { .. }) = (first, &self.storage) {
-            let max_len = self.packed_len(&table, guest, host)?;
+            let max_len = self.packed_len(&table, guest, host);
             return Ok((Run::Packed { host, max_len }, len.min(limit)));
         }
         while len < limit {
@@ -239,7 +367,7 @@ impl<T: Tables> BlockMap for GrainMap<T> {
                 Grain::At(host) => Grain::At(host + into + len),
                 other => other,
             };
-            if self.grain_in(&table, guest + len)? != expected {
+            if self.grain_in(&table, guest + len).ok() != Some(expected) {
                 break;
             }
             len += self.grain;
@@ -266,7 +394,11 @@ impl<T: Tables> BlockMap for GrainMap<T> {
         while len < limit {
             let at = guest + len;
             let stop = limit.min(len + self.left_in_table(at));
-            let Some(table) = self.load(at / self.table_span())? else {
+            let table = match self.load(at / self.table_span()) {
+                Err(_) if first.is_some() => break,
+                table => table?,
+            };
+            let Some(table) = table else {
                 match first {
                     None | Some(Grain::Unallocated) => first = Some(Grain::Unallocated),
                     Some(_) => break,
@@ -274,8 +406,12 @@ impl<T: Tables> BlockMap for GrainMap<T> {
                 len = stop;
                 continue;
             };
-            let begin = *first.get_or_insert(self.grain_in(&table, at)?);
-            while len < stop && status(self.grain_in(&table, guest + len)?) == status(begin) {
+            let begin = match first {
+                Some(begin) => begin,
+                None => *first.insert(self.grain_in(&table, at)?),
+            };
+            let like_begin = |at| self.grain_in(&table, at).map(status).ok() == Some(status(begin));
+            while len < stop && like_begin(guest + len) {
                 len += self.grain - (guest + len) % self.grain;
             }
             if len < stop || begin != Grain::Unallocated {
@@ -296,6 +432,13 @@ impl<T: Tables> BlockMap for GrainMap<T> {
             },
         };
         Ok((span, len.min(limit)))
+    }
+
+    fn lost_with(&self, guest: u64) -> u64 {
+        match self.load(guest / self.table_span()) {
+            Ok(_) => self.grain - guest % self.grain,
+            Err(_) => self.left_in_table(guest),
+        }
     }
 
     fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {

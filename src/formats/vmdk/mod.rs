@@ -8,7 +8,9 @@ mod header;
 mod map;
 mod open;
 mod properties;
+mod repair;
 mod safety;
+mod scan;
 mod sesparse;
 mod sparse;
 mod stream;
@@ -19,11 +21,12 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
-    disagrees,
+    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
+    Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
+use crate::target::BlockTarget;
 
 pub use open::VmdkImage;
 pub use write::{AdapterType, Subformat, VmdkOptions};
@@ -87,6 +90,18 @@ impl Format for Vmdk {
         opener: &dyn Opener,
     ) -> Result<Option<Findings>> {
         check::check(source, opener).map(Some)
+    }
+
+    fn repair(
+        &self,
+        file: &Arc<dyn BlockTarget>,
+        opener: &dyn Opener,
+        scope: Scope,
+    ) -> Result<Option<Fixed>> {
+        match scope {
+            Scope::Leaks => Ok(Some(Fixed::default())),
+            Scope::All => repair::repair(file, opener).map(Some),
+        }
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -112,7 +112,7 @@ impl VmdkImage {
         let size = u64::from(header.num_sectors) * SECTOR;
         let descriptor = Descriptor::parse(b"", opener.limits())?;
         let mut disk = Opening::new(&descriptor, opener)?;
-        let map = sparse::open_cowd(Arc::clone(&source), &header, None, opener.limits())?;
+        let map = sparse::open_cowd(Arc::clone(&source), &header, None, opener)?;
         let mut builder = disk.builder(opener);
         let part = builder.mapped(own_extent(size), Arc::clone(&source), map, Vec::new())?;
         disk.finish(source, vec![part], "vmfsSparse".into(), &descriptor)
@@ -279,6 +279,10 @@ impl BlockSource for VmdkImage {
 
     fn block_size(&self) -> u64 {
         self.disk.block_size()
+    }
+
+    fn lost_with(&self, offset: u64) -> u64 {
+        self.disk.lost_with(offset)
     }
 
     fn identity(&self) -> Option<FileIdentity> {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::image::Opener;
 use crate::limits::Limits;
 use crate::map::TableCache;
 use crate::source::{BlockSource, BlockSourceExt};
@@ -13,7 +14,7 @@ use super::header::{
     SE_SPARSE_MAGIC, SE_SPARSE_VOLATILE_MAGIC, SECTOR, SECTOR_LEN, SeSparseConstHeader,
     SeSparseVolatileHeader, unsupported,
 };
-use super::map::{Grain, GrainMap, Storage, Tables, malformed};
+use super::map::{Grain, GrainMap, Salvaging, Storage, Tables, malformed};
 
 const ENTRY_LEN: u64 = 8;
 /// The upper half of a grain directory entry that is in use.
@@ -165,8 +166,9 @@ pub(super) fn load(file: &dyn BlockSource, limits: &Limits) -> Result<Loaded> {
 pub(super) fn open(
     file: Arc<dyn BlockSource>,
     size: Option<u64>,
-    limits: &Limits,
+    opener: &dyn Opener,
 ) -> Result<GrainMap<SeSparseTables>> {
+    let limits = opener.limits();
     let Loaded {
         tables,
         reserved,
@@ -190,6 +192,7 @@ pub(super) fn open(
         regions,
         seen,
         cache: TableCache::new(limits.cache_bytes),
+        salvage: Salvaging::asked_by(opener),
     })
 }
 

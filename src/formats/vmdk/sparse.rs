@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::image::Opener;
 use crate::limits::Limits;
 use crate::map::TableCache;
 use crate::source::{BlockSource, BlockSourceExt};
@@ -11,8 +12,8 @@ use super::alias::{Regions, Seen};
 use super::header::{
     COWD_TABLE_ENTRIES, CowdHeader, Flags, SECTOR, SECTOR_LEN, SparseExtentHeader,
 };
-use super::map::{Grain, GrainMap, Storage, Tables, malformed};
-use super::stream;
+use super::map::{Grain, GrainMap, Salvaging, Storage, Tables, malformed};
+use super::{VMDK, scan, stream};
 
 /// Tables of 32-bit entries that count in sectors.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(super) struct SectorTables {
     pub(super) directory: Vec<u8>,
     /// Where the other directory is in the file, if there is one to fall back on.
     pub(super) second: Option<u64>,
+    /// Whether the directory may be shorter than the disk needs it.
+    pub(super) cut: bool,
     pub(super) zeroed_grains: bool,
 }
 
@@ -31,7 +34,12 @@ impl Tables for SectorTables {
     }
 
     fn table(&self, index: u64) -> Result<Option<u64>> {
-        let sector = entry(&self.directory, index).unwrap_or(0);
+        let sector = entry(&self.directory, index);
+        if sector.is_none() && self.cut {
+            let problem = format!("lacks entry {index}: it was cut short");
+            return Err(Error::malformed(VMDK, "grain directory", None, problem));
+        }
+        let sector = sector.unwrap_or(0);
         Ok((sector != 0).then(|| u64::from(sector) * SECTOR))
     }
 
@@ -86,14 +94,25 @@ pub(super) fn open_hosted(
     file: Arc<dyn BlockSource>,
     first: &SparseExtentHeader,
     size: Option<u64>,
-    limits: &Limits,
+    opener: &dyn Opener,
 ) -> Result<SparseExtent> {
-    let header = stream::in_force(&file, first)?;
+    let (limits, salvages) = (opener.limits(), opener.salvages());
+    let mut warnings = Vec::new();
+    let mut file = file;
+    let header = match stream::in_force(&file, first) {
+        Err(error) if salvages => {
+            warnings.push(format!("the grains say where they belong: {error}"));
+            let found = scan::scan(&file, first, limits)?;
+            file = found.file;
+            found.header
+        }
+        header => header?,
+    };
     if header.is_compressed() {
         limits.check_metadata("a compressed grain", header.grain_size * SECTOR)?;
     }
     let capacity = header.capacity * SECTOR;
-    if header.over_head.saturating_mul(SECTOR) > file.size() && capacity > 0 {
+    if header.over_head.saturating_mul(SECTOR) > file.size() && capacity > 0 && !salvages {
         let problem = format!(
             "is {} sectors, and the file has {} bytes",
             header.over_head,
@@ -102,7 +121,6 @@ pub(super) fn open_hosted(
         return Err(SparseExtentHeader::malformed(0, "over_head", problem));
     }
     let layout = Layout::hosted(first, &header)?;
-    let mut warnings = Vec::new();
     let mut second = second_directory(&header);
     let mut found = layout.directory(&file, header.gd_offset, limits);
     if let (Err(error @ Error::Malformed { .. }), Some(_)) = (&found, second) {
@@ -110,6 +128,12 @@ pub(super) fn open_hosted(
             warnings.push(format!("the redundant grain directory is used: {error}"));
             (found, second) = (Ok(other), None);
         }
+    }
+    if let (true, Err(error)) = (salvages, &found) {
+        warnings.push(format!(
+            "what there is of the grain directory is used: {error}"
+        ));
+        found = layout.what_is_left(&file, header.gd_offset, limits);
     }
     let (directory, regions) = found?;
     if header.unclean_shutdown != 0 {
@@ -133,6 +157,7 @@ pub(super) fn open_hosted(
         file: Arc::clone(&file),
         directory,
         second,
+        cut: salvages,
         zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
     };
     let map = GrainMap {
@@ -145,6 +170,7 @@ pub(super) fn open_hosted(
         regions,
         seen,
         cache: TableCache::new(limits.cache_bytes),
+        salvage: Salvaging::asked_by(opener),
     };
     Ok(SparseExtent { map, warnings })
 }
@@ -163,8 +189,9 @@ pub(super) fn open_cowd(
     file: Arc<dyn BlockSource>,
     header: &CowdHeader,
     size: Option<u64>,
-    limits: &Limits,
+    opener: &dyn Opener,
 ) -> Result<GrainMap<SectorTables>> {
+    let (limits, salvages) = (opener.limits(), opener.salvages());
     let layout = Layout::cowd(header);
     let capacity = layout.capacity;
     if u64::from(header.num_gd_entries) < layout.directory_entries() {
@@ -175,13 +202,17 @@ pub(super) fn open_cowd(
         );
         return Err(CowdHeader::malformed(0, "num_gd_entries", problem));
     }
-    let (directory, regions) = layout.directory(&file, header.gd_offset.into(), limits)?;
+    let (directory, regions) = match layout.directory(&file, header.gd_offset.into(), limits) {
+        Err(_) if salvages => layout.what_is_left(&file, header.gd_offset.into(), limits)?,
+        found => found?,
+    };
     let seen = Seen::new(layout.grain, file.size());
     Ok(GrainMap {
         tables: SectorTables {
             file: Arc::clone(&file),
             directory,
             second: None,
+            cut: salvages,
             zeroed_grains: false,
         },
         file,
@@ -192,6 +223,7 @@ pub(super) fn open_cowd(
         regions,
         seen,
         cache: TableCache::new(limits.cache_bytes),
+        salvage: Salvaging::asked_by(opener),
     })
 }
 
@@ -239,6 +271,33 @@ impl Layout {
 
     pub(super) fn directory_entries(&self) -> u64 {
         self.capacity.div_ceil(self.entries * self.grain)
+    }
+
+    /// Reads what there is of the grain directory at a sector, whatever is wrong with it.
+    fn what_is_left(
+        &self,
+        file: &dyn BlockSource,
+        sector: u64,
+        limits: &Limits,
+    ) -> Result<(Vec<u8>, Regions)> {
+        let len = self.directory_entries().saturating_mul(4);
+        limits.check_metadata("the grain directory", len)?;
+        let start = sector.saturating_mul(SECTOR);
+        let there = file.size().saturating_sub(start).min(len);
+        let mut directory = vec![0; usize::try_from(there).unwrap_or(0)];
+        // Where it cannot be read, the other directory is asked for each table.
+        let n = file.read_at(&mut directory, start).unwrap_or(0);
+        directory.truncate(n / 4 * 4);
+        let mut ranges = self.reserved.clone();
+        ranges.push((start, start.saturating_add(there)));
+        for raw in directory.chunks_exact(4) {
+            let table = u64::from(entry(raw, 0).unwrap_or(0)) * SECTOR;
+            let end = table + self.entries * 4;
+            if table != 0 && end <= file.size() {
+                ranges.push((table, end));
+            }
+        }
+        Ok((directory, Regions::of_any(ranges)))
     }
 
     /// Reads the grain directory at a sector.

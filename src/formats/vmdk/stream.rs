@@ -98,6 +98,7 @@ pub(super) fn grain_end(at: u64, marker: &Marker) -> Option<u64> {
         .checked_add(marker.size.into())
 }
 
+/// The marker at byte `at`.
 pub(super) fn marker_at(file: &dyn BlockSource, at: u64) -> Result<Marker> {
     let mut bytes = [0; Marker::LEN];
     let n = file.read_at(&mut bytes, at)?;

@@ -38,6 +38,11 @@ pub(crate) trait BlockMap: Debug + Send + Sync {
     /// absent answers for its whole span.
     fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)>;
 
+    /// Where the tables are, as [`Image::tables`](crate::Image::tables) tells it.
+    fn tables(&self) -> Vec<(u64, u64)> {
+        Vec::new()
+    }
+
     /// Unpacks one unit from the start of `packed`, which `host` bytes into the file.
     fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()>;
 

@@ -6,6 +6,7 @@
 //!   a block               bitmap of its sectors │ its sectors
 //! ```
 
+mod arriving;
 mod footer;
 mod geometry;
 mod header;
@@ -67,6 +68,14 @@ impl Format for Vhd {
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
         Ok(Box::new(VhdImage::open(source, opener)?))
+    }
+
+    fn open_arriving(
+        &self,
+        source: Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Box<dyn Image>> {
+        arriving::open(source, opener)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

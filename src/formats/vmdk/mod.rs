@@ -11,6 +11,7 @@ mod safety;
 mod sesparse;
 mod sparse;
 mod stream;
+mod walk;
 mod write;
 
 use std::sync::Arc;
@@ -77,6 +78,14 @@ impl Format for Vmdk {
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
         Ok(Box::new(VmdkImage::open(source, opener)?))
+    }
+
+    fn open_arriving(
+        &self,
+        source: Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Box<dyn Image>> {
+        Ok(Box::new(VmdkImage::open_arriving(source, opener)?))
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

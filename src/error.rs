@@ -19,7 +19,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// must say what the image is ([`Unrecognized`](Self::Unrecognized),
 /// [`Ambiguous`](Self::Ambiguous)), the policy of the caller ([`NotAllowed`](Self::NotAllowed),
 /// [`Denied`](Self::Denied), [`Detached`](Self::Detached), [`LimitExceeded`](Self::LimitExceeded)), its
-/// expectation ([`DigestMismatch`](Self::DigestMismatch)), its scheduler
+/// expectation ([`DigestMismatch`](Self::DigestMismatch)), whoever sends a stream
+/// ([`OutOfOrder`](Self::OutOfOrder)), its scheduler
 /// ([`PartsMissing`](Self::PartsMissing)) or its code ([`OutOfRange`](Self::OutOfRange), [`InvalidInput`](Self::InvalidInput)).
 ///
 /// A message never repeats its [`source`](std::error::Error::source); print the chain to see both.
@@ -125,6 +126,23 @@ pub enum Error {
         maximum: u64,
     },
 
+    /// What is needed of a stream is not there when it is needed: it went by, or comes too late.
+    #[error(
+        "byte {offset} of the stream is needed {}: \
+         it cannot be converted while it arrives; write it to a file first, or allow a spill file",
+        if offset < position {
+            format!("after byte {position} went by")
+        } else {
+            format!("where byte {position} is, before what stands between them")
+        }
+    )]
+    OutOfOrder {
+        /// Where in the stream that is, in bytes.
+        offset: u64,
+        /// Where the stream was by then.
+        position: u64,
+    },
+
     /// A range reaches beyond the end of what it addresses.
     #[error("bytes {offset} to {} are beyond the end at {size}", offset.saturating_add(*len))]
     OutOfRange {
@@ -221,6 +239,7 @@ impl Error {
                 io::ErrorKind::InvalidData
             }
             Error::OutOfRange { .. } | Error::InvalidInput(_) => io::ErrorKind::InvalidInput,
+            Error::OutOfOrder { .. } => io::ErrorKind::NotSeekable,
             Error::PartsMissing { .. } => io::ErrorKind::NotFound,
             Error::Cancelled => io::ErrorKind::Interrupted,
         }

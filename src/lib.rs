@@ -3,8 +3,8 @@
 //! Start with [`OpenOptions`], which opens an image; [`inspect::Report`] describes one,
 //! [`convert::ConvertOptions`] writes one, [`compare::CompareOptions`] compares two,
 //! [`extents::Entries`] tells where the bytes are and [`measure::MeasureOptions`] how many there would be.
-//! [`stream::StreamInspector`] describes one while its bytes go by, and [`salvage::Salvage`] reads what is left
-//! of a damaged one.
+//! [`stream::StreamInspector`] describes one while its bytes go by, [`StreamSource`] is one to be converted
+//! meanwhile, and [`salvage::Salvage`] reads what is left of a damaged one.
 //!
 //! Every layer is a [`BlockSource`]: a file, a slice of one, a qcow2 image, its backing file. A format
 //! is a function from [`BlockSource`] to [`BlockSource`]. Imports run downwards only: a format never
@@ -27,7 +27,7 @@
 //!         |
 //!       ondisk/  field tables, bounds-checked reader             pure functions of bytes
 //!         |
-//!       storage/  file memory slice concat pending seek forward  bytes beneath the formats
+//!       storage/  file memory slice concat pending … incoming    bytes beneath the formats
 //!         |
 //!       BlockSource · BlockTarget · Extent · Reference · Error   the vocabulary everything speaks; digest/
 //! ```
@@ -77,12 +77,14 @@ pub use format_id::FormatId;
 pub use image::{Format, Image, ImageInfo, ImageWriter};
 pub use limits::Limits;
 pub use name::{Escaped, ImageName};
-pub use open::{OpenOptions, PathPolicy, PathResolver};
+pub use open::{OpenOptions, PathPolicy, PathResolver, StreamImage, StreamSource};
 pub use packed::{Codec, PackedSource, PackedUnit};
 pub use reference::{
     DenyReferences, DetachReferences, Reference, ReferenceKind, Resolved, Resolver,
 };
-pub use source::{BlockSource, BlockSourceExt, Extents, FileIdentity, Place, check_extent};
+pub use source::{
+    Arriving, BlockSource, BlockSourceExt, Extents, FileIdentity, Place, check_extent,
+};
 pub use target::{BlockTarget, Zeroes};
 
 /// The code in the README is tested with that of the documentation.

@@ -52,4 +52,10 @@ pub trait PackedSource: Debug + Send + Sync {
         buf: &mut Vec<u8>,
         units: &mut Vec<PackedUnit>,
     ) -> Result<usize>;
+
+    /// Where in its file the packed unit at `guest` begins, in bytes; `None` where it is not packed.
+    ///
+    /// # Errors
+    /// What reading the tables fails with.
+    fn place_of_unit(&self, guest: u64) -> Result<Option<u64>>;
 }

@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
@@ -87,6 +88,46 @@ pub trait BlockSource: Debug + Send + Sync {
     fn packed(&self) -> Option<&dyn PackedSource> {
         None
     }
+
+    /// What has to be heeded if this can be read only once, from front to back.
+    fn arriving(&self) -> Option<&dyn Arriving> {
+        None
+    }
+}
+
+/// What can be read only once, while it arrives.
+///
+/// Of such a source the runs are asked for in order, no further ahead than the data is read, and the data
+/// is read in order too, by one thread at a time. [`BlockSource::size`] may change until the end is
+/// [settled](Self::settle).
+pub trait Arriving: Debug + Send + Sync {
+    /// Whether the size is not known before the end is seen.
+    fn is_endless(&self) -> bool;
+
+    /// Waits until the disk's bytes up to `guest`, no more than some MiB ahead of what was read, are
+    /// there, or its end is known.
+    ///
+    /// # Errors
+    /// What reading the stream fails with.
+    fn wait_for(&self, guest: u64) -> Result<()>;
+
+    /// Reads all of the stream into its spill file, if it may: the size is known then, and the source
+    /// can be read in any order. Returns whether that is so.
+    ///
+    /// # Errors
+    /// What reading the stream fails with, and what opening it as a file does.
+    fn spill(&self) -> Result<bool>;
+
+    /// Bytes of memory that are in use for what has arrived.
+    fn memory(&self) -> u64;
+
+    /// Reads the rest of the stream, and compares all that was said of the disk before with what is
+    /// known now. Returns the digests of the stream that were asked for.
+    ///
+    /// # Errors
+    /// What the disk, read from a file, fails with; and if it would have been another one. What was made
+    /// of it is of no use then.
+    fn settle(&self) -> Result<Vec<Digest>>;
 }
 
 /// What tells one file of this machine from another, whatever it is called: its device and number.
@@ -134,6 +175,7 @@ macro_rules! forward_source {
                 (**self).place_of(offset, limit)
             }
             fn packed(&self) -> Option<&dyn PackedSource> { (**self).packed() }
+            fn arriving(&self) -> Option<&dyn Arriving> { (**self).arriving() }
         }
     )*};
 }

@@ -8,11 +8,12 @@ use blockform::image::{SnapshotSelector, parse_options, parse_size};
 use clap::Parser;
 
 use crate::common::{Policy, path};
-use crate::values::{CacheMode, snapshot};
+use crate::values::{CacheMode, size, snapshot};
 
 /// Converts disk images as `qemu-img convert` does. SRC and DST are paths and nothing else; several
-/// SRC are taken one behind the other. DST is replaced only when the whole of it is written. The DST -
-/// is standard output: whoever reads it has to look at the exit status.
+/// SRC are taken one behind the other. DST is replaced only when the whole of it is written. The SRC -
+/// is standard input, converted while it arrives. The DST - is standard output: whoever reads it has to
+/// look at the exit status.
 #[derive(Debug, Parser)]
 #[command(name = crate::COMMAND, version)]
 pub(crate) struct Arguments {
@@ -115,6 +116,17 @@ pub(crate) struct Arguments {
     /// Accepted for the sake of qemu-img's users: images are never locked here
     #[arg(short = 'U', long)]
     force_share: bool,
+    /// The virtual size of the disk on standard input, for a raw disk or a fixed VHD, which do not tell it
+    /// before their end, and a DST that begins with it
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) source_size: Option<u64>,
+    /// Where the image on standard input came from: names in it are relative to the directory of PATH
+    #[arg(long, value_name = "PATH", value_parser = path())]
+    pub(crate) source_path: Option<PathBuf>,
+    /// Allows a temporary file beside DST, 64G unless given, for what comes on standard input before it is
+    /// needed
+    #[arg(long, value_name = "SIZE", value_parser = size, num_args = 0..=1, require_equals = true, default_missing_value = "64G")]
+    pub(crate) spill: Option<u64>,
     /// Which files that an image refers to, and -B, may be opened: none, detach (none, and what
     /// lies there is lost), same-dir (those in the
     /// image's own directory), those below the directory DIR, or anywhere
@@ -162,6 +174,11 @@ impl Arguments {
             return Err("no files were given".to_owned());
         };
         let to_stdout = crate::output::is_standard(destination);
+        let from_stdin = sources
+            .iter()
+            .any(|source| crate::output::is_standard(source));
+        let about_stdin =
+            self.source_size.is_some() || self.source_path.is_some() || self.spill.is_some();
         let waits = !matches!(self.cache, CacheMode::Writeback | CacheMode::Unsafe);
         let conflicts = [
             (
@@ -193,6 +210,22 @@ impl Arguments {
                 "-t has no meaning for standard output: what becomes of it is for its reader to say",
             ),
             (
+                from_stdin && sources.len() > 1,
+                "standard input cannot go with other sources; a file that is called - is ./-",
+            ),
+            (
+                from_stdin && self.verify,
+                "--verify has no meaning for standard input, which cannot be read again",
+            ),
+            (
+                from_stdin && self.resumable,
+                "--resumable has no meaning for standard input, which cannot be read again",
+            ),
+            (
+                about_stdin && !from_stdin,
+                "--source-size, --source-path and --spill are about standard input alone",
+            ),
+            (
                 sources.len() > 1 && self.backing.is_some(),
                 "-B has no meaning for several sources",
             ),
@@ -200,6 +233,10 @@ impl Arguments {
                 sources.len() > 1
                     && !(self.source_digest.is_empty() && self.expect_source.is_empty()),
                 "the digest of SRC has no meaning for several sources",
+            ),
+            (
+                from_stdin && self.salvage.is_some(),
+                "--salvage needs a file: what went by cannot be looked at again",
             ),
             (
                 sources.len() > 1 && self.salvage.is_some(),

@@ -1,9 +1,10 @@
 //! Converts disk images as `qemu-img convert` does, into a file that is whole in the end or absent, or
-//! to standard output.
+//! to standard output; from files, or from standard input.
 
 mod arguments;
 #[path = "../common/mod.rs"]
 mod common;
+mod input;
 mod losses;
 mod output;
 #[path = "../common/progress.rs"]
@@ -50,12 +51,6 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let (sources, destination) = arguments.check()?;
-    let (mut images, mut files) = (Vec::new(), Vec::new());
-    for path in sources {
-        let (image, file) = open(path, arguments).map_err(|e| about(path, &e))?;
-        images.push(image);
-        files.push(file);
-    }
     let cancel = Cancel::new();
     let stop = cancel.clone();
     let to_stdout = output::is_standard(destination);
@@ -69,19 +64,30 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
         }
     })
     .map_err(|e| format!("cannot prepare for being interrupted: {e}"))?;
+    let (mut images, mut files): (Vec<Box<dyn BlockSource>>, Vec<_>) = (Vec::new(), Vec::new());
+    let mut salvage = None;
+    for path in sources {
+        let options = open_options(arguments);
+        if output::is_standard(path) {
+            let image = input::open(&options, arguments, destination, &cancel);
+            images.push(Box::new(image.map_err(|e| e.chain())?));
+        } else {
+            let (image, file) = options
+                .open_path_and_file(path)
+                .map_err(|e| about(path, &e))?;
+            files.push(file);
+            match &arguments.salvage {
+                Some(map) => salvage = Some((Arc::new(Salvage::of(image)), map.as_deref())),
+                None => images.push(Box::new(image)),
+            }
+        }
+    }
     let options = options(arguments, destination)?.cancel(cancel.clone());
     let options = with_file_digests(options, &files, arguments);
     let meter = Meter::new(arguments.progress && !arguments.quiet, to_stdout);
     let options = match meter.report() {
         Some(report) => options.progress(report),
         None => options,
-    };
-    let salvage = match (&arguments.salvage, images.pop()) {
-        (Some(map), Some(image)) => Some((Arc::new(Salvage::of(image)), map.as_deref())),
-        (_, last) => {
-            images.extend(last);
-            None
-        }
     };
     let source = match &salvage {
         Some((salvage, map)) => {
@@ -217,7 +223,7 @@ fn about(path: &Path, error: &Error) -> String {
     format!("{}: {}", quoted(path), error.chain())
 }
 
-fn open(path: &Path, arguments: &Arguments) -> Result<(Box<dyn Image>, Arc<dyn BlockSource>)> {
+fn open_options(arguments: &Arguments) -> OpenOptions {
     let mut options = OpenOptions::new().references(arguments.allow_references.0.clone());
     if let Some(format) = &arguments.source_format {
         options = options.format(format);
@@ -231,19 +237,17 @@ fn open(path: &Path, arguments: &Arguments) -> Result<(Box<dyn Image>, Arc<dyn B
     options
         .salvage(arguments.salvage.is_some())
         .verify_manifest(arguments.verify_manifest)
-        .open_path_and_file(path)
 }
 
 /// The images one behind the other. One alone stays what it is, so that what it has packed can be
 /// copied packed.
-fn joined(images: Vec<Box<dyn Image>>) -> Result<Box<dyn BlockSource>> {
+fn joined(images: Vec<Box<dyn BlockSource>>) -> Result<Box<dyn BlockSource>> {
     let mut images = images;
     match images.pop() {
-        Some(image) if images.is_empty() => Ok(Box::new(image)),
+        Some(image) if images.is_empty() => Ok(image),
         last => {
             let parts = images.into_iter().chain(last);
-            let parts = parts.map(|image| Arc::new(image) as Arc<dyn BlockSource>);
-            Ok(Box::new(Concat::new(parts)?))
+            Ok(Box::new(Concat::new(parts.map(Arc::from))?))
         }
     }
 }

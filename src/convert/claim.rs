@@ -39,6 +39,8 @@ pub(super) struct Cursor<'a> {
     position: u64,
     /// The run that `position` is in, if it is known.
     run: Option<Extent>,
+    /// Whether the source arrives: no more is asked about than a segment has room for.
+    arriving: bool,
     number: u64,
 }
 
@@ -68,8 +70,19 @@ impl<'a> Cursor<'a> {
             capacity,
             position: 0,
             run: None,
+            arriving: source.arriving().is_some(),
             number: 0,
         }
+    }
+
+    /// Everything before is dealt with.
+    pub(super) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Says where the work ends, where that was not known at first.
+    pub(super) fn end_at(&mut self, size: u64) {
+        self.size = size;
     }
 
     /// The same cursor, from where another one stopped: the number of the next segment, and where it
@@ -93,7 +106,11 @@ impl<'a> Cursor<'a> {
             if stopped() {
                 return Err(Error::Cancelled);
             }
-            let (status, end) = self.status()?;
+            let (status, end) = match self.status() {
+                // What is claimed has to be read before more can be known.
+                Err(Error::OutOfOrder { .. }) if !segment.pieces.is_empty() => break,
+                other => other?,
+            };
             match status {
                 Status::Skip => self.position = end,
                 Status::Zero => match self.whole_units(end) {
@@ -209,8 +226,15 @@ impl<'a> Cursor<'a> {
         }
         let source_size = self.source.size();
         let run = if self.position < source_size {
-            self.source
-                .extent_at(self.position, source_size - self.position)?
+            let left = source_size - self.position;
+            return match self.arriving {
+                true => self.arriving_run(left),
+                false => {
+                    let run = self.source.extent_at(self.position, left)?;
+                    self.run = Some(run);
+                    Ok(run)
+                }
+            };
         } else {
             // What the target adds by rounding the size up.
             let (kind, host_offset) = (ExtentKind::Zero, None);
@@ -223,6 +247,19 @@ impl<'a> Cursor<'a> {
                 host_offset,
             }
         };
+        self.run = Some(run);
+        Ok(run)
+    }
+
+    /// The run at the position, as far as a segment has room for it, so that segments are cut as those of
+    /// a file are. Behind a hole nothing is looked at before its end, however long it is.
+    fn arriving_run(&mut self, left: u64) -> Result<Extent> {
+        let reach = left.min(self.capacity);
+        let mut run = self.source.extent_at(self.position, reach)?;
+        if run.len < reach || !run.kind.reads_as_zero() {
+            return Ok(run);
+        }
+        run = self.source.extent_at(self.position, left)?;
         self.run = Some(run);
         Ok(run)
     }

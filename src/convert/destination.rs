@@ -6,16 +6,25 @@ use std::sync::Arc;
 use crate::convert::claim::Ground;
 use crate::convert::engine::{self, Job};
 use crate::convert::journal::Journal;
-use crate::convert::lane::{Resumable, Target};
+use crate::convert::lane::{Remake, Resumable, Target};
 use crate::convert::options::{ConvertOptions, Summary};
 use crate::digest::{Algorithm, ContentDigest, ContentHasher, Hasher};
 use crate::error::{Error, Result, quoted_path};
 use crate::image::{ImageWriter, OutputFile, WriteShape};
 use crate::name::ImageName;
 use crate::progress::Report;
-use crate::source::BlockSource;
+use crate::source::{Arriving, BlockSource};
 use crate::storage::{FileStorage, PendingFile, beside, identity_of};
 use crate::target::BlockTarget;
+
+/// The size of a disk whose size is not known yet, for a writer that does not ask.
+const ANY_SIZE: u64 = 1 << 20;
+
+/// Whether an image can be written without knowing how large its disk is: everything has its place, and
+/// nothing comes first.
+fn is_remade(shape: &WriteShape) -> bool {
+    shape.settled && shape.forward && shape.files.len() == 1 && shape.preallocation.is_empty()
+}
 
 impl ConvertOptions {
     /// Converts `source` into a new file at `path`, which is whole in the end or absent. What was
@@ -94,6 +103,7 @@ impl ConvertOptions {
         }
         refuse_one_for_two(&paths)?;
         self.check_verifiable()?;
+        self.check_read_once(source)?;
         let journal = match self.resumable {
             None => None,
             Some(_) if !alone => {
@@ -134,6 +144,18 @@ impl ConvertOptions {
                  compare it afterwards",
             )),
             false => Ok(()),
+        }
+    }
+
+    fn check_read_once(&self, source: &dyn BlockSource) -> Result<()> {
+        match source.arriving() {
+            Some(_) if self.verify => Err(Error::invalid(
+                "a stream cannot be compared with what was made of it; make digests instead",
+            )),
+            Some(_) if self.resumable.is_some() => Err(Error::invalid(
+                "a conversion of a stream cannot be gone on with: what was read is gone",
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -215,10 +237,25 @@ impl ConvertOptions {
         source: &dyn BlockSource,
         file_name: Option<&Path>,
     ) -> Result<Box<dyn ImageWriter>> {
-        let mut create = self.create.clone();
-        create.virtual_size = source.size();
-        create.file_name = file_name.map(ImageName::from).or(create.file_name);
-        crate::open::named(&self.format)?.create(&create)
+        let create = |size| {
+            let mut create = self.create.clone();
+            create.virtual_size = size;
+            create.file_name = file_name.map(ImageName::from).or(create.file_name);
+            crate::open::named(&self.format)?.create(&create)
+        };
+        match source.arriving().filter(|arriving| arriving.is_endless()) {
+            None => create(source.size()),
+            Some(arriving) => match create(ANY_SIZE) {
+                Ok(writer) if is_remade(&writer.shape()) => Ok(writer),
+                _ if arriving.spill()? => create(source.size()),
+                Err(error) => Err(error),
+                Ok(_) => Err(Error::invalid(format!(
+                    "an image of format {} begins with the size of the disk, which is known only when \
+                     the stream ends; say how large the disk is, or allow a spill file",
+                    ImageName::from(self.format.as_str()).escaped()
+                ))),
+            },
+        }
     }
 
     /// Fails if writing to `path` would destroy a file that is read.
@@ -250,7 +287,8 @@ impl ConvertOptions {
     ) -> Result<Destination<'static>> {
         let shape = writer.shape();
         let mut storage = FileStorage::open_writable(path)?;
-        if shape.plain && storage.size() < shape.virtual_size {
+        let endless = source.arriving().is_some_and(Arriving::is_endless);
+        if shape.plain && storage.size() < shape.virtual_size && !endless {
             return Err(Error::invalid(format!(
                 "{} is too small: it has {} bytes and the disk has {}",
                 quoted_path(path),
@@ -278,10 +316,16 @@ impl ConvertOptions {
         files: Vec<Arc<dyn BlockTarget + 'a>>,
         alone: bool,
     ) -> Target<'a> {
-        let shape = writer.shape();
+        let mut shape = writer.shape();
+        let endless = source.arriving().is_some_and(Arriving::is_endless);
+        let remake = endless.then(|| {
+            shape.virtual_size = source.size();
+            self.remake()
+        });
         Target {
             ground: self.ground(source, &shape, &files, alone),
             shape,
+            remake,
             writer,
             files,
             sparse_size: self.sparse_size,
@@ -292,6 +336,16 @@ impl ConvertOptions {
             journal: None,
             report: Report::new(self.progress.clone()),
         }
+    }
+
+    /// Makes a writer when the size of the disk is known.
+    fn remake(&self) -> Remake {
+        let (format, create) = (self.format.clone(), self.create.clone());
+        Box::new(move |size| {
+            let mut create = create.clone();
+            create.virtual_size = size;
+            crate::open::named(&format)?.create(&create)
+        })
     }
 
     /// Converts into one destination.
@@ -320,6 +374,7 @@ impl ConvertOptions {
         }
         summary.content = outcome.content;
         summary.file_digests = file_digests;
+        summary.file_digests.extend(outcome.source_digests);
         if let Some(image) = image {
             summary.target_digests = self.digests_of_target(&*image)?;
         }

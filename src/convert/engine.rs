@@ -13,6 +13,8 @@
 //!     store     whoever finds nobody storing empties the queue
 //! ```
 //!
+//! A source that arrives on a stream is read under the lock under which it is claimed.
+//!
 //! Nobody waits while holding anything but for a slot, and whoever holds the number that is to be
 //! placed next is always running: there is no deadlock.
 
@@ -27,12 +29,12 @@ use crate::convert::options::Summary;
 use crate::convert::order::Order;
 use crate::convert::prepare::{Preparer, Reader};
 use crate::convert::segment::{Leaf, Segment, capacity};
-use crate::digest::{ContentDigest, ContentHasher};
+use crate::digest::{ContentDigest, ContentHasher, Digest};
 use crate::error::{Error, Result};
 use crate::image::Take;
 use crate::packed::{Codec, PackedSource};
 use crate::progress::Cancel;
-use crate::source::BlockSource;
+use crate::source::{Arriving, BlockSource};
 
 /// What a conversion works on.
 pub(super) struct Job<'a> {
@@ -54,6 +56,8 @@ pub(super) struct Outcome {
     /// One for each target.
     pub(super) targets: Vec<Result<Summary>>,
     pub(super) content: Option<ContentDigest>,
+    /// Of a source that arrived.
+    pub(super) source_digests: Vec<Digest>,
     /// Those of targets that are written, to be removed when these have their names.
     pub(super) journals: Vec<Journal>,
 }
@@ -77,7 +81,12 @@ pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
     let encoders: Vec<_> = job.targets.iter().map(|t| t.writer.encoder()).collect();
     let packed = travelling(source, &job, &encoders);
     let copies = 1 + u64::from(packed.is_some()) + encoders.iter().flatten().count() as u64;
-    let affordable = usize::try_from(job.memory / (copies * capacity))
+    let arriving = source.arriving();
+    let endless = arriving.is_some_and(Arriving::is_endless);
+    let memory = job
+        .memory
+        .saturating_sub(arriving.map_or(0, Arriving::memory));
+    let affordable = usize::try_from(memory / (copies * capacity))
         .unwrap_or(usize::MAX)
         .max(2);
     let useful = usize::try_from(size / capacity)
@@ -113,10 +122,15 @@ pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
                 encoder,
                 whole: target.whole,
                 take,
+                once: arriving.is_some(),
             };
             Lane::new(target, preparer, start.0)
         })
         .collect();
+    let wraps = lanes.iter().any(|lane| {
+        let take = lane.preparer.take;
+        matches!(take, Some((Take::Wrapped, _)))
+    });
     let leaves = job.content.as_ref().map(ContentHasher::leaves);
     // With no target, all that is not zero is read.
     let all = Ground::Zero;
@@ -130,7 +144,8 @@ pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
         reader: Reader {
             source,
             packed,
-            unpack: leaves.is_some() || job.check_packed,
+            // What cannot be wrapped is packed anew, and cannot be read again then.
+            unpack: leaves.is_some() || job.check_packed || (arriving.is_some() && wraps),
             shares: match leaves {
                 None => shared_device(&lanes),
                 Some(_) => None,
@@ -142,6 +157,8 @@ pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
             Cursor::new(source, grounds, is_packed, size, unit, capacity)
                 .starting_at(start.0, start.1),
         ),
+        arriving,
+        endless,
         lanes: &lanes,
         content: Mutex::new((job.content, Order::default())),
         capacity: usize::try_from(capacity).unwrap_or(usize::MAX),
@@ -162,16 +179,22 @@ pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
     worked?;
 
     let bytes_read = engine.bytes_read.load(Ordering::Relaxed);
-    let (content, _) = engine
+    let (mut content, _) = engine
         .content
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
+    // Before any header says that an image is whole.
+    let source_digests = arriving.map_or(Ok(Vec::new()), Arriving::settle)?;
+    let settled = endless.then(|| source.size());
+    if let (Some(content), Some(size)) = (&mut content, settled) {
+        content.end_at(size);
+    }
     let (mut targets, mut journals) = (Vec::new(), Vec::new());
     for lane in lanes {
         let failure = lane.take_failure();
         let result = match failure {
             Some(error) => Err(error),
-            None => lane.finish(bytes_read).map(|(summary, journal)| {
+            None => lane.finish(bytes_read, settled).map(|(summary, journal)| {
                 journals.extend(journal);
                 summary
             }),
@@ -189,6 +212,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
     Ok(Outcome {
         targets,
         content: content.map(ContentHasher::finish),
+        source_digests,
         journals,
     })
 }
@@ -221,6 +245,9 @@ fn shared_device(lanes: &[Lane<'_>]) -> Option<u64> {
 struct Engine<'a> {
     reader: Reader<'a>,
     cursor: Mutex<Cursor<'a>>,
+    arriving: Option<&'a dyn Arriving>,
+    /// Whether its size was not known at first.
+    endless: bool,
     lanes: &'a [Lane<'a>],
     content: Mutex<(Option<ContentHasher>, Order<Arc<Segment>>)>,
     /// Bytes of a segment.
@@ -300,12 +327,10 @@ impl Engine<'_> {
         while self.take_slot() {
             let free = lock(&self.free).pop();
             let mut segment = free.unwrap_or_else(|| Segment::new(self.capacity));
-            if !lock(&self.cursor).claim(&mut segment, &stopped)? {
+            if !self.claim(&mut segment, &stopped)? {
                 self.release(Arc::new(segment));
                 break;
             }
-            let read = self.reader.read(&mut segment)?;
-            self.bytes_read.fetch_add(read, Ordering::Relaxed);
             let segment = Arc::new(segment);
             self.digest(&segment)?;
             for lane in self.lanes.iter().filter(|lane| !lane.is_dead()) {
@@ -320,6 +345,29 @@ impl Engine<'_> {
         } else {
             Ok(())
         }
+    }
+
+    /// Claims a segment and reads it; `false` if there is none left. What arrives is read in turn.
+    fn claim(&self, segment: &mut Segment, stopped: &dyn Fn() -> bool) -> Result<bool> {
+        let mut cursor = lock(&self.cursor);
+        if let Some(arriving) = self.arriving {
+            if arriving.is_endless() {
+                let reach = cursor.position().saturating_add(self.capacity as u64);
+                arriving.wait_for(reach)?;
+            }
+            if !arriving.is_endless() && self.endless {
+                cursor.end_at(self.reader.source.size());
+            }
+        }
+        let claimed = cursor.claim(segment, stopped)?;
+        if self.arriving.is_none() {
+            drop(cursor);
+        }
+        if claimed {
+            let read = self.reader.read(segment)?;
+            self.bytes_read.fetch_add(read, Ordering::Relaxed);
+        }
+        Ok(claimed)
     }
 
     /// Ends a lane; the others go on if that was asked for and there are any.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::convert::claim::Cursor;
 use crate::convert::destination::Destination;
-use crate::convert::lane::lock;
+use crate::convert::lane::{Remake, lock};
 use crate::convert::options::{ConvertOptions, Summary};
 use crate::convert::plan::{InOrder, Performance, Plan};
 use crate::convert::segment::capacity;
@@ -80,6 +80,14 @@ impl ConvertOptions {
         let writer = Hashing(writer, Arc::clone(&hashers));
         let files: Vec<Arc<dyn BlockTarget + '_>> = vec![Arc::new(ForwardTarget::new(writer))];
         let planned = !shape.forward;
+        if let Some(arriving) = source.arriving().filter(|_| planned) {
+            if !arriving.spill()? {
+                return Err(self.not_streamable(
+                    "its tables come before the data, and that is known only when the source, a stream \
+                     itself, has ended; allow a spill file",
+                ));
+            }
+        }
         let layout: Box<dyn ImageWriter> = if planned {
             let ground = self.ground(source, &shape, &files, true);
             let (size, unit) = (shape.virtual_size, shape.unit);
@@ -95,6 +103,9 @@ impl ConvertOptions {
         };
         let mut target = self.target(source, layout, files, true);
         (target.sync, target.whole) = (true, planned);
+        target.remake = target
+            .remake
+            .map(|remake| -> Remake { Box::new(move |size| Ok(Box::new(InOrder(remake(size)?)))) });
         let mut summary = self.run(source, Destination::of(target))?;
         let hashers = std::mem::take(&mut *lock(&hashers));
         summary.target_digests = hashers.into_iter().map(Hasher::finish).collect();

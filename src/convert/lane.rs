@@ -39,7 +39,12 @@ pub(super) struct Target<'a> {
     pub(super) report: Report,
     /// What it can go on from after an interruption.
     pub(super) journal: Option<Resumable>,
+    /// Makes the writer that finishes, when the size of the disk is known in the end.
+    pub(super) remake: Option<Remake>,
 }
+
+/// Makes a writer for a disk of that size, which places as the one before it did.
+pub(super) type Remake = Box<dyn Fn(u64) -> Result<Box<dyn ImageWriter>> + Send + Sync>;
 
 /// The journal of a target, what it says was done, and the identity to begin it with.
 pub(super) struct Resumable {
@@ -93,6 +98,7 @@ pub(super) struct Lane<'a> {
     done: AtomicU64,
     bytes_written: AtomicU64,
     journal: Option<Mutex<Journal>>,
+    remake: Option<Remake>,
 }
 
 struct Placing {
@@ -139,6 +145,7 @@ impl<'a> Lane<'a> {
             total: target.shape.virtual_size,
             done: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
+            remake: target.remake,
             journal: target
                 .journal
                 .map(|resumable| Mutex::new(resumable.journal)),
@@ -352,13 +359,21 @@ impl<'a> Lane<'a> {
     }
 
     /// Writes the last tables, and then the header, when all segments are stored. The journal, if there
-    /// is one, is over when the result has its name.
-    pub(super) fn finish(self, bytes_read: u64) -> Result<(Summary, Option<Journal>)> {
-        let (files, sparse_size, total) = (&self.files, self.sparse_size, self.total);
-        self.report.tell(Phase::Finishing, total, total);
+    /// is one, is over when the result has its name. `size` is that of the disk if it was not known.
+    pub(super) fn finish(
+        self,
+        bytes_read: u64,
+        size: Option<u64>,
+    ) -> Result<(Summary, Option<Journal>)> {
+        let (files, sparse_size, mut total) = (&self.files, self.sparse_size, self.total);
         let placing = self.placing.into_inner();
-        let placing = placing.unwrap_or_else(PoisonError::into_inner);
-        let finish = placing.writer.finish()?;
+        let mut writer = placing.unwrap_or_else(PoisonError::into_inner).writer;
+        if let (Some(size), Some(remake)) = (size, &self.remake) {
+            writer = remake(size)?;
+            total = writer.shape().virtual_size;
+        }
+        self.report.tell(Phase::Finishing, total, total);
+        let finish = writer.finish()?;
         for write in &finish.tables {
             write_table(files, write, sparse_size)?;
         }

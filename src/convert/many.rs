@@ -171,7 +171,8 @@ impl<'a> Conversion<'a> {
             .unzip();
         let mut job = self.whole.job(self.source, targets)?;
         job.allow_failure = self.allow_failure;
-        let (outcome, file_digests) = self.whole.with_file_digests(|| engine::run(job))?;
+        let (outcome, mut file_digests) = self.whole.with_file_digests(|| engine::run(job))?;
+        file_digests.extend(outcome.source_digests);
         check_content(self.whole.expected.as_ref(), outcome.content.as_ref())?;
         let mut results = Vec::new();
         let targets = outcome.targets.into_iter().zip(files).zip(all_options);

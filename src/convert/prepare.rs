@@ -149,6 +149,8 @@ pub(super) struct Preparer<'a> {
     pub(super) whole: bool,
     /// How it takes the source's packed units, if that is what is done with them.
     pub(super) take: Option<(Take, crate::packed::Codec)>,
+    /// Whether the source cannot be read again.
+    pub(super) once: bool,
 }
 
 impl Preparer<'_> {
@@ -235,7 +237,7 @@ impl Preparer<'_> {
             };
             match (wrapped, unit) {
                 (true, _) => {}
-                (false, Some(_)) => self.unpacked(work, position, n)?,
+                (false, Some(_)) => self.unpacked(segment, work, position, n, at + into)?,
                 // Where units are missing, the piece was read.
                 (false, None) => self.data(segment, work, position, n, at + into)?,
             }
@@ -246,12 +248,24 @@ impl Preparer<'_> {
     }
 
     /// Encodes a unit anew that could not be wrapped.
-    fn unpacked(&self, work: &mut Work, guest: u64, len: u64) -> Result<()> {
+    fn unpacked(
+        &self,
+        segment: &Segment,
+        work: &mut Work,
+        guest: u64,
+        len: u64,
+        at: usize,
+    ) -> Result<()> {
         let mut unit = vec![0; self.unit];
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let n = self
-            .source
-            .read_at(unit.get_mut(..len).unwrap_or_default(), guest)?;
+        let piece = unit.get_mut(..len).unwrap_or_default();
+        let n = if self.once {
+            let read = segment.data.get(at, piece.len());
+            piece.copy_from_slice(read);
+            read.len()
+        } else {
+            self.source.read_at(piece, guest)?
+        };
         unit.get_mut(n..).unwrap_or_default().fill(0);
         let form = self.pack(work, guest, |encoder, out| {
             encoder.encode(guest, &unit, out)

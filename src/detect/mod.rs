@@ -82,6 +82,16 @@ impl Detected {
         ids.filter(|id| kinds::is_image(*id)).collect()
     }
 
+    /// The error for a file that is packed as a whole, and so not of the format called `name`.
+    pub(crate) fn packed_not(&self, name: &str) -> Option<Error> {
+        let format = by_name(name)?.id();
+        if format == raw::RAW || self.matches.iter().any(|(id, _)| *id == format) {
+            return None;
+        }
+        let (id, _) = self.matches.iter().find(|(id, _)| kinds::is_packed(*id))?;
+        kinds::kind_by_name(id.as_str()).map(Kind::not_read)
+    }
+
     /// What says of which format the file is: the formats and, beside one of them, the content; but
     /// nothing that honest files of a format have inside or as well.
     fn deciding(&self) -> Vec<FormatId> {

@@ -142,6 +142,11 @@ impl ContentHasher {
         })
     }
 
+    /// Says how large the disk is, where that was not known at first and taken for more.
+    pub(crate) fn end_at(&mut self, size: u64) {
+        self.size = size;
+    }
+
     /// What hashes leaves for [`push_leaf`](Self::push_leaf).
     pub fn leaves(&self) -> Leaves {
         self.leaves.clone()

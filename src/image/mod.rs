@@ -137,6 +137,21 @@ pub trait Format: Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Opens an image of this format of which the start has arrived, and the rest may follow. Until its
+    /// end is seen, `source` is 2^62 bytes long, and what is read at that end is zeros; whoever has read
+    /// such [asks again](Image::arrived) later. What is read ahead is lost as a rule, so a format whose
+    /// tables stand behind its data needs another way to find that.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and [`Error::OutOfOrder`](crate::Error::OutOfOrder).
+    fn open_arriving(
+        &self,
+        source: Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Box<dyn Image>> {
+        self.open(source, opener)
+    }
+
     /// Lays out a new image of this format.
     ///
     /// # Errors
@@ -222,6 +237,32 @@ pub trait Image: BlockSource {
     fn file_of(&self, guest: u64) -> Option<&ImageName> {
         let _ = guest;
         None
+    }
+
+    /// Where the tables are that its data is found by and that are read when they are needed, by where
+    /// they start and end in the file: what has to be kept when it comes by.
+    fn tables(&self) -> Vec<(u64, u64)> {
+        Vec::new()
+    }
+
+    /// Whether it finds its data by walking through it, not by tables: what it reads on its way has not to
+    /// be kept for it.
+    fn walks(&self) -> bool {
+        false
+    }
+
+    /// The same image, opened with all of `source` at hand, where this one was
+    /// [opened](Format::open_arriving) without. `None` if [`Format::open`] does that.
+    ///
+    /// # Errors
+    /// As [`Format::open`].
+    fn arrived(
+        &self,
+        source: Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Option<Box<dyn Image>>> {
+        let _ = (source, opener);
+        Ok(None)
     }
 
     /// The image that shows through where this one records nothing, if it has one and it is open.

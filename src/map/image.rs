@@ -135,6 +135,10 @@ impl<M: BlockMap> Image for MappedImage<M> {
         &self.references
     }
 
+    fn tables(&self) -> Vec<(u64, u64)> {
+        self.mapped.tables()
+    }
+
     fn backing(&self) -> Option<&Arc<dyn Image>> {
         self.backing.as_ref()
     }

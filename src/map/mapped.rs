@@ -48,6 +48,11 @@ impl<M: BlockMap> Mapped<M> {
         }
     }
 
+    /// Where the tables are.
+    pub(crate) fn tables(&self) -> Vec<(u64, u64)> {
+        self.map.tables()
+    }
+
     /// Reads what is below a range that is not recorded here.
     fn read_below(&self, buf: &mut [u8], guest: u64) -> Result<()> {
         match &self.below {
@@ -251,6 +256,14 @@ impl<M: BlockMap> PackedSource for Mapped<M> {
             });
         }
         Ok(places.len())
+    }
+
+    fn place_of_unit(&self, guest: u64) -> Result<Option<u64>> {
+        check_extent(guest, 1, self.size)?;
+        Ok(match self.map.lookup(guest, 1)?.0 {
+            Run::Packed { host, .. } => Some(host),
+            _ => None,
+        })
     }
 }
 

@@ -47,6 +47,11 @@ pub(crate) trait BlockMap: Debug + Send + Sync {
         self.unit() - guest % self.unit()
     }
 
+    /// Where the tables are, as [`Image::tables`](crate::Image::tables) tells it.
+    fn tables(&self) -> Vec<(u64, u64)> {
+        Vec::new()
+    }
+
     /// Unpacks one unit from the start of `packed`, which `host` bytes into the file.
     fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()>;
 

@@ -473,6 +473,12 @@ impl<E: Entries> BlockMap for TwoLevel<E> {
         answers - guest % answers
     }
 
+    fn tables(&self) -> Vec<(u64, u64)> {
+        let len = self.shape.table_size;
+        let tables = TwoLevel::tables(self).iter();
+        tables.map(|at| (*at, at.saturating_add(len))).collect()
+    }
+
     fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {
         self.entries.unpack(packed, host, unit)
     }

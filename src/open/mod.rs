@@ -4,6 +4,7 @@ mod chain;
 mod layer;
 mod own;
 mod policy;
+mod stream;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::storage::FileStorage;
 
 pub(crate) use layer::Layer;
 pub use policy::{PathPolicy, PathResolver};
+pub use stream::{StreamImage, StreamSource};
 
 /// How to open an image. The defaults are for a file that a stranger sent: the format is detected,
 /// limits hold, and no other file is opened.
@@ -172,6 +174,63 @@ impl OpenOptions {
         self.resolver.clone().unwrap_or_else(otherwise)
     }
 
+    /// Opens the image of which the start has arrived in `source`, as the format that is named or that
+    /// its start shows.
+    pub(crate) fn open_arriving(
+        &self,
+        source: Arc<dyn BlockSource>,
+        resolver: Arc<dyn Resolver>,
+        shown: &Detected,
+    ) -> Result<Box<dyn Image>> {
+        let format = self.format_among(shown)?;
+        let chain = self.chain(resolver, source.identity());
+        check_disks(format, &chain)?;
+        let image = format.open_arriving(source, &chain)?;
+        chain.limits.check_virtual_size(image.size())?;
+        Ok(image)
+    }
+
+    /// Opens the image again that was opened as `before` while it arrived. All that is known of it now
+    /// has to show the same format as its start did.
+    pub(crate) fn open_arrived(
+        &self,
+        source: Arc<dyn BlockSource>,
+        resolver: Arc<dyn Resolver>,
+        before: &dyn Image,
+    ) -> Result<Box<dyn Image>> {
+        let format = match &self.format {
+            Some(name) => named(name)?,
+            None => detect(&source)?.one()?,
+        };
+        if format.id() != before.format() {
+            return Err(Error::invalid(format!(
+                "the stream begins as {} and ends as {}; name the format that it is meant to have",
+                before.format(),
+                format.id()
+            )));
+        }
+        let chain = self.chain(resolver, source.identity());
+        let image = match before.arrived(Arc::clone(&source), &chain)? {
+            Some(image) => image,
+            None => format.open(source, &chain)?,
+        };
+        chain.limits.check_virtual_size(image.size())?;
+        Ok(image)
+    }
+
+    /// Who decides about the references of an image that lies nowhere, or would lie at `path`.
+    pub(crate) fn resolver_of_stream(&self, path: Option<&Path>) -> Result<Arc<dyn Resolver>> {
+        match (&self.resolver, path) {
+            (Some(resolver), _) => Ok(Arc::clone(resolver)),
+            (None, Some(path)) => self.resolver_at(path),
+            (None, None) if self.policy == PathPolicy::Deny => Ok(Arc::new(DenyReferences)),
+            (None, None) => Err(Error::invalid(
+                "a stream lies in no directory, so that the names in it mean no files; say where it \
+                 came from, or allow no references",
+            )),
+        }
+    }
+
     /// Who decides about the references of an image at `path`.
     pub(crate) fn resolver_at(&self, path: &Path) -> Result<Arc<dyn Resolver>> {
         match &self.resolver {
@@ -224,15 +283,20 @@ fn open_as(
     source: Arc<dyn BlockSource>,
     chain: &Chain,
 ) -> Result<Box<dyn Image>> {
+    check_disks(format, chain)?;
+    let image = format.open(source, chain)?;
+    chain.limits.check_virtual_size(image.size())?;
+    Ok(image)
+}
+
+fn check_disks(format: &dyn Format, chain: &Chain) -> Result<()> {
     if chain.first.asks_for_disks() && !format.has_disks() {
         return Err(Error::invalid(format!(
             "a {} image is one disk and has no manifest: neither can be asked for",
             format.id()
         )));
     }
-    let image = format.open(source, chain)?;
-    chain.limits.check_virtual_size(image.size())?;
-    Ok(image)
+    Ok(())
 }
 
 pub(crate) fn named(name: &str) -> Result<&'static dyn Format> {

@@ -3,16 +3,20 @@
 mod concat;
 mod file;
 mod forward;
+mod incoming;
+mod kept;
 mod memory;
 mod pending;
 mod seek;
 mod sharing;
 mod slice;
+mod spill;
 
 pub use concat::Concat;
 pub use file::FileStorage;
 pub(crate) use file::{identity_of, without_blocking, without_following};
 pub use forward::ForwardTarget;
+pub(crate) use incoming::{Incoming, Room, is_unknown};
 pub use memory::Memory;
 pub use pending::PendingFile;
 pub(crate) use pending::beside;
@@ -20,6 +24,7 @@ pub(crate) use pending::beside;
 pub(crate) use pending::{settle, sync_folder};
 pub use seek::{SeekSource, SeekTarget, SourceReader};
 pub use slice::Slice;
+pub(crate) use spill::Spill;
 
 /// Zeros to write from, where nothing cheaper makes a range read as zero.
 pub(crate) static ZEROES: [u8; 64 << 10] = [0; 64 << 10];

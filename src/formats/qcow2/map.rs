@@ -442,6 +442,12 @@ impl BlockMap for Qcow2Map {
         answers - guest % answers
     }
 
+    fn tables(&self) -> Vec<(u64, u64)> {
+        let entries = self.l1.chunks_exact(8).filter_map(|entry| be_u64(entry, 0));
+        let tables = entries.map(|entry| entry & L1_OFFSET).filter(|at| *at != 0);
+        tables.map(|at| (at, at + self.cluster_size())).collect()
+    }
+
     fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {
         self.unpacker
             .unpack(packed, unit)

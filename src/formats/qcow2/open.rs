@@ -163,6 +163,10 @@ impl Image for Qcow2Image {
         &self.info
     }
 
+    fn tables(&self) -> Vec<(u64, u64)> {
+        self.mapped.tables()
+    }
+
     fn references(&self) -> &[Reference] {
         &self.references
     }

@@ -6,6 +6,7 @@
 //!   a block               bitmap of its sectors │ its sectors
 //! ```
 
+mod arriving;
 mod check;
 mod footer;
 mod geometry;
@@ -91,6 +92,14 @@ impl Format for Vhd {
             Scope::Leaks => Ok(Some(Fixed::default())),
             Scope::All => repair::repair(file, opener).map(Some),
         }
+    }
+
+    fn open_arriving(
+        &self,
+        source: Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Box<dyn Image>> {
+        arriving::open(source, opener)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -369,6 +369,11 @@ impl BlockMap for VhdxMap {
         blocks.max(1).saturating_mul(block_size) - guest % block_size
     }
 
+    fn tables(&self) -> Vec<(u64, u64)> {
+        let len = self.geometry.entries() * 8;
+        vec![(self.bat.offset, self.bat.offset.saturating_add(len))]
+    }
+
     fn unpack(&self, _: &[u8], host: u64, _: &mut [u8]) -> Result<()> {
         let problem = "is not packed: VHDX packs nothing";
         Err(Error::malformed(VHDX, "payload block", host, problem))

@@ -142,6 +142,10 @@ impl Image for VhdxImage {
         &self.info
     }
 
+    fn tables(&self) -> Vec<(u64, u64)> {
+        self.mapped.tables()
+    }
+
     fn references(&self) -> &[Reference] {
         &self.references
     }

@@ -16,6 +16,7 @@ use super::header::{
     COWD_MAGIC, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader, unsupported,
 };
 use super::map::{GrainMap, Storage, Tables};
+use super::walk::Walk;
 use super::{VMDK, sesparse, sparse};
 
 /// What is told of an extent.
@@ -54,6 +55,8 @@ pub(super) struct Part {
     pub(super) source: Arc<dyn BlockSource>,
     pub(super) info: ExtentInfo,
     pub(super) warnings: Vec<String>,
+    /// Where its tables are in its file.
+    pub(super) tables: Vec<(u64, u64)>,
     /// The file that it lies in, if it is another than the image's own and open.
     pub(super) file: Option<FileInfo>,
 }
@@ -219,6 +222,22 @@ impl Builder<'_> {
         self.mapped(info, file, extent.map, extent.warnings)
     }
 
+    /// The same while it arrives, and how its grains are found.
+    pub(super) fn walked(
+        &mut self,
+        mut info: ExtentInfo,
+        file: Arc<dyn BlockSource>,
+        header: &SparseExtentHeader,
+    ) -> Result<(Part, Walk)> {
+        let size = info.size;
+        let walk = Walk::new(Arc::clone(&file), header, size, self.opener.limits())?;
+        info.grain = Some(walk.unit());
+        info.compressed = true;
+        let below = window(&self.backing, self.start)?;
+        let mapped = Mapped::new(walk.clone(), file, below, size);
+        Ok((info.part(Arc::new(mapped)), walk))
+    }
+
     pub(super) fn mapped<T: Tables + 'static>(
         &mut self,
         mut info: ExtentInfo,
@@ -230,9 +249,11 @@ impl Builder<'_> {
         info.compressed = matches!(map.storage, Storage::Packed { .. });
         let size = info.size;
         let below = window(&self.backing, self.start)?;
+        let tables = map.tables();
         let mapped = Mapped::new(map, file, below, size);
         Ok(Part {
             warnings,
+            tables,
             ..info.part(Arc::new(mapped))
         })
     }
@@ -259,6 +280,7 @@ impl ExtentInfo {
             source,
             info: self,
             warnings: Vec::new(),
+            tables: Vec::new(),
             file: None,
         }
     }

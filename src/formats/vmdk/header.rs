@@ -186,6 +186,12 @@ impl SparseExtentHeader {
         self.compress_algorithm == COMPRESSION_DEFLATE
     }
 
+    /// Whether the tables come after the grains, which say themselves where they belong.
+    pub(super) fn is_walkable(&self) -> bool {
+        let marked = self.flag_set().contains(Flags::MARKERS);
+        self.gd_offset == GD_AT_END && self.is_compressed() && marked
+    }
+
     /// Checks what can be checked without the rest of the file. `at` is where the header starts.
     ///
     /// # Errors

@@ -37,6 +37,10 @@ pub(super) trait Tables: std::fmt::Debug + Send + Sync {
     fn second_table(&self, _index: u64) -> Option<u64> {
         None
     }
+    /// Where all grain tables are that the directory tells of.
+    fn all(&self) -> Vec<u64> {
+        Vec::new()
+    }
     /// What an entry of a grain table says.
     fn entry(&self, raw: &[u8]) -> Result<Grain>;
 }
@@ -439,6 +443,12 @@ impl<T: Tables> BlockMap for GrainMap<T> {
             Ok(_) => self.grain - guest % self.grain,
             Err(_) => self.left_in_table(guest),
         }
+    }
+
+    fn tables(&self) -> Vec<(u64, u64)> {
+        let len = self.entries * self.tables.entry_len() as u64;
+        let tables = self.tables.all().into_iter();
+        tables.map(|at| (at, at.saturating_add(len))).collect()
     }
 
     fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {

@@ -14,6 +14,7 @@ mod scan;
 mod sesparse;
 mod sparse;
 mod stream;
+mod walk;
 mod write;
 
 use std::sync::Arc;
@@ -102,6 +103,14 @@ impl Format for Vmdk {
             Scope::Leaks => Ok(Some(Fixed::default())),
             Scope::All => repair::repair(file, opener).map(Some),
         }
+    }
+
+    fn open_arriving(
+        &self,
+        source: Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Box<dyn Image>> {
+        Ok(Box::new(VmdkImage::open_arriving(source, opener)?))
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -22,6 +22,7 @@ use super::header::{
 };
 use super::properties;
 use super::sparse;
+use super::walk::Walk;
 
 /// An open VMDK.
 #[derive(Debug)]
@@ -34,6 +35,10 @@ pub struct VmdkImage {
     backing: Option<Arc<dyn Image>>,
     references: Vec<Reference>,
     info: ImageInfo,
+    /// How its grains are found while it arrives.
+    walk: Option<Walk>,
+    /// Where its tables are, if they are in its own file.
+    tables: Vec<(u64, u64)>,
 }
 
 impl VmdkImage {
@@ -42,6 +47,18 @@ impl VmdkImage {
     /// # Errors
     /// As [`Format::open`](crate::Format::open).
     pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
+        Self::open_any(source, opener, false)
+    }
+
+    /// Opens a disk that arrives.
+    ///
+    /// # Errors
+    /// As [`Format::open_arriving`](crate::Format::open_arriving).
+    pub(super) fn open_arriving(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
+        Self::open_any(source, opener, true)
+    }
+
+    fn open_any(source: Arc<dyn BlockSource>, opener: &dyn Opener, arriving: bool) -> Result<Self> {
         if opener.snapshot().is_some() {
             return Err(Error::invalid(
                 "a VMDK has no internal snapshots: each is a disk of its own",
@@ -51,7 +68,7 @@ impl VmdkImage {
         let n = source.read_at(&mut magic, 0)?;
         let starts = |known: &[u8]| n >= known.len() && magic.starts_with(known);
         if starts(&SPARSE_MAGIC) {
-            Self::open_monolithic(source, opener)
+            Self::open_monolithic(source, opener, arriving)
         } else if starts(&COWD_MAGIC) {
             Self::open_bare_cowd(source, opener)
         } else if starts(&SE_SPARSE_MAGIC) {
@@ -65,7 +82,11 @@ impl VmdkImage {
     }
 
     /// A hosted sparse extent with the descriptor in it.
-    fn open_monolithic(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
+    fn open_monolithic(
+        source: Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+        arriving: bool,
+    ) -> Result<Self> {
         let header = sparse::read_header(&source)?;
         let text = embedded_text(&source, &header)?;
         if header.capacity == 0 && header.descriptor_offset > 0 {
@@ -85,7 +106,13 @@ impl VmdkImage {
         let mut disk = Opening::new(&descriptor, opener)?;
         let mut builder = disk.builder(opener);
         // The name in the line is what the file was once called.
-        let part = builder.hosted(own_extent(size), Arc::clone(&source), &header)?;
+        let own = own_extent(size);
+        let (part, walk) = match arriving && header.is_walkable() {
+            true => builder
+                .walked(own, Arc::clone(&source), &header)
+                .map(|(p, w)| (p, Some(w)))?,
+            false => (builder.hosted(own, Arc::clone(&source), &header)?, None),
+        };
         if let Some(line) = descriptor.extents.first() {
             let described = line.sectors * SECTOR;
             if described != size {
@@ -98,7 +125,10 @@ impl VmdkImage {
             true => "streamOptimized",
             false => "monolithicSparse",
         };
-        disk.finish(source, vec![part], create_type.into(), &descriptor)
+        let tables = part.tables.clone();
+        let mut image = disk.finish(source, vec![part], create_type.into(), &descriptor)?;
+        (image.walk, image.tables) = (walk, tables);
+        Ok(image)
     }
 
     /// A COWD extent, which has no descriptor in it.
@@ -115,7 +145,10 @@ impl VmdkImage {
         let map = sparse::open_cowd(Arc::clone(&source), &header, None, opener)?;
         let mut builder = disk.builder(opener);
         let part = builder.mapped(own_extent(size), Arc::clone(&source), map, Vec::new())?;
-        disk.finish(source, vec![part], "vmfsSparse".into(), &descriptor)
+        let tables = part.tables.clone();
+        let mut image = disk.finish(source, vec![part], "vmfsSparse".into(), &descriptor)?;
+        image.tables = tables;
+        Ok(image)
     }
 
     /// A descriptor that names the extent files.
@@ -260,6 +293,8 @@ impl Opening {
             backing: self.backing,
             references: self.references,
             info,
+            walk: None,
+            tables: Vec::new(),
         })
     }
 }
@@ -326,6 +361,25 @@ impl Image for VmdkImage {
 
     fn references(&self) -> &[Reference] {
         &self.references
+    }
+
+    fn tables(&self) -> Vec<(u64, u64)> {
+        self.tables.clone()
+    }
+
+    fn walks(&self) -> bool {
+        self.walk.is_some()
+    }
+
+    fn arrived(
+        &self,
+        source: Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Option<Box<dyn Image>>> {
+        match &self.walk {
+            Some(walk) => Ok(Some(Box::new(walk.arrived(source, opener)?))),
+            None => Ok(None),
+        }
     }
 
     fn file_of(&self, guest: u64) -> Option<&ImageName> {

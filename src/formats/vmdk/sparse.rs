@@ -43,6 +43,14 @@ impl Tables for SectorTables {
         Ok((sector != 0).then(|| u64::from(sector) * SECTOR))
     }
 
+    fn all(&self) -> Vec<u64> {
+        let entries = self.directory.chunks_exact(4);
+        let sectors = entries
+            .filter_map(|raw| entry(raw, 0))
+            .filter(|sector| *sector != 0);
+        sectors.map(|sector| u64::from(sector) * SECTOR).collect()
+    }
+
     fn second_table(&self, index: u64) -> Option<u64> {
         let mut raw = [0; 4];
         let at = self.second?.checked_add(index.checked_mul(4)?)?;

@@ -48,7 +48,7 @@ pub(super) fn read_footer(
 }
 
 /// Where the footer is in a file that ends with its stream.
-fn at_end(file: &dyn BlockSource) -> Result<Option<u64>> {
+pub(super) fn at_end(file: &dyn BlockSource) -> Result<Option<u64>> {
     let Some(at) = file.size().checked_sub(3 * SECTOR) else {
         return Ok(None);
     };
@@ -66,7 +66,6 @@ fn at_end(file: &dyn BlockSource) -> Result<Option<u64>> {
 /// Where the footer is, by following the markers from the first grain on. Every step goes on by a
 /// sector or more.
 fn walk(file: &dyn BlockSource, first: &SparseExtentHeader) -> Result<u64> {
-    let missing = |at| malformed("stream", at, "has no footer: the file is cut short");
     let mut footer = None;
     let mut at = first.over_head.max(1).saturating_mul(SECTOR);
     while at.checked_add(SECTOR).is_some_and(|end| end <= file.size()) {
@@ -84,10 +83,7 @@ fn walk(file: &dyn BlockSource, first: &SparseExtentHeader) -> Result<u64> {
             }
             (size, _) => Some((u64::from(size) + GRAIN_MARKER_LEN as u64).div_ceil(SECTOR)),
         };
-        at = sectors
-            .and_then(|sectors| sectors.checked_mul(SECTOR))
-            .and_then(|len| at.checked_add(len))
-            .ok_or_else(|| missing(at))?;
+        at = after(at, sectors)?;
     }
     Err(missing(at))
 }
@@ -96,6 +92,19 @@ fn walk(file: &dyn BlockSource, first: &SparseExtentHeader) -> Result<u64> {
 pub(super) fn grain_end(at: u64, marker: &Marker) -> Option<u64> {
     at.checked_add(GRAIN_MARKER_LEN as u64)?
         .checked_add(marker.size.into())
+}
+
+/// Where the marker is that comes so many sectors after the one at `at`.
+pub(super) fn after(at: u64, sectors: Option<u64>) -> Result<u64> {
+    sectors
+        .and_then(|sectors| sectors.checked_mul(SECTOR))
+        .and_then(|len| at.checked_add(len))
+        .ok_or_else(|| missing(at))
+}
+
+/// The error of a stream that ends at `at` without a footer.
+pub(super) fn missing(at: u64) -> crate::Error {
+    malformed("stream", at, "has no footer: the file is cut short")
 }
 
 /// The marker at byte `at`.

@@ -1,0 +1,337 @@
+//! Streams while they arrive: each grain says where it belongs, so that the tables, which come after
+//! the grains, need not be there.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::extent::{Extent, ExtentKind};
+use crate::image::Opener;
+use crate::limits::Limits;
+use crate::map::{BlockMap, Run, Span, TableCache};
+use crate::packed::Codec;
+use crate::source::{BlockSource, BlockSourceExt, readable};
+
+use super::alias::{Regions, Seen};
+use super::header::{
+    GRAIN_MARKER_LEN, MARKER_EOS, MARKER_FOOTER, MARKER_GD, MARKER_GT, MARKER_PROGRESS, Marker,
+    SECTOR, SparseExtentHeader,
+};
+use super::map::{Grain, GrainMap, Storage, Tables, malformed};
+use super::open::VmdkImage;
+use super::stream;
+
+/// How many grains that went by are remembered: the data of a segment is read after all of it was
+/// claimed.
+const MOST_REMEMBERED: usize = 64 << 10;
+
+/// The grains of a stream, as they come.
+#[derive(Debug, Clone)]
+pub(super) struct Walk(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// What the grains are, and how they are packed.
+    grains: GrainMap<NoTables>,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Debug)]
+struct Progress {
+    /// Where the next marker is.
+    at: u64,
+    /// The grains that came last: where they belong, where they are, and how long.
+    grains: VecDeque<(u64, u64, u64)>,
+    /// Where the first grain belongs that is remembered, if some are not.
+    forgotten: u64,
+    /// The tables that went by.
+    tables: BTreeMap<u64, Vec<u8>>,
+    /// Bytes of memory that these may take yet.
+    room: u64,
+    footer: Option<u64>,
+    /// Where the stream ended.
+    end: Option<u64>,
+}
+
+impl Walk {
+    /// The grains of the stream in `file` whose header is `header`; the guest sees `size` bytes.
+    pub(super) fn new(
+        file: Arc<dyn BlockSource>,
+        header: &SparseExtentHeader,
+        size: u64,
+        limits: &Limits,
+    ) -> Result<Self> {
+        let grain = header.grain_size * SECTOR;
+        limits.check_metadata("a compressed grain", grain)?;
+        let no_regions = Regions::new(Vec::new());
+        let grains = GrainMap {
+            tables: NoTables,
+            storage: Storage::Packed {
+                markers: true,
+                unpacker: Default::default(),
+            },
+            grain,
+            entries: header.num_gtes_per_gt.into(),
+            size,
+            regions: no_regions.map_err(|at| malformed("header", at, "overlaps itself"))?,
+            seen: Seen::new(SECTOR, 0),
+            cache: TableCache::new(0),
+            salvage: None,
+            file,
+        };
+        let progress = Progress {
+            at: header.over_head.max(1).saturating_mul(SECTOR),
+            grains: VecDeque::new(),
+            forgotten: 0,
+            tables: BTreeMap::new(),
+            room: limits.stream_bytes,
+            footer: None,
+            end: None,
+        };
+        Ok(Walk(Arc::new(Shared {
+            grains,
+            progress: Mutex::new(progress),
+        })))
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        let progress = self.0.progress.lock();
+        progress.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The whole image, read by its tables, of which those are at hand that went by.
+    pub(super) fn arrived(
+        &self,
+        file: Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<VmdkImage> {
+        let mut progress = self.progress();
+        while progress.end.is_none() {
+            self.0.step(&mut progress)?;
+        }
+        let mut size = file.size();
+        match (stream::at_end(&file)?, progress.footer) {
+            (Some(at), Some(found)) if at == found => {}
+            // Bytes follow the stream.
+            (None, Some(_)) => size = progress.end.unwrap_or(size),
+            _ => {
+                let problem = "is not the one at the end of the file";
+                return Err(malformed("footer", progress.footer.unwrap_or(0), problem));
+            }
+        }
+        let tables = std::mem::take(&mut progress.tables);
+        let held = Held { file, size, tables };
+        VmdkImage::open(Arc::new(held), opener)
+    }
+}
+
+impl Shared {
+    /// Goes on by one marker.
+    fn step(&self, progress: &mut Progress) -> Result<()> {
+        let at = progress.at;
+        let file = &self.grains.file;
+        let marker = stream::marker_at(file, at)?;
+        let sectors = match (marker.size, marker.kind) {
+            (0, MARKER_EOS) => {
+                if progress.footer.is_none() {
+                    return Err(stream::missing(at));
+                }
+                progress.end = Some(at + SECTOR);
+                return Ok(());
+            }
+            (0, MARKER_GT | MARKER_GD | MARKER_PROGRESS | MARKER_FOOTER) => {
+                let start = at + SECTOR;
+                if marker.kind == MARKER_FOOTER {
+                    progress.footer = Some(start);
+                }
+                if marker.kind != MARKER_PROGRESS {
+                    self.keep(progress, start, marker.val)?;
+                }
+                marker.val.checked_add(1)
+            }
+            (0, kind) => {
+                let problem = format!("is {kind}, which is not known");
+                return Err(Marker::malformed(at, "kind", problem));
+            }
+            (size, _) => {
+                let len = u64::from(size) + GRAIN_MARKER_LEN as u64;
+                self.remember(progress, marker.val, at, len)?;
+                Some(len.div_ceil(SECTOR))
+            }
+        };
+        progress.at = stream::after(at, sectors)?;
+        Ok(())
+    }
+
+    /// Keeps a table that goes by.
+    fn keep(&self, progress: &mut Progress, start: u64, sectors: u64) -> Result<()> {
+        let len = sectors.saturating_mul(SECTOR);
+        let left = progress.room.checked_sub(len);
+        progress.room = left.ok_or(Error::LimitExceeded {
+            limit: "stream_bytes",
+            what: "what is kept of the tables of an image in a stream",
+            value: len,
+            maximum: progress.room,
+        })?;
+        let mut table = vec![0; usize::try_from(len).unwrap_or(0)];
+        self.grains.file.read_exact_at(&mut table, start)?;
+        progress.tables.insert(start, table);
+        Ok(())
+    }
+
+    /// Notes a grain.
+    fn remember(&self, progress: &mut Progress, sector: u64, at: u64, len: u64) -> Result<()> {
+        let grain = self.grains.grain;
+        let guest = sector.checked_mul(SECTOR);
+        let guest = guest.filter(|guest| guest % grain == 0 && *guest < self.grains.size);
+        let Some(guest) = guest else {
+            let problem = format!("is {sector}, where no grain of the disk begins");
+            return Err(Marker::malformed(at, "val", problem));
+        };
+        if len > 2 * grain + SECTOR {
+            let problem = format!("has {len} bytes, more than a grain can need");
+            return Err(malformed("compressed grain", at, problem));
+        }
+        let next = progress
+            .grains
+            .back()
+            .map_or(0, |(last, _, _)| last + grain);
+        if guest < next.max(progress.forgotten) {
+            return Err(Error::OutOfOrder {
+                offset: at,
+                position: at + len,
+            });
+        }
+        if progress.grains.len() >= MOST_REMEMBERED {
+            if let Some((old, _, _)) = progress.grains.pop_front() {
+                progress.forgotten = old + grain;
+            }
+        }
+        progress.grains.push_back((guest, at, len));
+        Ok(())
+    }
+
+    /// The first grain that ends behind `guest`.
+    fn grain_from(&self, progress: &mut Progress, guest: u64) -> Result<Option<(u64, u64, u64)>> {
+        if guest < progress.forgotten {
+            return Err(Error::OutOfOrder {
+                offset: 0,
+                position: progress.at,
+            });
+        }
+        loop {
+            let after = progress
+                .grains
+                .partition_point(|(start, _, _)| start + self.grains.grain <= guest);
+            match progress.grains.get(after) {
+                Some(found) => return Ok(Some(*found)),
+                None if progress.end.is_some() => return Ok(None),
+                None => self.step(progress)?,
+            }
+        }
+    }
+}
+
+impl BlockMap for Walk {
+    fn unit(&self) -> u64 {
+        self.0.grains.grain
+    }
+
+    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
+        let found = self.0.grain_from(&mut self.progress(), guest)?;
+        Ok(match found {
+            None => (Run::Unallocated, limit),
+            Some((start, _, _)) if start > guest => (Run::Unallocated, limit.min(start - guest)),
+            Some((start, host, max_len)) => {
+                let left = start + self.0.grains.grain - guest;
+                (Run::Packed { host, max_len }, limit.min(left))
+            }
+        })
+    }
+
+    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
+        let (run, mut len) = self.lookup(guest, limit)?;
+        if !matches!(run, Run::Packed { .. }) {
+            return Ok((Span::Unallocated, len));
+        }
+        while len < limit {
+            match self.lookup(guest + len, limit - len)? {
+                (Run::Packed { .. }, more) => len += more,
+                _ => break,
+            }
+        }
+        Ok((Span::Recorded(ExtentKind::Compressed, None), len))
+    }
+
+    fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {
+        self.0.grains.unpack(packed, host, unit)
+    }
+
+    fn unpack_at(&self, packed: &[u8], guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
+        self.0.grains.unpack_at(packed, guest, host, unit)
+    }
+
+    fn packing(&self) -> Option<Codec> {
+        self.0.grains.packing()
+    }
+
+    fn payload(&self, packed: &[u8], guest: u64, host: u64) -> Result<Range<usize>> {
+        self.0.grains.payload(packed, guest, host)
+    }
+
+    fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {
+        self.0.grains.past_end(guest, host, file_size)
+    }
+}
+
+/// The tables of an extent that is read without them.
+#[derive(Debug)]
+struct NoTables;
+
+impl Tables for NoTables {
+    fn entry_len(&self) -> usize {
+        4
+    }
+
+    fn table(&self, _: u64) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn entry(&self, _: &[u8]) -> Result<Grain> {
+        Ok(Grain::Unallocated)
+    }
+}
+
+/// A stream that went by, with its tables at hand, up to its own end.
+#[derive(Debug)]
+struct Held {
+    file: Arc<dyn BlockSource>,
+    size: u64,
+    tables: BTreeMap<u64, Vec<u8>>,
+}
+
+impl BlockSource for Held {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let want = readable(buf.len(), offset, self.size);
+        let buf = buf.get_mut(..want).unwrap_or_default();
+        if let Some((start, table)) = self.tables.range(..=offset).next_back() {
+            let skip = usize::try_from(offset - start).unwrap_or(usize::MAX);
+            let held = table.get(skip..).and_then(|rest| rest.get(..want));
+            if let Some(held) = held {
+                buf.copy_from_slice(held);
+                return Ok(want);
+            }
+        }
+        self.file.read_at(buf, offset)
+    }
+
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+        let limit = crate::source::check_extent(offset, limit, self.size)?;
+        self.file.extent_at(offset, limit)
+    }
+}

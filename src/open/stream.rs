@@ -1,0 +1,534 @@
+//! Images that arrive: opened when their start is there, and once more when all of it was.
+
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::{BuildHasher, DefaultHasher, Hasher as _};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::detect::Detected;
+use crate::digest::{Algorithm, Digest, Hasher};
+use crate::error::{Error, Result};
+use crate::extent::{Extent, ExtentKind};
+use crate::format_id::FormatId;
+use crate::image::{Image, Window};
+use crate::open::OpenOptions;
+use crate::packed::{Codec, PackedSource, PackedUnit};
+use crate::progress::Cancel;
+use crate::reference::Resolver;
+use crate::source::{Arriving, BlockSource, FileIdentity, check_extent, readable};
+use crate::storage::{Incoming, Room, Spill, is_unknown};
+
+/// Bytes of the disk whose tables are looked up before their data is read.
+const STEP: u64 = 1 << 20;
+/// The least bytes of the disk that are asked about where more would be too far ahead.
+const LEAST: u64 = 64 << 10;
+
+/// A pipe, a socket, a download: whatever is an [`Read`], as the place where an image comes from.
+///
+/// ```
+/// use blockform::{OpenOptions, StreamSource};
+/// use blockform::convert::ConvertOptions;
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let destination = folder.path().join("disk.raw");
+/// let download = std::fs::File::open("testdata/qcow2/good/plain.qcow2").unwrap();
+/// let image = OpenOptions::new().format("qcow2").open_stream(StreamSource::new(download))?;
+/// ConvertOptions::to("raw").convert_to_path(&image, &destination)?;
+/// # Ok::<(), blockform::Error>(())
+/// ```
+pub struct StreamSource {
+    reader: Box<dyn Read + Send>,
+    size: Option<u64>,
+    window: u64,
+    digests: Vec<(Algorithm, Option<Digest>)>,
+    spill: Option<(PathBuf, u64)>,
+    path: Option<PathBuf>,
+    file: Option<FileIdentity>,
+    cancel: Cancel,
+}
+
+impl fmt::Debug for StreamSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamSource")
+            .field("size", &self.size)
+            .field("window", &self.window)
+            .field("spill", &self.spill)
+            .finish_non_exhaustive()
+    }
+}
+
+impl StreamSource {
+    /// The stream that `reader` is, from where it is. It is read to its end.
+    pub fn new(reader: impl Read + Send + 'static) -> Self {
+        StreamSource {
+            reader: Box::new(reader),
+            size: None,
+            window: 16 << 20,
+            digests: Vec::new(),
+            spill: None,
+            path: None,
+            file: None,
+            cancel: Cancel::new(),
+        }
+    }
+
+    /// The disk's virtual size in bytes, for an image that tells it only by its end: a raw disk, a fixed
+    /// VHD. Without it these can be written only to where the size need not be known beforehand.
+    /// If it turns out to be another one, the conversion fails.
+    #[must_use]
+    pub fn size(mut self, bytes: u64) -> Self {
+        self.size = Some(bytes);
+        self
+    }
+
+    /// How many bytes are at hand after they went by, 16 MiB unless told otherwise and never less than
+    /// 4 MiB: by how much an image may be out of order. The memory is 4 MiB more; it is a part of what
+    /// a conversion [may use](crate::convert::ConvertOptions::memory).
+    #[must_use]
+    pub fn window(mut self, bytes: u64) -> Self {
+        self.window = bytes;
+        self
+    }
+
+    /// Makes the digest of the bytes of the stream while they arrive; it is among
+    /// [`Summary::file_digests`](crate::convert::Summary::file_digests).
+    #[must_use]
+    pub fn digest(mut self, algorithm: Algorithm) -> Self {
+        self.digests.push((algorithm, None));
+        self
+    }
+
+    /// As [`digest`](Self::digest), and fails with [`Error::DigestMismatch`] if it is another one.
+    #[must_use]
+    pub fn expect(mut self, digest: Digest) -> Self {
+        self.digests.push((digest.algorithm(), Some(digest)));
+        self
+    }
+
+    /// Allows a file in `folder`, without a name and of no more than so many bytes, for what comes before
+    /// it is needed. Without it an image whose data comes before its tables, or not in the order of the
+    /// disk, is an [`Error::OutOfOrder`]. What arrives in order is not written there.
+    #[must_use]
+    pub fn spill(mut self, folder: impl AsRef<Path>, bytes: u64) -> Self {
+        self.spill = Some((folder.as_ref().to_owned(), bytes));
+        self
+    }
+
+    /// Where the stream came from: names in the image are relative to the directory of this path.
+    #[must_use]
+    pub fn path(mut self, path: impl AsRef<Path>) -> Self {
+        self.path = Some(path.as_ref().to_owned());
+        self
+    }
+
+    /// The file that is read, if the reader is one: it is not to be written to.
+    #[must_use]
+    pub fn file(mut self, file: FileIdentity) -> Self {
+        self.file = Some(file);
+        self
+    }
+
+    /// What stops waiting for the stream, between two reads.
+    #[must_use]
+    pub fn cancel(mut self, cancel: Cancel) -> Self {
+        self.cancel = cancel;
+        self
+    }
+}
+
+/// An image that arrives. It can be converted once, while it does: [`Arriving`] tells how.
+///
+/// What would be refused of a file is refused of a stream, if not at first then at its end: until a
+/// conversion returned without an error nothing of the disk is certain. The tables that were read are kept,
+/// up to [`Limits::stream_bytes`](crate::Limits::stream_bytes), and when the end was seen all that they
+/// say is compared with what the image, opened as the file that it is, says.
+#[derive(Debug)]
+pub struct StreamImage {
+    incoming: Arc<Incoming>,
+    turn: Mutex<Turn>,
+    options: OpenOptions,
+    resolver: Arc<dyn Resolver>,
+    size: Option<u64>,
+    expected: Vec<Option<Digest>>,
+    file: Option<FileIdentity>,
+    packed: Option<(Codec, u64)>,
+}
+
+#[derive(Debug)]
+struct Turn {
+    image: Arc<dyn Image>,
+    /// Whether it was opened with all of the stream at hand.
+    whole: bool,
+    /// What was said of the disk before that.
+    said: Said,
+}
+
+impl OpenOptions {
+    /// Opens the image that arrives on a stream. Its format has to be named, or its start has to show it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), [`Error::OutOfOrder`] if what tells of the disk comes too late in the
+    /// stream and may not be spilled, and [`Error::Io`] where the reader fails.
+    pub fn open_stream(&self, stream: StreamSource) -> Result<StreamImage> {
+        let resolver = self.resolver_of_stream(stream.path.as_deref())?;
+        let (mut hashers, mut expected) = (Vec::new(), Vec::new());
+        for (algorithm, digest) in stream.digests {
+            hashers.push(Hasher::new(algorithm)?);
+            expected.push(digest);
+        }
+        let spill = match &stream.spill {
+            Some((folder, bytes)) => Some(Spill::create(folder, *bytes)?),
+            None => None,
+        };
+        let room = Room {
+            window: stream.window,
+            tables: self.limits.stream_bytes,
+            spill,
+        };
+        let incoming = Incoming::new(stream.reader, room, hashers, stream.cancel)?;
+        let incoming = Arc::new(incoming);
+        let source: Arc<dyn BlockSource> = Arc::<Incoming>::clone(&incoming);
+        let window = Window::read(&source)?;
+        let shown = Detected::of(&window.probe());
+        if let Some(error) = self.format.as_ref().and_then(|name| shown.packed_not(name)) {
+            return Err(error);
+        }
+        let opened = match incoming.ended() {
+            false => self.open_arriving(Arc::clone(&source), Arc::clone(&resolver), &shown),
+            true => Err(Error::Cancelled),
+        };
+        let (image, whole): (Arc<dyn Image>, bool) = match opened {
+            Ok(image) => (image.into(), false),
+            Err(error) if !incoming.ended() && !incoming.spills() => return Err(error),
+            // All of it is at hand, or can be.
+            Err(_) => {
+                incoming.drain(true)?;
+                (self.open_with(source, Arc::clone(&resolver))?.into(), true)
+            }
+        };
+        if let Some(size) = stream.size {
+            let found = image.size();
+            if size != found && !is_unknown(found) {
+                return Err(other_size(size, found));
+            }
+        }
+        incoming.owe(image.tables())?;
+        incoming.set_block(image.block_size());
+        Ok(StreamImage {
+            incoming,
+            packed: image.packed().map(|packed| (packed.codec(), packed.unit())),
+            turn: Mutex::new(Turn {
+                image,
+                whole,
+                said: Said::new(),
+            }),
+            options: self.clone(),
+            resolver,
+            size: stream.size,
+            expected,
+            file: stream.file,
+        })
+    }
+}
+
+fn other_size(size: u64, found: u64) -> Error {
+    Error::invalid(format!(
+        "the disk on the stream has {found} bytes, and {size} were announced"
+    ))
+}
+
+impl StreamImage {
+    /// Its format.
+    pub fn format(&self) -> FormatId {
+        self.turn().image.format()
+    }
+
+    fn turn(&self) -> MutexGuard<'_, Turn> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn source(&self) -> Arc<dyn BlockSource> {
+        Arc::<Incoming>::clone(&self.incoming)
+    }
+
+    /// Opens the image as the file that it is, if the end was seen since it was opened.
+    fn look_again(&self, turn: &mut Turn) -> Result<()> {
+        if turn.whole || !self.incoming.ended() {
+            return Ok(());
+        }
+        let (source, resolver) = (self.source(), Arc::clone(&self.resolver));
+        let size = self.size_of(&*turn.image);
+        let image = self.options.open_arrived(source, resolver, &*turn.image)?;
+        if image.size() != size {
+            return Err(other_size(size, image.size()));
+        }
+        turn.image = image.into();
+        turn.whole = true;
+        Ok(())
+    }
+
+    fn size_of(&self, image: &dyn Image) -> u64 {
+        match image.size() {
+            size if is_unknown(size) => self.size.unwrap_or(size),
+            size => size,
+        }
+    }
+
+    /// The run at `offset`, by tables that are kept.
+    fn run_at(&self, turn: &mut Turn, offset: u64, limit: u64) -> Result<Extent> {
+        self.look_again(turn)?;
+        self.incoming.keep(!turn.image.walks());
+        let mut limit = check_extent(offset, limit, self.size_of(&*turn.image))?;
+        let run = loop {
+            match turn.image.extent_at(offset, limit) {
+                Err(Error::OutOfOrder { .. }) if limit > LEAST => limit /= 2,
+                other => break other?,
+            }
+        };
+        let Turn { image, whole, said } = turn;
+        if !*whole {
+            while said.end < run.start {
+                let skipped = image.extent_at(said.end, run.start - said.end)?;
+                said.say(&**image, skipped)?;
+            }
+            said.say(&**image, run)?;
+        }
+        Ok(run)
+    }
+
+    /// Looks up the tables for the bytes from `offset` to `end`, and then has `read` read these.
+    fn in_turn<T>(
+        &self,
+        offset: u64,
+        end: u64,
+        mut read: impl FnMut(&dyn Image) -> Result<T>,
+    ) -> Result<T> {
+        let mut turn = self.turn();
+        let mut at = offset;
+        while at < end {
+            at = self.run_at(&mut turn, at, end - at)?.end();
+        }
+        self.look_again(&mut turn)?;
+        self.incoming.keep(false);
+        let done = read(&*turn.image);
+        if !turn.whole && self.incoming.ended() {
+            // What it ran into was the end, and what that means is for the whole image to say.
+            self.look_again(&mut turn)?;
+            return read(&*turn.image);
+        }
+        done
+    }
+}
+
+impl BlockSource for StreamImage {
+    fn size(&self) -> u64 {
+        self.size_of(&*self.turn().image)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let want = readable(buf.len(), offset, self.size());
+        let mut done = 0;
+        while let Some(rest) = buf.get_mut(done..want).filter(|rest| !rest.is_empty()) {
+            let at = offset + done as u64;
+            let step = readable(rest.len(), at % STEP, STEP);
+            let piece = rest.get_mut(..step).unwrap_or_default();
+            let end = at + step as u64;
+            let n = self.in_turn(at, end, |image| image.read_at(piece, at))?;
+            done += n;
+            if n < step {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+        self.run_at(&mut self.turn(), offset, limit)
+    }
+
+    fn block_size(&self) -> u64 {
+        self.turn().image.block_size()
+    }
+
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        self.file == Some(file) || self.turn().image.uses_file(file)
+    }
+
+    fn packed(&self) -> Option<&dyn PackedSource> {
+        self.packed.map(|_| self as &dyn PackedSource)
+    }
+
+    fn arriving(&self) -> Option<&dyn Arriving> {
+        Some(self)
+    }
+}
+
+impl PackedSource for StreamImage {
+    fn codec(&self) -> Codec {
+        self.packed.map_or(Codec::Zlib, |(codec, _)| codec)
+    }
+
+    fn unit(&self) -> u64 {
+        self.packed.map_or(1, |(_, unit)| unit)
+    }
+
+    fn read_packed(
+        &self,
+        guest: u64,
+        limit: u64,
+        buf: &mut Vec<u8>,
+        units: &mut Vec<PackedUnit>,
+    ) -> Result<usize> {
+        let limit = check_extent(guest, limit, self.size())?.min(STEP.max(self.unit()));
+        let before = (buf.len(), units.len());
+        self.in_turn(guest, guest + limit, |image| {
+            buf.truncate(before.0);
+            units.truncate(before.1);
+            match image.packed() {
+                Some(packed) => packed.read_packed(guest, limit, buf, units),
+                None => Ok(0),
+            }
+        })
+    }
+
+    fn place_of_unit(&self, guest: u64) -> Result<Option<u64>> {
+        let turn = self.turn();
+        let packed = turn.image.packed();
+        packed.map_or(Ok(None), |packed| packed.place_of_unit(guest))
+    }
+}
+
+impl Arriving for StreamImage {
+    fn is_endless(&self) -> bool {
+        is_unknown(self.size())
+    }
+
+    fn wait_for(&self, guest: u64) -> Result<()> {
+        // What may follow a disk's last byte has to be told from it.
+        self.incoming.arrive(guest.saturating_add(LEAST))
+    }
+
+    fn spill(&self) -> Result<bool> {
+        let mut turn = self.turn();
+        if !self.incoming.spills() && !self.incoming.ended() {
+            return Ok(false);
+        }
+        self.incoming.drain(true)?;
+        self.look_again(&mut turn)?;
+        Ok(true)
+    }
+
+    fn memory(&self) -> u64 {
+        self.incoming.memory()
+    }
+
+    fn settle(&self) -> Result<Vec<Digest>> {
+        let mut turn = self.turn();
+        self.incoming.drain(false)?;
+        self.look_again(&mut turn)?;
+        let Turn { image, said, .. } = &mut *turn;
+        let size = image.size();
+        if self.size.is_some_and(|announced| announced != size) {
+            return Err(other_size(self.size.unwrap_or(0), size));
+        }
+        let mut says = said.anew();
+        while says.end < said.end {
+            let run = image.extent_at(says.end, said.end - says.end)?;
+            says.say(&**image, run)?;
+        }
+        if says.end_of_speech() != said.end_of_speech() {
+            return Err(Error::invalid(
+                "what the stream began with says something else of the disk than all of it does",
+            ));
+        }
+        let digests = self.incoming.take_digests();
+        for (found, expected) in digests.iter().zip(&self.expected) {
+            if let Some(expected) = expected.as_ref().filter(|expected| *expected != found) {
+                return Err(Error::DigestMismatch {
+                    expected: expected.to_string(),
+                    found: found.to_string(),
+                });
+            }
+        }
+        Ok(digests)
+    }
+}
+
+/// What an image says of the disk's runs from its start on, as a digest that does not depend on how they
+/// are cut.
+#[derive(Debug)]
+struct Said {
+    random: RandomState,
+    digest: DefaultHasher,
+    /// The run that may go on.
+    run: Option<(u64, ExtentKind, u16)>,
+    end: u64,
+}
+
+impl Said {
+    fn new() -> Self {
+        let random = RandomState::new();
+        Said {
+            digest: random.build_hasher(),
+            random,
+            run: None,
+            end: 0,
+        }
+    }
+
+    /// Nothing yet, to be compared with this.
+    fn anew(&self) -> Self {
+        Said {
+            digest: self.random.build_hasher(),
+            random: self.random.clone(),
+            run: None,
+            end: 0,
+        }
+    }
+
+    /// Takes in what `image` says in `run`, as far as that is new.
+    fn say(&mut self, image: &dyn Image, run: Extent) -> Result<()> {
+        if run.end() <= self.end {
+            return Ok(());
+        }
+        let goes_on = self
+            .run
+            .is_some_and(|(_, kind, depth)| (kind, depth) == (run.kind, run.depth));
+        if !goes_on {
+            self.close();
+            self.run = Some((self.end, run.kind, run.depth));
+        }
+        if let (ExtentKind::Compressed, 0, Some(packed)) = (run.kind, run.depth, image.packed()) {
+            let unit = packed.unit();
+            let mut at = self.end.next_multiple_of(unit);
+            while at < run.end() {
+                let place = packed.place_of_unit(at)?;
+                self.digest.write_u64(place.unwrap_or(u64::MAX));
+                at += unit;
+            }
+        }
+        self.end = run.end();
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        if let Some((start, kind, depth)) = self.run.take() {
+            self.digest.write_u64(start);
+            self.digest.write_u64(self.end);
+            self.digest.write_u8(match kind {
+                ExtentKind::Data => 0,
+                ExtentKind::Compressed => 1,
+                ExtentKind::Zero => 2,
+                ExtentKind::Hole => 3,
+            });
+            self.digest.write_u16(depth);
+        }
+    }
+
+    fn end_of_speech(&mut self) -> u64 {
+        self.close();
+        self.digest.finish()
+    }
+}

@@ -1,0 +1,130 @@
+//! A spill file: what of a stream comes before it is needed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::error::{Error, Result, quoted_path};
+use crate::source::BlockSource;
+use crate::storage::FileStorage;
+use crate::target::BlockTarget;
+
+/// The most runs of bytes that lie apart.
+const MOST_RUNS: usize = 1 << 18;
+
+/// A file without a name that holds parts of a stream, no more than a limit allows.
+#[derive(Debug)]
+pub(crate) struct Spill {
+    file: Arc<dyn BlockTarget>,
+    /// Where a run starts in the stream, its end, and where it starts in the file.
+    runs: BTreeMap<u64, (u64, u64)>,
+    used: u64,
+    most: u64,
+}
+
+impl Spill {
+    /// A file in `folder` that is gone when it is closed, by whatever end.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be created.
+    pub(crate) fn create(folder: &Path, most: u64) -> Result<Self> {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_nanos());
+        let mut number = now ^ (u128::from(std::process::id()) << 64);
+        loop {
+            let path = folder.join(format!(".{number:x}.spill"));
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create_new(true);
+            #[cfg(unix)]
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+            match options.open(&path) {
+                Ok(file) => {
+                    let file = FileStorage::from_file(file)?;
+                    fs::remove_file(&path).map_err(|e| Error::io_path("remove", &path, e))?;
+                    return Ok(Spill {
+                        file: Arc::new(file),
+                        runs: BTreeMap::new(),
+                        used: 0,
+                        most,
+                    });
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                    number = number.wrapping_add(1);
+                }
+                Err(e) => {
+                    let folder = quoted_path(folder);
+                    return Err(Error::io(format!("create a spill file in {folder}"), e));
+                }
+            }
+        }
+    }
+
+    /// The end of the run that holds the byte `at`.
+    fn end_of(&self, at: u64) -> Option<u64> {
+        let (_, (end, _)) = self.runs.range(..=at).next_back()?;
+        (*end > at).then_some(*end)
+    }
+
+    /// Takes bytes of the stream, as far as it has them not yet.
+    pub(super) fn write(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
+        let end = start + bytes.len() as u64;
+        let mut at = start;
+        while at < end {
+            if let Some(known) = self.end_of(at) {
+                at = known;
+                continue;
+            }
+            let next = self.runs.range(at..).next();
+            let until = next.map_or(end, |(next, _)| end.min(*next));
+            let range = usize::try_from(at - start)
+                .ok()
+                .zip(usize::try_from(until - start).ok());
+            let piece = range.and_then(|(from, to)| bytes.get(from..to));
+            self.append(at, piece.unwrap_or_default())?;
+            at = until;
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, at: u64, piece: &[u8]) -> Result<()> {
+        let host = self.used;
+        let end = at + piece.len() as u64;
+        self.used = host.saturating_add(piece.len() as u64);
+        if self.used > self.most {
+            return Err(Error::invalid(format!(
+                "more than {} bytes of the stream would have to be spilled; allow a larger spill file",
+                self.most
+            )));
+        }
+        self.file.write_all_at(piece, host)?;
+        let before = self.runs.range_mut(..at).next_back();
+        match before {
+            Some((start, (known, from))) if *known == at && *from + (at - *start) == host => {
+                *known = end;
+            }
+            _ => {
+                self.runs.insert(at, (end, host));
+            }
+        }
+        if self.runs.len() > MOST_RUNS {
+            return Err(Error::invalid(
+                "the stream is in too many pieces to be spilled; write it to a file first",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Reads what it has from `at` on, in one piece.
+    pub(super) fn read(&self, buf: &mut [u8], at: u64) -> Result<usize> {
+        let Some((start, (end, host))) = self.runs.range(..=at).next_back() else {
+            return Ok(0);
+        };
+        let left = end.saturating_sub(at);
+        let n = usize::try_from(left).map_or(buf.len(), |left| left.min(buf.len()));
+        let to = buf.get_mut(..n).unwrap_or_default();
+        self.file.read_at(to, host + (at - start))
+    }
+}

@@ -9,6 +9,8 @@ mod detached;
 mod image;
 mod mapped;
 mod two_level;
+mod two_level_check;
+mod usage;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -23,6 +25,7 @@ pub(crate) use detached::{Detached, Missing};
 pub(crate) use image::MappedImage;
 pub(crate) use mapped::{Below, Mapped};
 pub(crate) use two_level::{Cluster, Entries, Shape, TwoLevel, data_past_end};
+pub(crate) use usage::Usage;
 
 /// Where guest ranges live: the part of a table-mapped format that only it knows.
 pub(crate) trait BlockMap: Debug + Send + Sync {

@@ -59,14 +59,14 @@ pub(crate) struct Shape {
 /// The tables of an image.
 #[derive(Debug)]
 pub(crate) struct TwoLevel<E> {
-    shape: Shape,
-    entries: E,
-    file: Arc<dyn BlockSource>,
-    file_size: u64,
+    pub(super) shape: Shape,
+    pub(super) entries: E,
+    pub(super) file: Arc<dyn BlockSource>,
+    pub(super) file_size: u64,
     /// The L1 table, as far as the disk needs it, as it stands in the file.
-    l1: Vec<u8>,
+    pub(super) l1: Vec<u8>,
     cache: TableCache,
-    limits: Limits,
+    pub(super) limits: Limits,
     /// Host offsets of all L2 tables, in order. Made when the first one is read: who only asks what an
     /// image is does not pay for it.
     tables: OnceLock<Vec<u64>>,
@@ -85,7 +85,7 @@ struct Audit {
 }
 
 /// Tables are read in pieces: one of QED's can be a gibibyte long.
-const PIECE: u64 = 64 << 10;
+pub(super) const PIECE: u64 = 64 << 10;
 
 impl<E: Entries> TwoLevel<E> {
     /// Reads the L1 table.
@@ -143,11 +143,11 @@ impl<E: Entries> TwoLevel<E> {
     }
 
     /// Guest bytes for which one L2 table answers.
-    fn span_of_table(&self) -> u64 {
+    pub(super) fn span_of_table(&self) -> u64 {
         (self.shape.table_size / 8).saturating_mul(self.shape.cluster_size)
     }
 
-    fn number(&self, table: &[u8], index: u64) -> Option<u64> {
+    pub(super) fn number(&self, table: &[u8], index: u64) -> Option<u64> {
         let offset = usize::try_from(index.checked_mul(8)?).ok()?;
         u64::get(table, offset, self.shape.order)
     }

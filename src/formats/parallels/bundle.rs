@@ -69,6 +69,29 @@ pub(super) fn open(file: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Bu
     })
 }
 
+/// Hands out each expandable image of the disk whose descriptor is in `file`, of every state.
+pub(super) fn each_file(
+    file: &Arc<dyn BlockSource>,
+    opener: &dyn Opener,
+    mut each: impl FnMut(&Arc<dyn BlockSource>) -> Result<()>,
+) -> Result<()> {
+    let descriptor = Descriptor::read(file, opener.limits())?;
+    for storage in &descriptor.storages {
+        for entry in &storage.images {
+            if entry.kind != ImageKind::Compressed {
+                continue;
+            }
+            let reference = Reference::new(ReferenceKind::ExtentFile, entry.file.clone());
+            let Some(image) = opener.open_bytes(&reference)? else {
+                let reference = Box::new(reference);
+                return Err(Error::Detached { reference });
+            };
+            each(&image)?;
+        }
+    }
+    Ok(())
+}
+
 /// The state that the caller asked for.
 fn chosen(descriptor: &Descriptor, snapshot: Option<&SnapshotSelector>) -> Result<Guid> {
     let text = match snapshot {

@@ -16,7 +16,7 @@ const MAX_LEN: u64 = 1 << 20;
 /// Most nodes in one, which bounds the memory that it takes.
 const MAX_NODES: u32 = 100_000;
 /// Where the name of the root element has to be, in bytes from the start of the file.
-pub(super) const ROOT_WITHIN: usize = 4096;
+const ROOT_WITHIN: usize = 4096;
 const ROOT: &str = "Parallels_disk_image";
 /// The byte order mark of UTF-8.
 const BOM: &[u8] = b"\xef\xbb\xbf";
@@ -80,7 +80,7 @@ pub(super) struct Storage {
     pub(super) size: u64,
     /// Cluster size in bytes; 0 if it is not given.
     pub(super) block_size: u64,
-    images: Vec<ImageEntry>,
+    pub(super) images: Vec<ImageEntry>,
 }
 
 /// An image of a part.
@@ -107,13 +107,20 @@ pub(super) struct Shot {
     parent: Guid,
 }
 
-/// Whether a file begins as a descriptor does.
+/// Whether these bytes begin as a descriptor does.
 pub(super) fn recognize(head: &[u8]) -> bool {
     let head = head.get(..ROOT_WITHIN).unwrap_or(head);
     let head = head.strip_prefix(BOM).unwrap_or(head).trim_ascii_start();
     let mut places = head.windows(ROOT.len() + 1);
     head.starts_with(b"<")
         && places.any(|place| place.split_first() == Some((&b'<', ROOT.as_bytes())))
+}
+
+/// Whether a file begins as a descriptor does.
+pub(super) fn is_at_start(file: &dyn BlockSource) -> Result<bool> {
+    let mut head = [0; ROOT_WITHIN];
+    let n = file.read_at(&mut head, 0)?;
+    Ok(recognize(head.get(..n).unwrap_or_default()))
 }
 
 fn malformed(problem: impl Into<String>) -> Error {

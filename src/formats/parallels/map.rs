@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock};
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
 use crate::map::{BlockMap, Run, Span, data_past_end};
-use crate::ondisk::{FieldType, Order};
 use crate::source::BlockSource;
 
 use super::PARALLELS;
@@ -16,8 +15,8 @@ use super::header::{Header, SECTOR};
 pub(super) struct ParallelsMap {
     header: Header,
     file: Arc<dyn BlockSource>,
-    /// The BAT, as far as the disk needs it, as it stands in the file.
-    bat: Vec<u8>,
+    /// The BAT, as far as the disk needs it.
+    bat: Vec<u32>,
     /// Where clusters are that hold no data, in the unit of the BAT.
     others: Vec<u32>,
     /// The entries whose clusters share bytes with others, in order. Looked for when the first entry is
@@ -31,7 +30,7 @@ impl ParallelsMap {
     pub(super) fn new(
         header: Header,
         file: Arc<dyn BlockSource>,
-        bat: Vec<u8>,
+        bat: Vec<u32>,
         others: Vec<u32>,
     ) -> Self {
         ParallelsMap {
@@ -50,17 +49,15 @@ impl ParallelsMap {
     }
 
     fn entry(&self, index: u64) -> u32 {
-        let offset = usize::try_from(index).ok().and_then(|i| i.checked_mul(4));
-        let entry = offset.and_then(|offset| u32::get(&self.bat, offset, Order::Little));
-        entry.unwrap_or(0)
+        let entry = usize::try_from(index).ok().and_then(|i| self.bat.get(i));
+        entry.copied().unwrap_or(0)
     }
 
     /// An entry whose cluster shares bytes with that of another entry, or with metadata: `entry`, if only
     /// that counts.
     fn shared(&self, entry: u32) -> Option<u32> {
         let shared = self.shared.get_or_init(|| {
-            let entries = self.bat.chunks_exact(4);
-            let entries = entries.filter_map(|entry| u32::get(entry, 0, Order::Little));
+            let entries = self.bat.iter().copied();
             let mut used: Vec<u32> = entries.filter(|entry| *entry != 0).collect();
             used.extend(&self.others);
             used.sort_unstable();

@@ -3,6 +3,7 @@
 //! `prl-xml.rst`). Nothing is written.
 
 mod bundle;
+mod check;
 mod descriptor;
 mod extension;
 mod header;
@@ -14,7 +15,8 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict, disagrees,
+    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
+    disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -71,6 +73,14 @@ impl Format for Parallels {
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
         open::open(source, opener)
+    }
+
+    fn check(
+        &self,
+        source: &Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Option<Findings>> {
+        check::check(source, opener).map(Some)
     }
 
     fn create(&self, _: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

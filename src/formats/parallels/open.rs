@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::{Image, ImageInfo, Opener};
+use crate::limits::Limits;
 use crate::map::MappedImage;
+use crate::ondisk::{FieldType, Order};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::PARALLELS;
@@ -26,10 +28,7 @@ impl Expandable {
         let limits = opener.limits();
         let header = Header::read(file)?;
         limits.check_virtual_size(header.size)?;
-        let len = header.entries.saturating_mul(4);
-        limits.check_metadata("the BAT", len)?;
-        let mut bat = vec![0; usize::try_from(len).unwrap_or(0)];
-        file.read_exact_at(&mut bat, RawHeader::LEN as u64)?;
+        let bat = read_bat(&header, file, limits)?;
         let extension = Extension::read(&header, file, limits)?;
         let warnings = header.warnings.iter().chain(&extension.warnings);
         let info = ImageInfo {
@@ -47,11 +46,25 @@ impl Expandable {
     }
 }
 
+/// Reads the BAT, as far as the disk needs it.
+pub(super) fn read_bat(
+    header: &Header,
+    file: &dyn BlockSource,
+    limits: &Limits,
+) -> Result<Vec<u32>> {
+    let len = header.entries.saturating_mul(4);
+    limits.check_metadata("the BAT", len)?;
+    let mut bat = vec![0; usize::try_from(len).unwrap_or(0)];
+    file.read_exact_at(&mut bat, RawHeader::LEN as u64)?;
+    let entries = bat.chunks_exact(4);
+    Ok(entries
+        .filter_map(|raw| u32::get(raw, 0, Order::Little))
+        .collect())
+}
+
 /// Opens the image in `file`: of one file, or of those that a descriptor lists.
 pub(super) fn open(file: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
-    let mut head = [0; descriptor::ROOT_WITHIN];
-    let n = file.read_at(&mut head, 0)?;
-    if descriptor::recognize(head.get(..n).unwrap_or_default()) {
+    if descriptor::is_at_start(&file)? {
         return Ok(Box::new(bundle::open(file, opener)?));
     }
     if opener.snapshot().is_some() {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::codec::{UnpackError, Unpacker};
 use crate::error::{Error, Result};
-use crate::image::{ImageInfo, Opener};
+use crate::image::{Findings, ImageInfo, Opener};
+use crate::limits::Limits;
 use crate::map::{Cluster, Entries, MappedImage, Shape, TwoLevel};
 use crate::ondisk::Order;
 use crate::reference::{Reference, ReferenceKind};
@@ -53,6 +54,48 @@ impl Entries for QcowEntries {
     }
 }
 
+/// The tables of the image in `file`.
+fn tables(
+    header: &Header,
+    file: &Arc<dyn BlockSource>,
+    limits: &Limits,
+    salvages: bool,
+) -> Result<TwoLevel<QcowEntries>> {
+    let mut regions = vec![(0..RawHeader::LEN as u64, "header")];
+    if let Some((offset, name)) = &header.backing_file {
+        let end = offset.saturating_add(name.as_bytes().len() as u64);
+        regions.push((*offset..end, "backing file's name"));
+    }
+    let shape = Shape {
+        format: QCOW,
+        order: Order::Big,
+        cluster_size: 1 << header.cluster_bits,
+        table_size: 8 << header.l2_bits,
+        // Tables may be shorter than clusters, and no reader asks for more than whole sectors.
+        table_alignment: 512,
+        virtual_size: header.size,
+        l1_offset: header.l1_table_offset,
+        l1_size: 0,
+        salvages,
+        regions,
+    };
+    let entries = QcowEntries {
+        cluster_bits: header.cluster_bits,
+        unpacker: Unpacker::deflate(),
+    };
+    TwoLevel::open(shape, entries, file, limits)
+}
+
+/// Looks for everything that is wrong with it.
+pub(super) fn check(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findings> {
+    let header = Header::read(file)?;
+    let mut findings = Findings::default();
+    match findings.sound(tables(&header, file, limits, false))? {
+        Some(tables) => tables.check(false),
+        None => Ok(findings),
+    }
+}
+
 /// Opens the image in `file`.
 pub(super) fn open(
     file: Arc<dyn BlockSource>,
@@ -62,35 +105,13 @@ pub(super) fn open(
         return Err(Error::invalid("a qcow image has no snapshots"));
     }
     let header = Header::read(&file)?;
-    let mut regions = vec![(0..RawHeader::LEN as u64, "header")];
-    let mut backing = None;
-    if let Some((offset, name)) = header.backing_file {
-        let end = offset.saturating_add(name.as_bytes().len() as u64);
-        regions.push((offset..end, "backing file's name"));
-        backing = Some(Reference::new(ReferenceKind::BackingFile, name).with_format_in_name());
-    }
-    let cluster_size = 1 << header.cluster_bits;
-    let shape = Shape {
-        format: QCOW,
-        order: Order::Big,
-        cluster_size,
-        table_size: 8 << header.l2_bits,
-        // Tables may be shorter than clusters, and no reader asks for more than whole sectors.
-        table_alignment: 512,
-        virtual_size: header.size,
-        l1_offset: header.l1_table_offset,
-        l1_size: 0,
-        salvages: opener.salvages(),
-        regions,
-    };
-    let entries = QcowEntries {
-        cluster_bits: header.cluster_bits,
-        unpacker: Unpacker::deflate(),
-    };
-    let map = TwoLevel::open(shape, entries, &file, opener.limits())?;
+    let map = tables(&header, &file, opener.limits(), opener.salvages())?;
+    let backing = header
+        .backing_file
+        .map(|(_, name)| Reference::new(ReferenceKind::BackingFile, name).with_format_in_name());
     let info = ImageInfo {
         virtual_size: header.size,
-        cluster_size: Some(cluster_size),
+        cluster_size: Some(1 << header.cluster_bits),
         encryption: header.encrypted.then_some("aes"),
         ..ImageInfo::default()
     };

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{ImageInfo, Opener};
+use crate::image::{Findings, ImageInfo, Opener};
+use crate::limits::Limits;
 use crate::map::{Cluster, Entries, MappedImage, Shape, TwoLevel};
 use crate::name::ImageName;
 use crate::ondisk::Order;
@@ -32,15 +33,13 @@ impl Entries for QedEntries {
     }
 }
 
-/// Opens the image in `file`.
-pub(super) fn open(
-    file: Arc<dyn BlockSource>,
-    opener: &dyn Opener,
-) -> Result<MappedImage<TwoLevel<QedEntries>>> {
-    if opener.snapshot().is_some() {
-        return Err(Error::invalid("a QED image has no snapshots"));
-    }
-    let header = Header::read(&file)?;
+/// The tables of the image in `file`.
+pub(super) fn tables(
+    header: &Header,
+    file: &Arc<dyn BlockSource>,
+    limits: &Limits,
+    salvages: bool,
+) -> Result<TwoLevel<QedEntries>> {
     let shape = Shape {
         format: QED,
         order: Order::Little,
@@ -50,10 +49,37 @@ pub(super) fn open(
         virtual_size: header.image_size,
         l1_offset: header.l1_table_offset,
         l1_size: header.table_size,
-        salvages: opener.salvages(),
+        salvages,
         regions: vec![(0..header.header_size, "header")],
     };
-    let map = TwoLevel::open(shape, QedEntries, &file, opener.limits())?;
+    TwoLevel::open(shape, QedEntries, file, limits)
+}
+
+/// Looks for everything that is wrong with it.
+pub(super) fn check(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findings> {
+    let header = Header::read(file)?;
+    let mut early = Findings::default();
+    if header.features.contains(Features::NEED_CHECK) {
+        early.note("header", "the image was not closed");
+    }
+    let Some(tables) = early.sound(tables(&header, file, limits, false))? else {
+        return Ok(early);
+    };
+    let mut findings = tables.check(true)?;
+    findings.merge(early);
+    Ok(findings)
+}
+
+/// Opens the image in `file`.
+pub(super) fn open(
+    file: Arc<dyn BlockSource>,
+    opener: &dyn Opener,
+) -> Result<MappedImage<TwoLevel<QedEntries>>> {
+    if opener.snapshot().is_some() {
+        return Err(Error::invalid("a QED image has no snapshots"));
+    }
+    let header = Header::read(&file)?;
+    let map = tables(&header, &file, opener.limits(), opener.salvages())?;
     let mut info = ImageInfo {
         virtual_size: header.image_size,
         cluster_size: Some(header.cluster_size),

@@ -243,6 +243,11 @@ impl Header {
         header.checked(bad)
     }
 
+    /// Bytes of the block map.
+    pub(super) fn map_len(&self) -> u64 {
+        u64::from(self.blocks) * 4
+    }
+
     /// What holds in both versions.
     fn checked(self, bad: impl Fn(&'static str, String) -> Error) -> Result<Self> {
         let block_size = self.block_size;

@@ -3,11 +3,34 @@
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
 use crate::image::Opener;
+use crate::limits::Limits;
 use crate::map::{BlockMap, Run, Span};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::VDI;
 use super::header::{FREE, Header, ZERO};
+
+/// Reads the first `count` entries of the map, all of which has to be in the file.
+pub(super) fn read_entries(
+    source: &dyn BlockSource,
+    header: &Header,
+    count: u64,
+    limits: &Limits,
+) -> Result<Vec<u32>> {
+    let len = header.map_len();
+    limits.check_metadata("the block map", len)?;
+    let (start, file_size) = (header.offset_blocks, source.size());
+    if start.checked_add(len).is_none_or(|end| end > file_size) {
+        let problem = format!("{len} bytes long, reaches past the end of the file at {file_size}");
+        return Err(Error::malformed(VDI, "block map", start, problem));
+    }
+    let mut table = vec![0; usize::try_from(count * 4).unwrap_or(0)];
+    source.read_exact_at(&mut table, start)?;
+    let entries = table
+        .chunks_exact(4)
+        .filter_map(|raw| raw.first_chunk().copied().map(u32::from_le_bytes));
+    Ok(entries.collect())
+}
 
 /// The blocks of an image.
 #[derive(Debug)]
@@ -32,33 +55,20 @@ impl VdiMap {
         header: &Header,
         opener: &dyn Opener,
     ) -> Result<Self> {
-        let limits = opener.limits();
-        let len = u64::from(header.blocks) * 4;
-        limits.check_metadata("the block map", len)?;
-        let (start, file_size) = (header.offset_blocks, source.size());
-        if start.checked_add(len).is_none_or(|end| end > file_size) {
-            let problem =
-                format!("{len} bytes long, reaches past the end of the file at {file_size}");
-            return Err(Error::malformed(VDI, "block map", start, problem));
-        }
         // Blocks that the disk does not reach are nobody's.
-        let used = header.disk_size.div_ceil(header.block_size) * 4;
-        let mut table = vec![0; usize::try_from(used).unwrap_or(0)];
-        source.read_exact_at(&mut table, start)?;
-        let entries = table
-            .chunks_exact(4)
-            .filter_map(|raw| raw.first_chunk().copied().map(u32::from_le_bytes));
+        let used = header.disk_size.div_ceil(header.block_size);
         let mut map = VdiMap {
-            entries: entries.collect(),
+            entries: read_entries(source, header, used, opener.limits())?,
             offset_data: header.offset_data,
             block_size: header.block_size,
             block_extra: header.block_extra,
             size: header.disk_size,
-            file_size,
+            file_size: source.size(),
             shared: Vec::new(),
             salvages: opener.salvages(),
         };
-        map.check(start, start + len)?;
+        let start = header.offset_blocks;
+        map.check(start, start + header.map_len())?;
         Ok(map)
     }
 

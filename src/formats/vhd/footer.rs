@@ -137,7 +137,7 @@ pub(super) struct Footers {
     /// Whether its checksum is wrong.
     pub(super) damaged: bool,
     /// Whether both copies are sound and not the same.
-    differ: bool,
+    pub(super) differ: bool,
     pub(super) warnings: Vec<String>,
 }
 

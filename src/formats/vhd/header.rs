@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::Opener;
+use crate::limits::Limits;
 use crate::ondisk::on_disk;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -100,7 +101,18 @@ impl Tables {
         size: u64,
         opener: &dyn Opener,
     ) -> Result<Self> {
-        let limits = opener.limits();
+        let (mut tables, regions) = Self::load(source, footers, size, opener.limits())?;
+        tables.check_blocks(&regions, size, opener.salvages())?;
+        Ok(tables)
+    }
+
+    /// The same without a look at what the table says, and where the metadata is.
+    pub(super) fn load(
+        source: &dyn BlockSource,
+        footers: &Footers,
+        size: u64,
+        limits: &Limits,
+    ) -> Result<(Self, Regions)> {
         let at = footers.footer.data_offset;
         let mut regions = Regions::new(source.size());
         regions.claim("copy of the footer", 0, SECTOR)?;
@@ -146,7 +158,7 @@ impl Tables {
             .chunks_exact(4)
             .filter_map(|raw| raw.first_chunk().copied().map(u32::from_be_bytes))
             .collect();
-        let mut tables = Tables {
+        let tables = Tables {
             shared: Vec::new(),
             damaged: checksum(&bytes, CHECKSUM_AT) != header.checksum,
             header,
@@ -157,8 +169,7 @@ impl Tables {
         if footers.data_end < source.size() {
             regions.claim("footer", footers.data_end, source.size() - footers.data_end)?;
         }
-        tables.check_blocks(&regions, size, opener.salvages())?;
-        Ok(tables)
+        Ok((tables, regions))
     }
 
     /// Bytes of a block in the file, as far as the disk needs them: the last one may end early.
@@ -219,12 +230,17 @@ impl Tables {
 
 /// Where the metadata is, so that nothing else may be there.
 #[derive(Debug)]
-struct Regions {
+pub(super) struct Regions {
     file_size: u64,
     taken: Vec<(u64, u64, &'static str)>,
 }
 
 impl Regions {
+    /// The ranges, each a start, an end and a name.
+    pub(super) fn taken(&self) -> &[(u64, u64, &'static str)] {
+        &self.taken
+    }
+
     fn new(file_size: u64) -> Self {
         Regions {
             file_size,

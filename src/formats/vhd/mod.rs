@@ -6,6 +6,7 @@
 //!   a block               bitmap of its sectors │ its sectors
 //! ```
 
+mod check;
 mod footer;
 mod geometry;
 mod header;
@@ -20,7 +21,8 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope, Verdict,
+    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
+    Verdict,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -81,6 +83,14 @@ impl Format for Vhd {
             Scope::Leaks => Ok(Some(Fixed::default())),
             Scope::All => repair::repair(file, opener).map(Some),
         }
+    }
+
+    fn check(
+        &self,
+        source: &Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Option<Findings>> {
+        check::check(source, opener.limits()).map(Some)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -297,7 +297,7 @@ fn is_tapdisk(footer: &Footer) -> bool {
 }
 
 /// Reads Xen's bitmap of full blocks, which stands where it puts it: behind the block allocation table.
-fn read_batmap(
+pub(super) fn read_batmap(
     source: &dyn BlockSource,
     footer: &Footer,
     tables: &Tables,

@@ -4,6 +4,7 @@
 //! replayed in memory; the file is never written on opening.
 
 mod bat;
+mod check;
 mod claims;
 mod guid;
 mod header;
@@ -23,8 +24,8 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope, Verdict,
-    disagrees,
+    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
+    Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -80,6 +81,14 @@ impl Format for Vhdx {
             Scope::Leaks => Ok(Some(Fixed::default())),
             Scope::All => repair::repair(file, opener).map(Some),
         }
+    }
+
+    fn check(
+        &self,
+        source: &Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Option<Findings>> {
+        check::check(source, opener.limits()).map(Some)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

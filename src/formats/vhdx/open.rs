@@ -153,7 +153,7 @@ impl Image for VhdxImage {
 
 /// The parent locator, if the image is a differencing one. Nothing protects the flag that says so by a
 /// checksum: it and the locator have to agree.
-fn parent_locator(metadata: &Metadata) -> Result<Option<ParentLocator>> {
+pub(super) fn parent_locator(metadata: &Metadata) -> Result<Option<ParentLocator>> {
     let has_parent = metadata.flags.contains(FileFlags::HAS_PARENT);
     match (&metadata.parent_locator, has_parent) {
         (Some((at, bytes)), true) => ParentLocator::parse(bytes, *at).map(Some),

@@ -279,7 +279,7 @@ fn window(below: &Below, start: u64) -> Result<Below> {
 
 /// A writer may round the capacity in an extent's header up to whole grains; the descriptor says what
 /// the guest sees.
-fn check_capacity(info: &ExtentInfo, capacity: u64, grain: u64) -> Result<()> {
+pub(super) fn check_capacity(info: &ExtentInfo, capacity: u64, grain: u64) -> Result<()> {
     if capacity >= info.size && capacity - info.size < grain {
         return Ok(());
     }
@@ -291,7 +291,7 @@ fn check_capacity(info: &ExtentInfo, capacity: u64, grain: u64) -> Result<()> {
     )))
 }
 
-fn is_device(name: &[u8]) -> bool {
+pub(super) fn is_device(name: &[u8]) -> bool {
     name.starts_with(b"/dev/")
         || name.starts_with(b"\\\\.\\")
         || name.starts_with(b"/vmfs/devices/")

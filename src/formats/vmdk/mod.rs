@@ -1,6 +1,7 @@
 //! VMDK (VMware, "Virtual Disk Format 5.0"): descriptors, flat, sparse and stream-optimized extents.
 
 mod alias;
+mod check;
 mod descriptor;
 mod extent;
 mod header;
@@ -20,8 +21,8 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope, Verdict,
-    disagrees,
+    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
+    Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -93,6 +94,14 @@ impl Format for Vmdk {
             Scope::Leaks => Ok(Some(Fixed::default())),
             Scope::All => repair::repair(file, opener).map(Some),
         }
+    }
+
+    fn check(
+        &self,
+        source: &Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Option<Findings>> {
+        check::check(source, opener).map(Some)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -399,7 +399,7 @@ fn extent_alone(feature: &str) -> Error {
 }
 
 /// The text of a file that is a descriptor and nothing else.
-fn read_text_file(source: &dyn BlockSource) -> Result<Vec<u8>> {
+pub(super) fn read_text_file(source: &dyn BlockSource) -> Result<Vec<u8>> {
     let size = source.size();
     check_text_len(size)?;
     let mut text = vec![0; usize::try_from(size).unwrap_or(0)];

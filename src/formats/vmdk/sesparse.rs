@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::image::Opener;
+use crate::limits::Limits;
 use crate::map::TableCache;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -86,19 +87,27 @@ fn read_entry(table: &[u8], index: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*raw))
 }
 
-/// Opens such an extent. `size` is how much of it the guest sees, in bytes.
-pub(super) fn open(
-    file: Arc<dyn BlockSource>,
-    size: Option<u64>,
-    opener: &dyn Opener,
-) -> Result<GrainMap<SeSparseTables>> {
-    let limits = opener.limits();
-    let header = SeSparseConstHeader::parse(&sector_at(&file, 0)?, 0)?;
+/// What is known of such an extent before its tables are looked at.
+pub(super) struct Loaded {
+    pub(super) tables: SeSparseTables,
+    /// Where its structures are, each a start and an end in bytes.
+    pub(super) reserved: Vec<(u64, u64)>,
+    /// Bytes of the guest that it has room for.
+    pub(super) capacity: u64,
+    /// Bytes of a grain.
+    pub(super) grain: u64,
+    /// Entries of a grain table.
+    pub(super) entries: u64,
+}
+
+/// Reads the headers and the grain directory.
+pub(super) fn load(file: &dyn BlockSource, limits: &Limits) -> Result<Loaded> {
+    let header = SeSparseConstHeader::parse(&sector_at(file, 0)?, 0)?;
     if header.magic != u64::from_le_bytes(SE_SPARSE_MAGIC) {
         return Err(SeSparseConstHeader::malformed(0, "magic", "is another"));
     }
     header.check()?;
-    check_volatile(&file, header.volatile_header_offset)?;
+    check_volatile(file, header.volatile_header_offset)?;
 
     let span = |field: &'static str, offset: u64, sectors: u64| {
         let start = offset.checked_mul(SECTOR);
@@ -124,11 +133,6 @@ pub(super) fn open(
         header.grain_tables_size,
     )?;
     let grains = span("grains_offset", header.grains_offset, 0)?;
-    let reserved = vec![(0, SECTOR), directory, tables];
-    let regions = Regions::new(reserved).map_err(|at| {
-        let problem = format!("overlap at byte {at}");
-        malformed("seSparse directory and tables", 0, problem)
-    })?;
 
     let capacity = header.capacity * SECTOR;
     let grain = header.grain_size * SECTOR;
@@ -142,14 +146,40 @@ pub(super) fn open(
     }
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
     file.read_exact_at(&mut bytes, directory.0)?;
-    let tables = SeSparseTables {
-        directory: bytes,
-        tables_start: tables.0,
-        tables_end: tables.1,
-        table_len,
-        grains_start: grains.0,
+    Ok(Loaded {
+        tables: SeSparseTables {
+            directory: bytes,
+            tables_start: tables.0,
+            tables_end: tables.1,
+            table_len,
+            grains_start: grains.0,
+            grain,
+        },
+        reserved: vec![(0, SECTOR), directory, tables],
+        capacity,
         grain,
-    };
+        entries,
+    })
+}
+
+/// Opens such an extent. `size` is how much of it the guest sees, in bytes.
+pub(super) fn open(
+    file: Arc<dyn BlockSource>,
+    size: Option<u64>,
+    opener: &dyn Opener,
+) -> Result<GrainMap<SeSparseTables>> {
+    let limits = opener.limits();
+    let Loaded {
+        tables,
+        reserved,
+        capacity,
+        grain,
+        entries,
+    } = load(&file, limits)?;
+    let regions = Regions::new(reserved).map_err(|at| {
+        let problem = format!("overlap at byte {at}");
+        malformed("seSparse directory and tables", 0, problem)
+    })?;
     refuse_shared_tables(&tables)?;
     let seen = Seen::new(grain, file.size());
     Ok(GrainMap {
@@ -173,7 +203,7 @@ pub(super) fn capacity(file: &dyn BlockSource) -> Result<u64> {
     Ok(header.capacity * SECTOR)
 }
 
-fn refuse_shared_tables(tables: &SeSparseTables) -> Result<()> {
+pub(super) fn refuse_shared_tables(tables: &SeSparseTables) -> Result<()> {
     let mut starts = Vec::new();
     for raw in tables.directory.chunks_exact(8) {
         starts.extend(tables.table_of(read_entry(raw, 0).unwrap_or(0))?);

@@ -10,7 +10,7 @@ use crate::source::{BlockSource, BlockSourceExt};
 
 use super::alias::{Regions, Seen};
 use super::header::{
-    COWD_TABLE_ENTRIES, CowdHeader, Flags, GD_AT_END, SECTOR, SECTOR_LEN, SparseExtentHeader,
+    COWD_TABLE_ENTRIES, CowdHeader, Flags, SECTOR, SECTOR_LEN, SparseExtentHeader,
 };
 use super::map::{Grain, GrainMap, Salvaging, Storage, Tables, malformed};
 use super::{VMDK, scan, stream};
@@ -18,14 +18,14 @@ use super::{VMDK, scan, stream};
 /// Tables of 32-bit entries that count in sectors.
 #[derive(Debug)]
 pub(super) struct SectorTables {
-    file: Arc<dyn BlockSource>,
+    pub(super) file: Arc<dyn BlockSource>,
     /// The grain directory as it stands in the file.
-    directory: Vec<u8>,
+    pub(super) directory: Vec<u8>,
     /// Where the other directory is in the file, if there is one to fall back on.
-    second: Option<u64>,
+    pub(super) second: Option<u64>,
     /// Whether the directory may be shorter than the disk needs it.
-    cut: bool,
-    zeroed_grains: bool,
+    pub(super) cut: bool,
+    pub(super) zeroed_grains: bool,
 }
 
 impl Tables for SectorTables {
@@ -98,18 +98,16 @@ pub(super) fn open_hosted(
 ) -> Result<SparseExtent> {
     let (limits, salvages) = (opener.limits(), opener.salvages());
     let mut warnings = Vec::new();
-    let (mut file, mut header) = (file, *first);
-    if first.gd_offset == GD_AT_END {
-        header = match stream::read_footer(&file, first) {
-            Err(error) if salvages => {
-                warnings.push(format!("the grains say where they belong: {error}"));
-                let found = scan::scan(&file, first, limits)?;
-                file = found.file;
-                found.header
-            }
-            footer => footer?,
-        };
-    }
+    let mut file = file;
+    let header = match stream::in_force(&file, first) {
+        Err(error) if salvages => {
+            warnings.push(format!("the grains say where they belong: {error}"));
+            let found = scan::scan(&file, first, limits)?;
+            file = found.file;
+            found.header
+        }
+        header => header?,
+    };
     if header.is_compressed() {
         limits.check_metadata("a compressed grain", header.grain_size * SECTOR)?;
     }
@@ -302,13 +300,13 @@ impl Layout {
         Ok((directory, Regions::of_any(ranges)))
     }
 
-    /// Reads the grain directory at a sector, and checks that its tables are in the file and apart.
-    fn directory(
+    /// Reads the grain directory at a sector.
+    pub(super) fn read_directory(
         &self,
         file: &dyn BlockSource,
         sector: u64,
         limits: &Limits,
-    ) -> Result<(Vec<u8>, Regions)> {
+    ) -> Result<Vec<u8>> {
         let len = self.directory_entries().saturating_mul(4);
         limits.check_metadata("the grain directory", len)?;
         let start = sector.saturating_mul(SECTOR);
@@ -322,6 +320,18 @@ impl Layout {
         }
         let mut directory = vec![0; usize::try_from(len).unwrap_or(0)];
         file.read_exact_at(&mut directory, start)?;
+        Ok(directory)
+    }
+
+    /// Reads the grain directory at a sector, and checks that its tables are in the file and apart.
+    fn directory(
+        &self,
+        file: &dyn BlockSource,
+        sector: u64,
+        limits: &Limits,
+    ) -> Result<(Vec<u8>, Regions)> {
+        let directory = self.read_directory(file, sector, limits)?;
+        let (start, len) = (sector.saturating_mul(SECTOR), directory.len() as u64);
         let table_len = self.entries * 4;
         let mut ranges = self.reserved.clone();
         ranges.push((start, start + len));

@@ -11,6 +11,17 @@ use super::header::{
 use super::map::malformed;
 use super::sparse::header_at;
 
+/// The header that is in force in an extent with this one at its start: it, or its footer.
+pub(super) fn in_force(
+    file: &dyn BlockSource,
+    first: &SparseExtentHeader,
+) -> Result<SparseExtentHeader> {
+    match first.gd_offset {
+        GD_AT_END => read_footer(file, first),
+        _ => Ok(*first),
+    }
+}
+
 /// Finds and reads the footer of a stream whose header is `first`. It stands before the last sector of
 /// the file, or, where bytes follow the stream, after the marker that a walk from the start finds.
 ///
@@ -79,6 +90,12 @@ fn walk(file: &dyn BlockSource, first: &SparseExtentHeader) -> Result<u64> {
             .ok_or_else(|| missing(at))?;
     }
     Err(missing(at))
+}
+
+/// Where the data of a grain ends whose marker is at byte `at`.
+pub(super) fn grain_end(at: u64, marker: &Marker) -> Option<u64> {
+    at.checked_add(GRAIN_MARKER_LEN as u64)?
+        .checked_add(marker.size.into())
 }
 
 /// The marker at byte `at`.

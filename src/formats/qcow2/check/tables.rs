@@ -105,6 +105,8 @@ impl Survey {
         let len = u64::from(entries) * 8;
         self.limits.check_metadata("the L1 table", len)?;
         self.refer("L1 table", start, len, states, None, true)?;
+        let end = start.checked_add(len);
+        self.incomplete |= end.is_none_or(|end| end > self.file.size());
         let span = self.table_span();
         let mut done = 0;
         while done < len {

@@ -1,0 +1,378 @@
+//! Whether the tables of every extent are in their file, agree with their copies, and lead each grain to
+//! a place of its own.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::image::{Finding, FindingKind, Findings, Opener};
+use crate::limits::Limits;
+use crate::map::Usage;
+use crate::reference::{Reference, ReferenceKind};
+use crate::source::{BlockSource, BlockSourceExt};
+
+use super::descriptor::{Access, Descriptor, ExtentLine, malformed as bad_descriptor};
+use super::extent::is_device;
+use super::header::{
+    CHANGE_TRACKING_MAGIC, COWD_MAGIC, Flags, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC,
+    SparseExtentHeader, unsupported,
+};
+use super::map::{Grain, Tables};
+use super::open::{embedded_text, read_text_file};
+use super::sparse::{Layout, SectorTables, read_cowd_header, read_header, second_directory};
+use super::{sesparse, stream};
+
+/// Checks the disk whose descriptor, or one of whose extents, is in `source`.
+pub(super) fn check(source: &Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Findings> {
+    let limits = opener.limits();
+    if let Some(findings) = check_extent(source, limits)? {
+        return Ok(findings);
+    }
+    let mut magic = [0; 8];
+    source.read_at(&mut magic, 0)?;
+    if magic.starts_with(&CHANGE_TRACKING_MAGIC) {
+        return Err(unsupported("a change-tracking file".into()));
+    }
+    // A header of no sectors is the wrapping of a descriptor.
+    let text = match magic.starts_with(&SPARSE_MAGIC) {
+        true => embedded_text(source, &read_header(source)?)?,
+        false => read_text_file(source)?,
+    };
+    let descriptor = Descriptor::parse(&text, limits)?;
+    let mut findings = Findings::default();
+    for line in descriptor.extents.iter().filter(|line| line.sectors > 0) {
+        check_line(&descriptor, line, opener, &mut findings)?;
+    }
+    Ok(findings)
+}
+
+/// The extent that a line of a descriptor names.
+fn check_line(
+    descriptor: &Descriptor,
+    line: &ExtentLine,
+    opener: &dyn Opener,
+    findings: &mut Findings,
+) -> Result<()> {
+    let flat = match line.kind.as_str() {
+        "ZERO" => return Ok(()),
+        "FLAT" | "VMFS" | "VMFSTHIN" => true,
+        _ => false,
+    };
+    if line.access == Access::None {
+        return Ok(());
+    }
+    let name = line.name.clone().unwrap_or_default();
+    if name.is_empty() {
+        return findings.add_damage(bad_descriptor("names no file for an extent"));
+    }
+    let name = descriptor.decoded(name);
+    if is_device(name.as_bytes()) {
+        return Err(unsupported(format!("a device extent ({})", name.quoted())));
+    }
+    let reference = Reference::new(ReferenceKind::ExtentFile, name);
+    let Some(file) = opener.open_bytes(&reference)? else {
+        let reference = Box::new(reference);
+        return Err(Error::Detached { reference });
+    };
+    let name = reference.name.quoted();
+    if flat {
+        let end = line.offset.checked_add(line.sectors);
+        let end = end.and_then(|end| end.checked_mul(SECTOR));
+        if end.is_none_or(|end| end > file.size()) {
+            let problem = format!("needs more of the flat extent {name} than the file has");
+            findings.add_damage(bad_descriptor(problem))?;
+        }
+        return Ok(());
+    }
+    match findings.sound(check_extent(&file, opener.limits()))? {
+        Some(Some(found)) => findings.merge(found),
+        Some(None) => {
+            let problem = format!("calls {name} a sparse extent, and the file is none");
+            findings.add_damage(bad_descriptor(problem))?;
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+/// Checks a sparse extent; `None` for a file that is none.
+fn check_extent(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Option<Findings>> {
+    let mut magic = [0; 8];
+    file.read_at(&mut magic, 0)?;
+    if magic.starts_with(&SPARSE_MAGIC) {
+        let header = read_header(file)?;
+        if header.capacity == 0 && header.descriptor_offset > 0 {
+            return Ok(None);
+        }
+        check_hosted(file, &header, limits).map(Some)
+    } else if magic.starts_with(&COWD_MAGIC) {
+        check_cowd(file, limits).map(Some)
+    } else if magic == SE_SPARSE_MAGIC {
+        check_se_sparse(file, limits).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+fn check_hosted(
+    file: &Arc<dyn BlockSource>,
+    first: &SparseExtentHeader,
+    limits: &Limits,
+) -> Result<Findings> {
+    let mut findings = Findings::default();
+    let Some(header) = findings.sound(stream::in_force(file, first))? else {
+        return Ok(findings);
+    };
+    if header.unclean_shutdown != 0 {
+        findings.note("sparse extent header", "the extent was not closed");
+    }
+    let Some(layout) = findings.sound(Layout::hosted(first, &header))? else {
+        return Ok(findings);
+    };
+    let main = findings.sound(layout.read_directory(file, header.gd_offset, limits))?;
+    let other = match second_directory(&header) {
+        None => None,
+        Some(_) => findings.sound(layout.read_directory(file, header.rgd_offset, limits))?,
+    };
+    let mut walk = Walk::new(file, &layout, limits);
+    walk.markers = header.flag_set().contains(Flags::MARKERS);
+    walk.packed = header.is_compressed();
+    for (name, sector, directory) in [
+        ("grain directory", header.gd_offset, &main),
+        ("redundant grain directory", header.rgd_offset, &other),
+    ] {
+        if let Some(directory) = directory {
+            walk.note_directory(name, sector * SECTOR, directory, &mut findings)?;
+        }
+    }
+    walk.usage.settle(&mut findings);
+    let tables = |directory: Vec<u8>| SectorTables {
+        file: Arc::clone(file),
+        directory,
+        second: None,
+        cut: false,
+        zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
+    };
+    let (main, other) = (main.map(tables), other.map(tables));
+    if let (Some(main), Some(other)) = (&main, &other) {
+        walk.compare(main, other, &mut findings)?;
+    }
+    match main.or(other) {
+        Some(tables) => walk.run(&tables, findings),
+        None => Ok(findings),
+    }
+}
+
+fn check_cowd(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findings> {
+    let header = read_cowd_header(file)?;
+    let layout = Layout::cowd(&header);
+    let mut findings = Findings::default();
+    if u64::from(header.num_gd_entries) < layout.directory_entries() {
+        let problem = format!(
+            "has {} entries, and the capacity needs {}",
+            header.num_gd_entries,
+            layout.directory_entries()
+        );
+        findings.add(Finding::corruption("grain directory", problem));
+        return Ok(findings);
+    }
+    let sector = u64::from(header.gd_offset);
+    let read = layout.read_directory(file, sector, limits);
+    let Some(directory) = findings.sound(read)? else {
+        return Ok(findings);
+    };
+    let mut walk = Walk::new(file, &layout, limits);
+    walk.note_directory(
+        "grain directory",
+        sector * SECTOR,
+        &directory,
+        &mut findings,
+    )?;
+    walk.usage.settle(&mut findings);
+    let tables = SectorTables {
+        file: Arc::clone(file),
+        directory,
+        second: None,
+        cut: false,
+        zeroed_grains: false,
+    };
+    walk.run(&tables, findings)
+}
+
+fn check_se_sparse(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findings> {
+    let mut findings = Findings::default();
+    let Some(loaded) = findings.sound(sesparse::load(file, limits))? else {
+        return Ok(findings);
+    };
+    let layout = Layout {
+        entries: loaded.entries,
+        grain: loaded.grain,
+        capacity: loaded.capacity,
+        reserved: loaded.reserved,
+    };
+    let mut walk = Walk::new(file, &layout, limits);
+    walk.note_reserved("seSparse structures", &mut findings)?;
+    walk.usage.settle(&mut findings);
+    let shared = sesparse::refuse_shared_tables(&loaded.tables);
+    findings.sound(shared)?;
+    walk.run(&loaded.tables, findings)
+}
+
+/// A walk through the tables of an extent.
+struct Walk<'a> {
+    file: &'a Arc<dyn BlockSource>,
+    layout: &'a Layout,
+    usage: Usage,
+    packed: bool,
+    markers: bool,
+    limits: &'a Limits,
+}
+
+impl<'a> Walk<'a> {
+    fn new(file: &'a Arc<dyn BlockSource>, layout: &'a Layout, limits: &'a Limits) -> Self {
+        Walk {
+            file,
+            layout,
+            usage: Usage::new(file.size(), layout.grain, limits),
+            packed: false,
+            markers: false,
+            limits,
+        }
+    }
+
+    fn note_reserved(&mut self, name: &'static str, findings: &mut Findings) -> Result<()> {
+        for (start, end) in &self.layout.reserved {
+            self.usage.structure(name, *start, end - start, findings)?;
+        }
+        Ok(())
+    }
+
+    /// Notes where a directory of sectors and its tables are.
+    fn note_directory(
+        &mut self,
+        name: &'static str,
+        start: u64,
+        directory: &[u8],
+        findings: &mut Findings,
+    ) -> Result<()> {
+        // The main one comes first, and what is reserved is noted with it.
+        if name == "grain directory" {
+            self.note_reserved("header or descriptor", findings)?;
+        }
+        let usage = &mut self.usage;
+        usage.structure(name, start, directory.len() as u64, findings)?;
+        for raw in directory.chunks_exact(4) {
+            let sector = raw.first_chunk().map_or(0, |raw| u32::from_le_bytes(*raw));
+            if sector != 0 {
+                let (at, len) = (u64::from(sector) * SECTOR, self.layout.entries * 4);
+                usage.structure("grain table", at, len, findings)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of a table; `None` if it lies in a hole of the file, or past its end.
+    fn read_table(&self, at: u64, len: u64) -> Result<Option<Vec<u8>>> {
+        if at.checked_add(len).is_none_or(|end| end > self.file.size()) {
+            return Ok(None);
+        }
+        let run = self.file.extent_at(at, len)?;
+        if run.kind.reads_as_zero() && run.len == len {
+            return Ok(None);
+        }
+        let mut table = vec![0; usize::try_from(len).unwrap_or(0)];
+        self.file.read_exact_at(&mut table, at)?;
+        Ok(Some(table))
+    }
+
+    /// Compares the tables of both directories.
+    fn compare(
+        &self,
+        main: &SectorTables,
+        other: &SectorTables,
+        findings: &mut Findings,
+    ) -> Result<()> {
+        let len = self.layout.entries * 4;
+        let mut differ = 0_u64;
+        for index in 0..self.layout.directory_entries() {
+            let Some(one) = main.table(index)? else {
+                continue;
+            };
+            let same = match other.table(index)? {
+                Some(two) => self.read_table(one, len)? == self.read_table(two, len)?,
+                None => false,
+            };
+            differ += u64::from(!same);
+        }
+        if differ > 0 {
+            // QEMU leaves some of the copies behind, and nobody reads them but in need.
+            let problem = format!("{differ} grain tables differ from the main ones");
+            findings.note("redundant grain directory", problem);
+        }
+        Ok(())
+    }
+
+    fn run<T: Tables>(mut self, tables: &T, mut findings: Findings) -> Result<Findings> {
+        let entry_len = tables.entry_len();
+        let len = self.layout.entries * entry_len as u64;
+        self.limits.check_metadata("a grain table", len)?;
+        let span = self.layout.entries * self.layout.grain;
+        let mut walked = HashSet::new();
+        for index in 0..self.layout.directory_entries() {
+            let Some(Some(at)) = findings.sound(tables.table(index))? else {
+                continue;
+            };
+            // One that several entries share was found to overlap itself.
+            if !walked.insert(at) {
+                continue;
+            }
+            let Some(table) = self.read_table(at, len)? else {
+                continue;
+            };
+            let guests = (index * span..self.layout.capacity)
+                .step_by(usize::try_from(self.layout.grain).unwrap_or(usize::MAX));
+            for ((raw, place), guest) in table
+                .chunks_exact(entry_len)
+                .zip((at..).step_by(entry_len))
+                .zip(guests)
+            {
+                if let Some(Grain::At(host)) = findings.sound(tables.entry(raw))? {
+                    self.grain(host, (place, guest), &mut findings)?;
+                }
+            }
+        }
+        if !self.packed {
+            self.usage.finish("grain", &mut findings);
+        }
+        Ok(findings)
+    }
+
+    fn grain(&mut self, host: u64, place: (u64, u64), findings: &mut Findings) -> Result<()> {
+        let (at, guest) = place;
+        let needed = match self.packed {
+            false => self.layout.grain.min(self.layout.capacity - guest),
+            // All that is known of it is that it begins there.
+            true => 1,
+        };
+        let sound = self
+            .usage
+            .unit("grain table", host, needed, place, findings)?;
+        if !sound || !self.packed || !self.markers {
+            return Ok(());
+        }
+        let Some(marker) = findings.sound(stream::marker_at(self.file, host))? else {
+            return Ok(());
+        };
+        let end = stream::grain_end(host, &marker);
+        let problem = if marker.size == 0 || marker.val.checked_mul(SECTOR) != Some(guest) {
+            "leads to no grain, or to another one's"
+        } else if end.is_none_or(|end| end > self.file.size()) {
+            "leads to a grain that reaches past the end of the file"
+        } else {
+            return Ok(());
+        };
+        let finding = Finding::new(FindingKind::Corruption, "grain table", problem);
+        findings.add(finding.at(at).guest(guest));
+        Ok(())
+    }
+}

@@ -23,6 +23,16 @@ pub use slice::Slice;
 /// Zeros to write from, where nothing cheaper makes a range read as zero.
 pub(crate) static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
+/// Flushes a writer, whatever interrupts it.
+pub(crate) fn flush(writer: &mut impl std::io::Write) -> std::io::Result<()> {
+    loop {
+        match writer.flush() {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            flushed => return flushed,
+        }
+    }
+}
+
 /// Calls `write` with slices of zeros until `len` bytes from `offset` on are covered.
 pub(crate) fn write_zeroes_by(
     mut offset: u64,

@@ -143,6 +143,11 @@ impl Descriptor {
             .map(|(_, value)| value.as_slice())
     }
 
+    /// Whether the disk data base is there, which everybody writes, and writes last.
+    pub(super) fn has_end(&self) -> bool {
+        self.entries.iter().any(|(key, _)| key.starts_with(b"ddb."))
+    }
+
     /// `createType`.
     pub(super) fn create_type(&self) -> Option<&[u8]> {
         self.value("createtype")

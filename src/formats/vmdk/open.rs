@@ -150,6 +150,12 @@ impl VmdkImage {
             line.name = line.name.map(|name| descriptor.decoded(name));
             parts.push(builder.open(&line)?);
         }
+        if !descriptor.has_end() {
+            disk.warnings.push(
+                "the descriptor has no disk data base, its last section: lines may be missing"
+                    .to_owned(),
+            );
+        }
         disk.finish(source, parts, create_type, &descriptor)
     }
 }

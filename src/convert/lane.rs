@@ -56,6 +56,9 @@ impl Target<'_> {
                 .journal
                 .replay(&mut |segment, work| place_steps(writer, segment, work));
         }
+        if !self.shape.plain {
+            self.files.iter().try_for_each(|file| self.unmake(file))?;
+        }
         for write in &self.shape.preallocation {
             write_table(&self.files, write, self.sparse_size)?;
         }
@@ -64,6 +67,32 @@ impl Target<'_> {
             resumable.journal.begin(&resumable.identity)?;
         }
         Ok((0, 0))
+    }
+
+    /// Takes away what makes an image of what was in a file before: a crash on the way would leave its
+    /// header over the data of another disk.
+    fn unmake(&self, file: &Arc<dyn BlockTarget + '_>) -> Result<()> {
+        const SECTOR: u64 = 512;
+        let mut last = None;
+        while !file.reads_as_zero() {
+            let Some((id, evidence)) = crate::detect(file)?.matches.into_iter().next() else {
+                break;
+            };
+            let this = Some((id, evidence.offset));
+            if std::mem::replace(&mut last, this) == this {
+                return Err(Error::invalid(format!(
+                    "the signature of an older {id} image cannot be removed from the target"
+                )));
+            }
+            // One sector, which is written or not, and never half.
+            let start = evidence.offset - evidence.offset % SECTOR;
+            let len = file.size().saturating_sub(start).min(SECTOR);
+            file.write_zeroes_at(start, len, Zeroes::Keep)?;
+            if self.sync {
+                file.sync()?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -14,7 +14,7 @@ use crate::image::{ImageWriter, OutputFile, WriteShape};
 use crate::name::ImageName;
 use crate::progress::Report;
 use crate::source::BlockSource;
-use crate::storage::{FileStorage, PendingFile, beside, identity_of};
+use crate::storage::{FileStorage, PendingFile, beside, identity_of, there};
 use crate::target::BlockTarget;
 
 impl ConvertOptions {
@@ -223,7 +223,8 @@ impl ConvertOptions {
 
     /// Fails if writing to `path` would destroy a file that is read.
     pub(super) fn refuse_source(&self, source: &dyn BlockSource, path: &Path) -> Result<()> {
-        let Some(identity) = std::fs::metadata(path).ok().as_ref().and_then(identity_of) else {
+        let found = there(std::fs::metadata(path), path)?;
+        let Some(identity) = found.as_ref().and_then(identity_of) else {
             return Ok(());
         };
         let reads = |s: &dyn BlockSource| s.uses_file(identity);

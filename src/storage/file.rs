@@ -86,9 +86,17 @@ impl FileStorage {
             .create_new(true)
             .open(path);
         let file = opened.map_err(|e| Error::io_path("create", path, e))?;
-        let mut storage = Self::from_file(file)?;
-        storage.reads_as_zero = true;
-        Ok(storage)
+        match Self::from_file(file) {
+            Ok(mut storage) => {
+                storage.reads_as_zero = true;
+                Ok(storage)
+            }
+            Err(error) => {
+                // It was not there before, and nobody else will remove it.
+                let _ = std::fs::remove_file(path);
+                Err(error)
+            }
+        }
     }
 
     /// Wraps a file that is open already.

@@ -14,7 +14,7 @@ pub(crate) use file::{identity_of, without_blocking, without_following};
 pub use forward::ForwardTarget;
 pub use memory::Memory;
 pub use pending::PendingFile;
-pub(crate) use pending::beside;
+pub(crate) use pending::{beside, there};
 #[cfg(feature = "plan")]
 pub(crate) use pending::{settle, sync_folder};
 pub use seek::{SeekSource, SeekTarget, SourceReader};

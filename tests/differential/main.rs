@@ -90,7 +90,10 @@ fn compare(folder: &Path, made: &Made, rng: &mut Rng) -> Result<(), String> {
         same(&piece[..n], &truth[at..truth.len().min(at + piece.len())])?;
     }
     // What is only allocated QEMU calls data or zero by the holes of the file.
-    let allocated = made.script.iter().any(|line| line.contains("preallocation"));
+    let allocated = made
+        .script
+        .iter()
+        .any(|line| line.contains("preallocation"));
     if format == "qcow2" && !made.has_data_file && !allocated {
         let map = tool(folder, &["qemu-img", "map", "--output=json", &made.file])?;
         let map = serde_json::from_str(&map).unwrap();

@@ -19,140 +19,12 @@ use std::sync::Arc;
 
 use blockform::convert::{Conversion, ConvertOptions};
 use blockform::storage::{ForwardTarget, Memory, SeekSource, SeekTarget};
-use blockform::{BlockTarget, Error, Image, OpenOptions, Result};
+use blockform::{BlockTarget, Error, OpenOptions, Result};
+use support::Rng;
 use support::faults::{
     EINTR, EIO, ENOSPC, Fault, Faulty, FaultyCursor, Trip, Watchdog, figure, os_error, thorough,
 };
-use support::model::{Fill, Model};
-use support::{Rng, read_all, testdata};
-
-/// What can be written: a name, its format, and how.
-fn ways() -> Vec<(&'static str, ConvertOptions)> {
-    let to = ConvertOptions::to;
-    vec![
-        ("raw", to("raw")),
-        ("qcow2", to("qcow2")),
-        ("qcow2 zlib", to("qcow2").compress(true)),
-        (
-            "qcow2 zstd",
-            to("qcow2")
-                .compress(true)
-                .option("compression_type", "zstd"),
-        ),
-        (
-            "qcow2 extended",
-            to("qcow2")
-                .option("extended_l2", "on")
-                .option("preallocation", "metadata"),
-        ),
-        ("vmdk", to("vmdk")),
-        (
-            "vmdk stream",
-            to("vmdk").option("subformat", "streamOptimized"),
-        ),
-        ("vhd", to("vhd")),
-        ("vhd fixed", to("vhd").option("subformat", "fixed")),
-        ("vhdx", to("vhdx").option("block_size", "1M")),
-        ("vdi", to("vdi")),
-        ("ova", to("ova")),
-    ]
-}
-
-/// An image in memory, by the bytes of its file, and what its guest sees.
-struct Origin {
-    name: String,
-    format: &'static str,
-    file: Arc<Memory>,
-    content: Vec<u8>,
-}
-
-impl Origin {
-    fn open(&self, trip: &Arc<Trip>) -> Result<Box<dyn Image>> {
-        let source = Faulty {
-            inner: Arc::clone(&self.file),
-            trip: Arc::clone(trip),
-        };
-        let options = match self.format {
-            "raw" => OpenOptions::new().format("raw"),
-            _ => OpenOptions::new(),
-        };
-        options.open(Arc::new(source))
-    }
-}
-
-/// A disk of `mib` MiB, most of it holes.
-fn disk(mib: usize) -> Model {
-    let mut disk = Model::new(mib << 20);
-    let mut rng = Rng(3);
-    for i in 0..3 * mib {
-        let start = usize::try_from(rng.below((mib as u64) << 20)).unwrap();
-        let fill = Fill::ALL[i % 5];
-        disk.fill(start, 40_000, fill, rng.next());
-    }
-    disk
-}
-
-fn format_of(name: &str) -> &'static str {
-    let word = name.split(' ').next().unwrap();
-    let id = blockform::formats::by_name(word).unwrap().id();
-    id.into_str()
-}
-
-/// One image of every format that can be read.
-fn origins(mib: usize) -> Vec<Origin> {
-    let disk = disk(mib);
-    let mut origins: Vec<Origin> = ways()
-        .into_iter()
-        .map(|(name, options)| {
-            let file: Arc<Memory> = Arc::default();
-            let targets = [Arc::clone(&file) as Arc<dyn BlockTarget>];
-            options.convert_to_targets(&disk, &targets).unwrap();
-            let (name, format) = (name.to_owned(), format_of(name));
-            let mut origin = Origin {
-                name,
-                format,
-                file,
-                content: Vec::new(),
-            };
-            origin.content = read_all(&origin.open(&Trip::never()).unwrap()).unwrap();
-            assert!(origin.content.starts_with(&disk.bytes));
-            origin
-        })
-        .collect();
-    for (format, file) in [
-        ("qcow", "qcow/good/zlib-512.qcow"),
-        ("qed", "qed/good/some.qed"),
-        ("parallels", "parallels/good/some.parallels"),
-    ] {
-        let file = Arc::new(Memory::new(std::fs::read(testdata(file)).unwrap()));
-        let mut origin = Origin {
-            name: format.to_owned(),
-            format,
-            file,
-            content: Vec::new(),
-        };
-        origin.content = read_all(&origin.open(&Trip::never()).unwrap()).unwrap();
-        origins.push(origin);
-    }
-    origins
-}
-
-/// Fails unless the file is an image of that disk, which may have been rounded up.
-fn check_holds(about: &str, format: &str, file: &Memory, content: &[u8]) {
-    let image = OpenOptions::new()
-        .format(format)
-        .open(Arc::new(Memory::new(file.to_bytes())))
-        .unwrap_or_else(|e| panic!("{about}: {}", e.chain()));
-    let read = read_all(&image).unwrap_or_else(|e| panic!("{about}: {}", e.chain()));
-    assert!(
-        read.starts_with(content),
-        "{about}: the result holds something else"
-    );
-    assert!(
-        read[content.len()..].iter().all(|byte| *byte == 0),
-        "{about}"
-    );
-}
+use support::origins::{Origin, check_holds, format_of, origins, ways};
 
 /// Runs one conversion with these troubles, and returns what came of it and the file.
 fn convert(
@@ -215,7 +87,11 @@ fn every_call_fails(mib: usize, threads: usize, most: u64) -> u64 {
             let about = format!("{} to {way}", origin.name);
             done.unwrap_or_else(|e| panic!("{about}: {}", e.chain()));
             check_holds(&about, format, &file, &origin.content);
-            for fault in [Fault::Os(EIO), Fault::Short, Fault::Os(ENOSPC)] {
+            let mut faults = vec![Fault::Os(EIO), Fault::Short, Fault::Os(ENOSPC)];
+            if !thorough() {
+                faults = vec![faults[usize::try_from(rng.below(3)).unwrap()]];
+            }
+            for fault in faults {
                 let ends = match fault {
                     Fault::Os(ENOSPC) => [None, Some(to.calls())],
                     Fault::Short => [Some(from.calls()), None],
@@ -250,14 +126,14 @@ fn every_call_fails(mib: usize, threads: usize, most: u64) -> u64 {
 fn every_call_of_one_thread_fails_in_turn() {
     let tried = every_call_fails(1, 1, 1);
     figure("fault points, 1 thread", tried);
-    assert!(tried > 500, "{tried}");
+    assert!(tried > 150, "{tried}");
 }
 
 #[test]
 fn every_call_of_four_threads_fails_in_turn() {
     let tried = every_call_fails(if thorough() { 4 } else { 3 }, 4, 1);
     figure("fault points, 4 threads", tried);
-    assert!(tried > 150, "{tried}");
+    assert!(tried > 30, "{tried}");
 }
 
 /// Names and bytes of all that is in a folder.
@@ -286,8 +162,11 @@ fn a_file_is_replaced_by_a_whole_one_or_not_at_all() {
         ("vmdk flat", flat),
         ("qcow2 data file", apart),
     ];
-    for origin in origins(1) {
-        for (way, options) in ways().into_iter().chain(more.clone()) {
+    for (number, origin) in origins(1).into_iter().enumerate() {
+        let ways = ways().into_iter().chain(more.clone()).enumerate();
+        // Each once, unless all is asked for.
+        let some = ways.filter(|(way, _)| thorough() || (number + way) % 5 == 0);
+        for (_, (way, options)) in some {
             let options = options.sync(false);
             let from = Trip::never();
             let folder = tempfile::tempdir().unwrap();
@@ -324,7 +203,7 @@ fn a_file_is_replaced_by_a_whole_one_or_not_at_all() {
         }
     }
     figure("fault points, into files", tried);
-    assert!(tried > 100, "{tried}");
+    assert!(tried > 20, "{tried}");
 }
 
 #[test]
@@ -332,7 +211,8 @@ fn of_two_targets_the_one_that_fails_takes_only_itself() {
     let watchdog = Watchdog::new("a conversion into two targets");
     let origin = origins(3).remove(1);
     let mut tried = 0;
-    for (way, options) in ways() {
+    let step = if thorough() { 1 } else { 4 };
+    for (way, options) in ways().into_iter().step_by(step) {
         let format = format_of(way);
         for at in 0_u64.. {
             let trip = Trip::at(at, Fault::Os(ENOSPC));
@@ -368,7 +248,12 @@ fn of_two_targets_the_one_that_fails_takes_only_itself() {
         }
     }
     figure("fault points, one of two targets", tried);
-    assert!(tried > 100, "{tried}");
+    assert!(tried > 20, "{tried}");
+}
+
+/// After how many calls something happens again.
+fn paces() -> &'static [u64] {
+    if thorough() { &[2, 3, 7] } else { &[3] }
 }
 
 /// Interruptions and short counts are no errors of the system: whoever is told goes on.
@@ -378,7 +263,7 @@ fn interruptions_and_short_counts_are_survived() {
     for origin in origins(1) {
         let (way, options) = ("qcow2", ConvertOptions::to("qcow2"));
         for fault in [Fault::Os(EINTR), Fault::Short] {
-            for every in [2, 3, 7] {
+            for &every in paces() {
                 let cursor = FaultyCursor {
                     inner: Cursor::new(origin.file.to_bytes()),
                     trip: Trip::at(1, fault),
@@ -402,7 +287,7 @@ fn interruptions_and_short_counts_are_survived() {
     let origin = origins(1).remove(0);
     for (way, options) in ways() {
         for fault in [Fault::Os(EINTR), Fault::Short] {
-            for every in [2, 3, 7] {
+            for &every in paces() {
                 let about = format!("{way} with {fault:?} every {every} calls");
                 let image = origin.open(&Trip::never()).unwrap();
                 let cursor = || FaultyCursor {
@@ -432,7 +317,7 @@ fn interruptions_and_short_counts_are_survived() {
         }
     }
     figure("interruptions and short counts", tried);
-    assert!(tried > 1000, "{tried}");
+    assert!(tried > 200, "{tried}");
 }
 
 #[test]

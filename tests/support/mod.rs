@@ -5,6 +5,7 @@
 pub mod crash;
 pub mod faults;
 pub mod model;
+pub mod origins;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

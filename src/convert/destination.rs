@@ -286,6 +286,7 @@ impl ConvertOptions {
             writer,
             files,
             sparse_size: self.sparse_size,
+            limits: self.limits.clone(),
             sync: self.sync,
             whole: false,
             keep_size: false,

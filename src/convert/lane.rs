@@ -14,6 +14,7 @@ use crate::convert::segment::{Buffer, Segment, Store, Work};
 use crate::digest::{Hasher, digest_of};
 use crate::error::{Error, Result};
 use crate::image::{ImageWriter, Payload, Write, WriteShape};
+use crate::limits::Limits;
 use crate::progress::{Phase, Report};
 use crate::storage::Slice;
 use crate::target::{BlockTarget, Zeroes};
@@ -26,6 +27,7 @@ pub(super) struct Target<'a> {
     pub(super) files: Vec<Arc<dyn BlockTarget + 'a>>,
     pub(super) ground: Ground,
     pub(super) sparse_size: u64,
+    pub(super) limits: Limits,
     /// Whether what the source calls data is stored whole, whatever it turns out to be: the layout was
     /// planned so.
     pub(super) whole: bool,
@@ -101,6 +103,7 @@ pub(super) struct Lane<'a> {
     pub(super) preparer: Preparer<'a>,
     files: Vec<Arc<dyn BlockTarget + 'a>>,
     sparse_size: u64,
+    limits: Limits,
     sync: bool,
     keep_size: bool,
     placing: Mutex<Placing>,
@@ -144,6 +147,7 @@ impl<'a> Lane<'a> {
             storers: if target.journal.is_some() { 1 } else { storers },
             files: target.files,
             sparse_size: target.sparse_size,
+            limits: target.limits,
             sync: target.sync,
             keep_size: target.keep_size,
             placing: Mutex::new(Placing {
@@ -278,9 +282,10 @@ impl<'a> Lane<'a> {
                 Buffer::Packed => work.packed.get(at..end).unwrap_or_default(),
                 Buffer::Taken => segment.taken.get(at..end).unwrap_or_default(),
             };
+            let more = bytes.len() as u64;
+            let before = self.bytes_written.fetch_add(more, Ordering::Relaxed);
+            self.limits.check_output(before.saturating_add(more))?;
             file_of(&self.files, file)?.write_all_at(bytes, host)?;
-            self.bytes_written
-                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{FileInfo, Image, ImageInfo, Opener, Value};
+use crate::image::{FileInfo, Image, ImageInfo, Opener, Probe, Value};
+use crate::limits::Limits;
 use crate::map::Below;
 use crate::name::ImageName;
 use crate::packed::PackedSource;
@@ -59,7 +60,7 @@ impl VmdkImage {
         } else if starts(&CHANGE_TRACKING_MAGIC) {
             Err(unsupported("a change-tracking file".into()))
         } else {
-            let text = read_text_file(&source)?;
+            let text = read_text_file(&source, opener.limits())?;
             Self::open_text(source, &text, opener)
         }
     }
@@ -67,7 +68,7 @@ impl VmdkImage {
     /// A hosted sparse extent with the descriptor in it.
     fn open_monolithic(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
         let header = sparse::read_header(&source)?;
-        let text = embedded_text(&source, &header)?;
+        let text = embedded_text(&source, &header, opener.limits())?;
         if header.capacity == 0 && header.descriptor_offset > 0 {
             return Self::open_text(source, &text, opener);
         }
@@ -401,10 +402,9 @@ fn extent_alone(feature: &str) -> Error {
 }
 
 /// The text of a file that is a descriptor and nothing else.
-fn read_text_file(source: &dyn BlockSource) -> Result<Vec<u8>> {
+fn read_text_file(source: &dyn BlockSource, limits: &Limits) -> Result<Vec<u8>> {
     let size = source.size();
-    check_text_len(size)?;
-    let mut text = vec![0; usize::try_from(size).unwrap_or(0)];
+    let mut text = vec![0; usize::try_from(size.min(Probe::HEAD as u64)).unwrap_or(0)];
     source.read_exact_at(&mut text, 0)?;
     if descriptor::recognize(&text).is_none() {
         return Err(Error::malformed(
@@ -414,6 +414,9 @@ fn read_text_file(source: &dyn BlockSource) -> Result<Vec<u8>> {
             "has neither a header nor a descriptor",
         ));
     }
+    limits.check_descriptor("the descriptor", size)?;
+    text.resize(usize::try_from(size).unwrap_or(0), 0);
+    source.read_exact_at(&mut text, 0)?;
     Ok(text)
 }
 
@@ -421,6 +424,7 @@ fn read_text_file(source: &dyn BlockSource) -> Result<Vec<u8>> {
 pub(super) fn embedded_text(
     source: &dyn BlockSource,
     header: &SparseExtentHeader,
+    limits: &Limits,
 ) -> Result<Vec<u8>> {
     if header.descriptor_offset == 0 || header.descriptor_size == 0 {
         return Ok(Vec::new());
@@ -439,16 +443,8 @@ pub(super) fn embedded_text(
             problem,
         ));
     };
-    check_text_len(len)?;
+    limits.check_descriptor("the descriptor", len)?;
     let mut text = vec![0; usize::try_from(len).unwrap_or(0)];
     source.read_exact_at(&mut text, at)?;
     Ok(text)
-}
-
-fn check_text_len(len: u64) -> Result<()> {
-    if len > descriptor::MAX_LEN {
-        let most = descriptor::MAX_LEN;
-        return Err(malformed(format!("is {len} bytes long, more than {most}")));
-    }
-    Ok(())
 }

@@ -10,6 +10,15 @@ pub struct Limits {
     /// Bytes of one metadata table or structure that must be in memory at once. 32 MiB, which is
     /// also the cap that QEMU puts on a qcow2 L1 table.
     pub metadata_bytes: u64,
+    /// Bytes of one text that describes an image: the descriptor of a VMDK, an OVF or its manifest, a
+    /// `DiskDescriptor.xml`. 4 MiB; a VMDK in ten thousand files has less than a quarter of it.
+    pub descriptor_bytes: u64,
+    /// Bytes of one name of another file. 64 KiB; of some formats the specification says less.
+    pub name_bytes: u64,
+    /// Extents that one disk consists of. 8192, which is 16 TiB in files of 2 GiB.
+    pub extents: u64,
+    /// Files in one archive. 16,384.
+    pub archive_files: u64,
     /// Bytes of tables kept in memory by one open image so as not to read them again. 4 MiB, which
     /// is what 32 GiB of a qcow2 image with the usual clusters need.
     pub cache_bytes: u64,
@@ -36,12 +45,19 @@ pub struct Limits {
     /// Reads and look-ups that may fail while a damaged disk is [salvaged](crate::salvage). 16,777,216: as
     /// many sectors as 8 GiB have.
     pub failures: u64,
+    /// Bytes of guest data that a [conversion](crate::convert::ConvertOptions::limits) may write into
+    /// one target, holes not counted: a small file can hold a large disk that packs well. 2^63 - 1.
+    pub output_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Limits {
             metadata_bytes: 32 << 20,
+            descriptor_bytes: 4 << 20,
+            name_bytes: 64 << 10,
+            extents: 8192,
+            archive_files: 16_384,
             cache_bytes: 4 << 20,
             check_bytes: 256 << 20,
             chain_depth: 64,
@@ -52,6 +68,7 @@ impl Default for Limits {
             window_bytes: 64 << 20,
             unpacked_bytes: 1 << 40,
             failures: 1 << 24,
+            output_bytes: i64::MAX as u64,
         }
     }
 }
@@ -76,6 +93,47 @@ impl Limits {
             bytes,
             self.check_bytes,
         )
+    }
+
+    /// Checks the length of a descriptor, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`] with `what` as the thing that was too large.
+    pub fn check_descriptor(&self, what: &'static str, bytes: u64) -> Result<()> {
+        check("descriptor_bytes", what, bytes, self.descriptor_bytes)
+    }
+
+    /// Checks the length of a name, in bytes.
+    ///
+    /// # Errors
+    /// As [`check_descriptor`](Self::check_descriptor).
+    pub fn check_name(&self, what: &'static str, bytes: u64) -> Result<()> {
+        check("name_bytes", what, bytes, self.name_bytes)
+    }
+
+    /// Checks the number of extents of a disk.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`].
+    pub fn check_extents(&self, count: u64) -> Result<()> {
+        check("extents", "the number of extents", count, self.extents)
+    }
+
+    /// Checks the number of files in an archive.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`].
+    pub fn check_archive_files(&self, count: u64) -> Result<()> {
+        let what = "the number of files in the archive";
+        check("archive_files", what, count, self.archive_files)
+    }
+
+    /// Checks how many bytes were written into one target.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`].
+    pub fn check_output(&self, bytes: u64) -> Result<()> {
+        check("output_bytes", "what was written", bytes, self.output_bytes)
     }
 
     /// Checks the number of internal snapshots.

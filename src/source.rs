@@ -248,6 +248,31 @@ pub fn check_extent(offset: u64, limit: u64, size: u64) -> Result<u64> {
     Ok(limit.min(size - offset))
 }
 
+/// Fills `buf` from `offset` on: what lies past the end of `source` is zero. Returns how many bytes
+/// came from the source.
+///
+/// # Errors
+/// [`Error::Io`] where the source gives less than it has, as a file does that was cut short since it
+/// was opened, and what [`read_at`](BlockSource::read_at) fails with.
+pub(crate) fn read_padded(source: &dyn BlockSource, buf: &mut [u8], offset: u64) -> Result<usize> {
+    let n = source.read_at(buf, offset)?;
+    if n < buf.len() {
+        if n < readable(buf.len(), offset, source.size()) {
+            return Err(ended_early(offset.saturating_add(n as u64)));
+        }
+        buf.get_mut(n..).unwrap_or_default().fill(0);
+    }
+    Ok(n)
+}
+
+/// The error about bytes that were there when the source was opened.
+pub(crate) fn ended_early(offset: u64) -> Error {
+    Error::io(
+        format!("read at byte {offset}, which was there before"),
+        std::io::ErrorKind::UnexpectedEof.into(),
+    )
+}
+
 /// How many of `len` bytes at `offset` lie before the end at `size`.
 pub(crate) fn readable(len: usize, offset: u64, size: u64) -> usize {
     let left = size.saturating_sub(offset);

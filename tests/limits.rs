@@ -13,8 +13,9 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use blockform::convert::ConvertOptions;
 use blockform::storage::Memory;
-use blockform::{Error, Limits, OpenOptions};
+use blockform::{BlockTarget, Error, Limits, OpenOptions, PathPolicy};
 use support::{can_unpack, goldens, read_all, sha256_of, testdata};
 
 fn limits(change: impl FnOnce(&mut Limits)) -> Limits {
@@ -56,6 +57,67 @@ fn each_limit_holds_to_the_byte() {
     let shrunk = "qcow2/good/shrunk.qcow2";
     let over = limits(|l| l.metadata_bytes = 100);
     assert_eq!(exceeded(shrunk, over), Some("metadata_bytes"));
+}
+
+/// What is not a number of clusters: texts, names, files.
+#[test]
+fn texts_names_and_files_have_limits_of_their_own() {
+    let exceeded_by = |file: &str, change: fn(&mut Limits)| exceeded(file, limits(change));
+    let descriptor = "vmdk/good/crlf.vmdk";
+    let size = std::fs::metadata(testdata(descriptor)).unwrap().len();
+    let mut just = limits(|l| l.descriptor_bytes = size);
+    let options = OpenOptions::new().references(PathPolicy::SameDirectory);
+    let opened = |limits: &Limits| {
+        options
+            .clone()
+            .limits(limits.clone())
+            .open_path(testdata(descriptor))
+    };
+    assert!(opened(&just).is_ok());
+    just.descriptor_bytes -= 1;
+    assert!(matches!(
+        opened(&just),
+        Err(Error::LimitExceeded {
+            limit: "descriptor_bytes",
+            ..
+        })
+    ));
+    let few = |l: &mut Limits| l.descriptor_bytes = 100;
+    for file in [
+        "vmdk/good/monolithicSparse.vmdk",
+        "ova/good/ovftool.ova",
+        "parallels/bundles/plain.hdd/DiskDescriptor.xml",
+    ] {
+        assert_eq!(exceeded_by(file, few), Some("descriptor_bytes"), "{file}");
+    }
+    let extents = exceeded_by("vmdk/good/kinds.vmdk", |l| l.extents = 1);
+    assert_eq!(extents, Some("extents"));
+    let files = exceeded_by("ova/good/ovftool.ova", |l| l.archive_files = 1);
+    assert_eq!(files, Some("archive_files"));
+    let name = exceeded_by("vhd/good/child-w2ru.vhd", |l| l.name_bytes = 3);
+    assert_eq!(name, Some("name_bytes"));
+}
+
+#[test]
+fn a_conversion_writes_no_more_than_it_may() {
+    let disk = Memory::new(vec![7; 3 << 20]);
+    let convert = |bytes: u64| {
+        let target: Arc<dyn BlockTarget> = Arc::new(Memory::default());
+        let options = ConvertOptions::to("qcow2").limits(limits(|l| l.output_bytes = bytes));
+        options.convert_to_targets(&disk, &[target])
+    };
+    assert!(convert(3 << 20).is_ok());
+    match convert((3 << 20) - 1) {
+        Err(
+            error @ Error::LimitExceeded {
+                limit: "output_bytes",
+                ..
+            },
+        ) => {
+            assert!(error.to_string().contains("raise Limits::output_bytes"));
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::image::{ImageWriter, OutputFile, WriteShape};
 use crate::name::ImageName;
 use crate::progress::Report;
 use crate::source::{Arriving, BlockSource};
-use crate::storage::{FileStorage, PendingFile, beside, identity_of};
+use crate::storage::{FileStorage, PendingFile, beside, identity_of, there};
 use crate::target::BlockTarget;
 
 /// The size of a disk whose size is not known yet, for a writer that does not ask.
@@ -260,7 +260,8 @@ impl ConvertOptions {
 
     /// Fails if writing to `path` would destroy a file that is read.
     pub(super) fn refuse_source(&self, source: &dyn BlockSource, path: &Path) -> Result<()> {
-        let Some(identity) = std::fs::metadata(path).ok().as_ref().and_then(identity_of) else {
+        let found = there(std::fs::metadata(path), path)?;
+        let Some(identity) = found.as_ref().and_then(identity_of) else {
             return Ok(());
         };
         let reads = |s: &dyn BlockSource| s.uses_file(identity);
@@ -329,6 +330,7 @@ impl ConvertOptions {
             writer,
             files,
             sparse_size: self.sparse_size,
+            limits: self.limits.clone(),
             sync: self.sync,
             write_behind: self.sync,
             whole: false,

@@ -15,6 +15,7 @@ use crate::convert::segment::{Buffer, Piece, Segment, Store, Work};
 use crate::digest::{Hasher, digest_of};
 use crate::error::{Error, Result};
 use crate::image::{ImageWriter, Payload, Write, WriteShape};
+use crate::limits::Limits;
 use crate::progress::{Phase, Report};
 use crate::storage::Slice;
 use crate::target::{BlockTarget, Zeroes};
@@ -27,6 +28,7 @@ pub(super) struct Target<'a> {
     pub(super) files: Vec<Arc<dyn BlockTarget + 'a>>,
     pub(super) ground: Ground,
     pub(super) sparse_size: u64,
+    pub(super) limits: Limits,
     /// Whether what the source calls data is stored whole, whatever it turns out to be: the layout was
     /// planned so.
     pub(super) whole: bool,
@@ -64,6 +66,9 @@ impl Target<'_> {
                 .journal
                 .replay(&mut |segment, work| place_steps(writer, segment, work));
         }
+        if !self.shape.plain {
+            self.files.iter().try_for_each(|file| self.unmake(file))?;
+        }
         for write in &self.shape.preallocation {
             write_table(&self.files, write, self.sparse_size)?;
         }
@@ -73,6 +78,32 @@ impl Target<'_> {
         }
         Ok((0, 0))
     }
+
+    /// Takes away what makes an image of what was in a file before: a crash on the way would leave its
+    /// header over the data of another disk.
+    fn unmake(&self, file: &Arc<dyn BlockTarget + '_>) -> Result<()> {
+        const SECTOR: u64 = 512;
+        let mut last = None;
+        while !file.reads_as_zero() {
+            let Some((id, evidence)) = crate::detect(file)?.matches.into_iter().next() else {
+                break;
+            };
+            let this = Some((id, evidence.offset));
+            if std::mem::replace(&mut last, this) == this {
+                return Err(Error::invalid(format!(
+                    "the signature of an older {id} image cannot be removed from the target"
+                )));
+            }
+            // One sector, which is written or not, and never half.
+            let start = evidence.offset - evidence.offset % SECTOR;
+            let len = file.size().saturating_sub(start).min(SECTOR);
+            file.write_zeroes_at(start, len, Zeroes::Keep)?;
+            if self.sync {
+                file.sync()?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A target while segments are on their way into it.
@@ -80,6 +111,7 @@ pub(super) struct Lane<'a> {
     pub(super) preparer: Preparer<'a>,
     files: Vec<Arc<dyn BlockTarget + 'a>>,
     sparse_size: u64,
+    limits: Limits,
     sync: bool,
     behind: Option<WriteBehind>,
     keep_size: bool,
@@ -130,6 +162,7 @@ impl<'a> Lane<'a> {
                 .then(|| WriteBehind::new(target.files.len())),
             files: target.files,
             sparse_size: target.sparse_size,
+            limits: target.limits,
             sync: target.sync,
             keep_size: target.keep_size,
             plain: target.shape.plain,
@@ -262,7 +295,9 @@ impl<'a> Lane<'a> {
             };
             let end = at.saturating_add(len);
             let file = file_of(&self.files, index)?;
-            self.bytes_written.fetch_add(len as u64, Ordering::Relaxed);
+            let before = self.bytes_written.fetch_add(len as u64, Ordering::Relaxed);
+            self.limits
+                .check_output(before.saturating_add(len as u64))?;
             if from == Buffer::Data && file.shares_blocks().is_some() {
                 self.share_data(segment, &**file, host, at, len)?;
             } else {

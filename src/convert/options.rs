@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::digest::{Algorithm, ContentDigest, Digest};
 use crate::image::{Backing, CreateOptions, Image};
+use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::progress::{Cancel, Progress, ProgressFn};
 use crate::source::BlockSource;
@@ -28,6 +29,7 @@ pub struct ConvertOptions {
     pub(super) overlay: Option<Arc<dyn Image>>,
     pub(super) threads: Option<NonZeroUsize>,
     pub(super) memory: u64,
+    pub(super) limits: Limits,
     pub(super) sparse_size: u64,
     pub(super) target_is_zero: bool,
     pub(super) sync: bool,
@@ -64,6 +66,7 @@ impl ConvertOptions {
             overlay: None,
             threads: None,
             memory: 64 << 20,
+            limits: Limits::default(),
             sparse_size: 4096,
             target_is_zero: false,
             sync: true,
@@ -124,6 +127,14 @@ impl ConvertOptions {
     #[must_use]
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = bytes;
+        self
+    }
+
+    /// What the source may demand of a conversion: [`Limits::output_bytes`]. The other limits are for
+    /// [opening](crate::OpenOptions::limits) it.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
         self
     }
 

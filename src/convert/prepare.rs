@@ -9,7 +9,7 @@ use crate::digest::{LEAF, Leaves};
 use crate::error::{Error, Result};
 use crate::image::{Encoder, Form, Part, Take};
 use crate::packed::{PackedSource, PackedUnit};
-use crate::source::BlockSource;
+use crate::source::{BlockSource, read_padded};
 use crate::zero::is_zero;
 
 /// Blocks of the file systems that share them.
@@ -81,8 +81,7 @@ impl Reader<'_> {
         // The last unit of a disk is padded.
         let room = segment.data.get_mut(at, len.next_multiple_of(self.unit));
         let (buf, padding) = room.split_at_mut(len.min(room.len()));
-        let n = self.source.read_at(buf, guest)?;
-        buf.get_mut(n..).unwrap_or_default().fill(0);
+        let n = read_padded(self.source, buf, guest)?;
         padding.fill(0);
         if let Some(leaves) = &self.leaves {
             let left = self.source.size().saturating_sub(guest);
@@ -198,7 +197,7 @@ impl Preparer<'_> {
         if let Ground::Image(image) = &self.ground {
             work.below.clear();
             work.below.resize(len, 0);
-            image.read_at(&mut work.below, guest)?;
+            read_padded(image, &mut work.below, guest)?;
         }
         self.cut(segment, work, guest, at, len)
     }
@@ -258,15 +257,12 @@ impl Preparer<'_> {
     ) -> Result<()> {
         let mut unit = vec![0; self.unit];
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let piece = unit.get_mut(..len).unwrap_or_default();
-        let n = if self.once {
-            let read = segment.data.get(at, piece.len());
-            piece.copy_from_slice(read);
-            read.len()
+        let whole = unit.get_mut(..len).unwrap_or_default();
+        if self.once {
+            whole.copy_from_slice(segment.data.get(at, whole.len()));
         } else {
-            self.source.read_at(piece, guest)?
-        };
-        unit.get_mut(n..).unwrap_or_default().fill(0);
+            read_padded(self.source, whole, guest)?;
+        }
         let form = self.pack(work, guest, |encoder, out| {
             encoder.encode(guest, &unit, out)
         })?;

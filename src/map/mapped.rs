@@ -8,7 +8,7 @@ use crate::format_id::FormatId;
 use crate::map::{BlockMap, Run, Span};
 use crate::packed::{Codec, PackedSource, PackedUnit};
 use crate::reference::Reference;
-use crate::source::{BlockSource, FileIdentity, Place, check_extent, readable};
+use crate::source::{BlockSource, FileIdentity, Place, check_extent, read_padded, readable};
 
 /// What shows through where a table records nothing.
 #[derive(Debug, Clone)]
@@ -63,30 +63,28 @@ impl<M: BlockMap> Mapped<M> {
                 });
             }
             Below::Image(image) => {
-                let n = image.read_at(buf, guest)?;
                 // Past its end a shorter image reads as zero.
-                buf.get_mut(n..).unwrap_or_default().fill(0);
+                read_padded(image, buf, guest)?;
             }
         }
         Ok(())
     }
 
     fn read_stored(&self, buf: &mut [u8], guest: u64, host: u64) -> Result<()> {
-        let n = self.host.read_at(buf, host)?;
-        let missing = buf.get_mut(n..).unwrap_or_default();
-        if missing.is_empty() {
+        let n = read_padded(&self.host, buf, host)?;
+        let missing = buf.len() - n;
+        if missing == 0 {
             return Ok(());
         }
         // A file may end inside of its last unit, which old tools did not write whole. A unit that
         // begins past the end is lost.
         let (file_size, unit) = (self.host.size(), self.map.unit());
-        let last_needed = host + n as u64 + missing.len() as u64 - 1;
+        let last_needed = host + n as u64 + missing as u64 - 1;
         if file_size == 0 || (file_size - 1) / unit != last_needed / unit {
             return Err(self
                 .map
                 .past_end(guest + n as u64, host + n as u64, file_size));
         }
-        missing.fill(0);
         Ok(())
     }
 
@@ -190,10 +188,7 @@ impl<M: BlockMap> Mapped<M> {
             at + usize::try_from(end.saturating_sub(start)).unwrap_or(0),
             0,
         );
-        let n = self
-            .host
-            .read_at(packed.get_mut(at..).unwrap_or_default(), start)?;
-        packed.truncate(at + n);
+        read_padded(&self.host, packed.get_mut(at..).unwrap_or_default(), start)?;
         Ok(())
     }
 }

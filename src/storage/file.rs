@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result, quoted_path};
 use crate::extent::{Extent, ExtentKind};
-use crate::source::{BlockSource, FileIdentity, Place, check_extent, readable};
+use crate::source::{BlockSource, FileIdentity, Place, check_extent, ended_early, readable};
 use crate::storage::{sharing, write_zeroes_by};
 use crate::target::{BlockTarget, Zeroes};
 
@@ -88,9 +88,17 @@ impl FileStorage {
             .create_new(true)
             .open(path);
         let file = opened.map_err(|e| Error::io_path("create", path, e))?;
-        let mut storage = Self::from_file(file)?;
-        storage.reads_as_zero = true;
-        Ok(storage)
+        match Self::from_file(file) {
+            Ok(mut storage) => {
+                storage.reads_as_zero = true;
+                Ok(storage)
+            }
+            Err(error) => {
+                // It was not there before, and nobody else will remove it.
+                let _ = std::fs::remove_file(path);
+                Err(error)
+            }
+        }
     }
 
     /// Wraps a file that is open already.
@@ -180,7 +188,7 @@ impl BlockSource for FileStorage {
         let mut done = 0;
         while let Some(rest) = buf.get_mut(done..want).filter(|rest| !rest.is_empty()) {
             match positioned::read_at(&self.file, rest, offset + done as u64) {
-                Ok(0) => break,
+                Ok(0) => return Err(ended_early(offset + done as u64)),
                 Ok(n) => done += n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(Error::io(format!("read at byte {offset}"), e)),
@@ -529,21 +537,20 @@ mod holes {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub(super) fn zero(file: &File, offset: u64, len: u64, zeroes: Zeroes) -> io::Result<()> {
         use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::retry_on_intr;
         let flags = match zeroes {
             Zeroes::Discard => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
             Zeroes::Keep => FallocateFlags::ZERO_RANGE,
         };
-        Ok(fallocate(file, flags, offset, len)?)
+        Ok(retry_on_intr(|| fallocate(file, flags, offset, len))?)
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub(super) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
-        Ok(rustix::fs::fallocate(
-            file,
-            rustix::fs::FallocateFlags::empty(),
-            offset,
-            len,
-        )?)
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::retry_on_intr;
+        let flags = FallocateFlags::empty();
+        Ok(retry_on_intr(|| fallocate(file, flags, offset, len))?)
     }
 
     #[cfg(not(any(target_os = "linux", target_os = "android")))]

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::source::BlockSource;
-use crate::storage::write_zeroes_by;
+use crate::storage::{flush, write_zeroes_by};
 use crate::target::{BlockTarget, Zeroes};
 
 /// A pipe, a socket, an upload: whatever is an [`io::Write`], as a target that is written from its
@@ -178,7 +178,7 @@ impl<W: Write + Send> BlockTarget for ForwardTarget<W> {
     /// Flushes the writer. What becomes of the bytes is for whoever reads them to say.
     fn sync(&self) -> Result<()> {
         let mut stream = self.lock();
-        stream.guarded(self.written(), "flush", W::flush)
+        stream.guarded(self.written(), "flush", flush)
     }
 
     /// What is never written is written as zeros.

@@ -19,7 +19,7 @@ pub use forward::ForwardTarget;
 pub(crate) use incoming::{Incoming, Room, is_unknown};
 pub use memory::Memory;
 pub use pending::PendingFile;
-pub(crate) use pending::beside;
+pub(crate) use pending::{beside, there};
 #[cfg(feature = "plan")]
 pub(crate) use pending::{settle, sync_folder};
 pub use seek::{SeekSource, SeekTarget, SourceReader};
@@ -28,6 +28,16 @@ pub(crate) use spill::Spill;
 
 /// Zeros to write from, where nothing cheaper makes a range read as zero.
 pub(crate) static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Flushes a writer, whatever interrupts it.
+pub(crate) fn flush(writer: &mut impl std::io::Write) -> std::io::Result<()> {
+    loop {
+        match writer.flush() {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            flushed => return flushed,
+        }
+    }
+}
 
 /// Calls `write` with slices of zeros until `len` bytes from `offset` on are covered.
 pub(crate) fn write_zeroes_by(

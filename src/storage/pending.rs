@@ -32,7 +32,7 @@ impl PendingFile {
     /// something else than a regular file.
     pub fn create(destination: impl AsRef<Path>) -> Result<Self> {
         let destination = settle(destination.as_ref())?;
-        let existing = fs::metadata(&destination).ok();
+        let existing = there(fs::metadata(&destination), &destination)?;
         if existing.as_ref().is_some_and(|m| !m.is_file()) {
             let name = quoted_path(&destination);
             return Err(Error::invalid(format!(
@@ -68,7 +68,8 @@ impl PendingFile {
     pub(crate) fn go_on(destination: impl AsRef<Path>, begun: bool) -> Result<Self> {
         let temporary = Self::part_of(destination.as_ref())?;
         let destination = settle(destination.as_ref())?;
-        if fs::metadata(&destination).is_ok_and(|m| !m.is_file()) {
+        let existing = there(fs::metadata(&destination), &destination)?;
+        if existing.is_some_and(|m| !m.is_file()) {
             let name = quoted_path(&destination);
             return Err(Error::invalid(format!(
                 "{name} exists and is not a regular file"
@@ -151,10 +152,25 @@ pub(crate) fn beside(path: &Path, ending: &str) -> Result<PathBuf> {
     Ok(path.with_file_name(hidden))
 }
 
+/// What is known of a file, where there is one.
+///
+/// # Errors
+/// [`Error::Io`] where the system does not say whether there is.
+pub(crate) fn there(
+    found: std::io::Result<fs::Metadata>,
+    path: &Path,
+) -> Result<Option<fs::Metadata>> {
+    match found {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io_path("examine", path, e)),
+    }
+}
+
 /// The file that a name means in the end.
 pub(crate) fn settle(path: &Path) -> Result<PathBuf> {
-    let is_link = fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_symlink());
-    if is_link {
+    let link = there(fs::symlink_metadata(path), path)?;
+    if link.is_some_and(|m| m.file_type().is_symlink()) {
         return fs::canonicalize(path).map_err(|e| Error::io_path("follow", path, e));
     }
     Ok(path.to_owned())

@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
-use crate::source::{BlockSource, check_extent, readable};
-use crate::storage::write_zeroes_by;
+use crate::source::{BlockSource, check_extent, ended_early, readable};
+use crate::storage::{flush, write_zeroes_by};
 use crate::target::{BlockTarget, Zeroes};
 
 /// A source as `Read + Seek`, for code that reads through a cursor.
@@ -182,10 +182,8 @@ impl<W: Read + Write + Seek + Send + std::fmt::Debug> BlockTarget for SeekTarget
     }
 
     fn sync(&self) -> Result<()> {
-        lock(&self.inner)
-            .0
-            .flush()
-            .map_err(|e| Error::io("flush", e))
+        let (cursor, _) = &mut *lock(&self.inner);
+        flush(cursor).map_err(|e| Error::io("flush", e))
     }
 
     fn reads_as_zero(&self) -> bool {
@@ -224,7 +222,7 @@ fn read_through(
     let mut done = 0;
     while let Some(rest) = buf.get_mut(done..want).filter(|rest| !rest.is_empty()) {
         match cursor.read(rest) {
-            Ok(0) => break,
+            Ok(0) => return Err(ended_early(at + done as u64)),
             Ok(n) => done += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(failed(e)),

@@ -2,7 +2,10 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+pub mod crash;
+pub mod faults;
 pub mod model;
+pub mod origins;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::convert::partition::layout::Stretch;
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
-use crate::source::{BlockSource, FileIdentity, check_extent, readable};
+use crate::source::{BlockSource, FileIdentity, check_extent, read_padded, readable};
 use crate::target::{BlockTarget, Zeroes};
 
 /// A range of a disk, which may reach beyond the end of the source: what a target adds reads as zero.
@@ -33,8 +33,7 @@ impl BlockSource for Window<'_> {
             return Ok(0);
         };
         let at = self.start.saturating_add(offset);
-        let inside = self.source.read_at(buf, at)?;
-        buf.get_mut(inside..).unwrap_or_default().fill(0);
+        read_padded(self.source, buf, at)?;
         Ok(n)
     }
 

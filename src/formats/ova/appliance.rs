@@ -59,16 +59,15 @@ impl Appliance {
         head.truncate(n);
         const WHAT: &str = "the OVF descriptor";
         let (archive, descriptor, text, offset) = if ovf::recognize(&head) {
-            let text = read_all(&source, WHAT, ovf::MAX_LEN)?;
+            let text = read_all(&source, WHAT, limits)?;
             (None, ImageName::default(), text, 0)
         } else {
             let archive = Archive::read(source, limits)?;
             let member = archive.descriptor()?;
-            let text = archive.text(member, WHAT, ovf::MAX_LEN)?;
+            let text = archive.text(member, WHAT, limits)?;
             let (name, offset) = (member.name.clone(), member.header);
             (Some(archive), name, text, offset)
         };
-        limits.check_metadata(WHAT, text.len() as u64)?;
         let mut package = Package::parse(&text)
             .map_err(|problem| malformed("OVF descriptor", offset, problem))?;
         if let Some(archive) = &archive {
@@ -206,7 +205,7 @@ impl Appliance {
         let archive = self.archive.as_ref().ok_or_else(none)?;
         let own = archive.descriptor()?;
         let member = archive.manifest(own)?.ok_or_else(none)?;
-        let text = archive.text(member, "the manifest", manifest::MAX_LEN)?;
+        let text = archive.text(member, "the manifest", &self.limits)?;
         let mut found = Verification::default();
         let mut seen = HashSet::new();
         for entry in manifest::parse(&text)? {

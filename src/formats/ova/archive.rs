@@ -120,9 +120,14 @@ impl Archive {
     }
 
     /// The bytes of a small file.
-    pub(super) fn text(&self, member: &Member, what: &'static str, most: u64) -> Result<Vec<u8>> {
+    pub(super) fn text(
+        &self,
+        member: &Member,
+        what: &'static str,
+        limits: &Limits,
+    ) -> Result<Vec<u8>> {
         let file = member.open(&self.source)?;
-        read_all(&file, what, most)
+        read_all(&file, what, limits)
     }
 
     pub(super) fn open_member(&self, member: &Member) -> Result<Arc<dyn BlockSource>> {
@@ -142,16 +147,13 @@ fn denied(reference: &Reference) -> Error {
     }
 }
 
-/// All bytes of a file of no more than `most`.
-pub(super) fn read_all(file: &dyn BlockSource, what: &'static str, most: u64) -> Result<Vec<u8>> {
-    if file.size() > most {
-        return Err(Error::LimitExceeded {
-            limit: "metadata_bytes",
-            what,
-            value: file.size(),
-            maximum: most,
-        });
-    }
+/// All bytes of a file that is a descriptor.
+pub(super) fn read_all(
+    file: &dyn BlockSource,
+    what: &'static str,
+    limits: &Limits,
+) -> Result<Vec<u8>> {
+    limits.check_descriptor(what, file.size())?;
     let mut bytes = vec![0; usize::try_from(file.size()).unwrap_or(0)];
     file.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)

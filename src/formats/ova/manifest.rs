@@ -7,9 +7,6 @@ use crate::source::BlockSource;
 
 use super::{OVA, malformed};
 
-/// The most bytes that a manifest may have: a line for each of many chunks.
-pub(super) const MAX_LEN: u64 = 4 << 20;
-
 /// What the manifest says of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {

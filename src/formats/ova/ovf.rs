@@ -8,9 +8,6 @@ use crate::name::ImageName;
 
 use super::xml::{self, Element};
 
-/// The most bytes that a descriptor may have.
-pub(super) const MAX_LEN: u64 = 4 << 20;
-
 /// The most files that a descriptor may list, and the most disks.
 const MAX_FILES: usize = 2048;
 

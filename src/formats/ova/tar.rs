@@ -17,10 +17,6 @@ use super::header::{
 use super::malformed;
 use super::sparse::{self, Piece, SparseMember};
 
-/// The most members of an archive. A chunk of a disk has a member of its own.
-const MAX_MEMBERS: usize = 16_384;
-/// The most numbers in the map of a sparse file: half a million parts.
-const MAX_MAP: usize = 1 << 20;
 /// The most bytes of one extended header or long name.
 const MAX_EXTENDED: u64 = 1 << 20;
 
@@ -202,14 +198,8 @@ impl Reader<'_> {
         own: u64,
         extended: Extended,
     ) -> Result<()> {
-        if self.index.members.len() >= MAX_MEMBERS {
-            return Err(Error::LimitExceeded {
-                limit: "metadata_bytes",
-                what: "the number of files in the archive",
-                value: self.index.members.len() as u64 + 1,
-                maximum: MAX_MEMBERS as u64,
-            });
-        }
+        self.limits
+            .check_archive_files(self.index.members.len() as u64 + 1)?;
         let at = self.at;
         let sparse = extended.sparse;
         let name = sparse.name.clone().or(extended.name);
@@ -395,7 +385,7 @@ impl Reader<'_> {
                 .check_metadata("the headers of the archive", self.metadata)?;
             let header = SparseHeader::parse(&self.block(at)?, at)?;
             entries += 42;
-            check_map(entries)?;
+            check_map(entries, self.limits)?;
             take(&header.sparse, at)?;
             more = header.is_extended != 0;
             at += BLOCK;
@@ -431,7 +421,7 @@ impl Reader<'_> {
                 match wanted {
                     None => {
                         let numbers = value.checked_mul(2).ok_or_else(bad)?;
-                        check_map(usize::try_from(numbers).unwrap_or(usize::MAX))?;
+                        check_map(numbers, self.limits)?;
                         wanted = Some(numbers);
                     }
                     Some(_) => map.push(value),
@@ -446,14 +436,7 @@ impl Reader<'_> {
     }
 }
 
-fn check_map(numbers: usize) -> Result<()> {
-    if numbers <= MAX_MAP {
-        return Ok(());
-    }
-    Err(Error::LimitExceeded {
-        limit: "metadata_bytes",
-        what: "the map of a sparse file in the archive",
-        value: numbers as u64,
-        maximum: MAX_MAP as u64,
-    })
+fn check_map(numbers: u64, limits: &Limits) -> Result<()> {
+    let what = "the map of a sparse file in the archive";
+    limits.check_metadata(what, numbers.saturating_mul(8))
 }

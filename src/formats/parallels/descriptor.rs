@@ -11,8 +11,6 @@ use crate::source::{BlockSource, BlockSourceExt};
 use super::PARALLELS;
 use super::header::SECTOR;
 
-/// Longest descriptor that is read, in bytes: one of a thousand files has a quarter of it.
-const MAX_LEN: u64 = 1 << 20;
 /// Most nodes in one, which bounds the memory that it takes.
 const MAX_NODES: u32 = 100_000;
 /// Where the name of the root element has to be, in bytes from the start of the file.
@@ -139,12 +137,7 @@ impl Descriptor {
     /// Reads and checks the descriptor that a file is.
     pub(super) fn read(file: &dyn BlockSource, limits: &Limits) -> Result<Self> {
         let len = file.size();
-        limits.check_metadata("DiskDescriptor.xml", len)?;
-        if len > MAX_LEN {
-            return Err(malformed(format!(
-                "is {len} bytes long, more than {MAX_LEN}"
-            )));
-        }
+        limits.check_descriptor("DiskDescriptor.xml", len)?;
         let mut text = vec![0; usize::try_from(len).unwrap_or(0)];
         file.read_exact_at(&mut text, 0)?;
         let text = std::str::from_utf8(&text).map_err(|_| malformed("is not in UTF-8"))?;

@@ -78,11 +78,11 @@ pub(super) fn declared_format(header: &Header) -> &'static str {
 /// The bytes of a locator; `None` where they cannot be there, which leaves the other locators.
 fn read(source: &dyn BlockSource, locator: &Locator, limits: &Limits) -> Result<Option<Vec<u8>>> {
     let len = locator.data_length;
-    limits.check_metadata("the name of the parent", len.into())?;
     let end = locator.data_offset.checked_add(len.into());
-    if len == 0 || len > MAX_NAME || end.is_none_or(|end| end > source.size()) {
+    if len == 0 || end.is_none_or(|end| end > source.size()) {
         return Ok(None);
     }
+    limits.check_name("the name of the parent", len.into())?;
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
     source.read_exact_at(&mut bytes, locator.data_offset)?;
     Ok(Some(bytes))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::extent::{Extent, ExtentKind};
-use crate::source::{BlockSource, FileIdentity, check_extent, readable};
+use crate::source::{BlockSource, FileIdentity, check_extent, read_padded, readable};
 use crate::target::{BlockTarget, Zeroes};
 
 /// The unit of everything that a log writes, in bytes.
@@ -149,8 +149,7 @@ impl BlockSource for Overlay {
                 }
                 Ok(_) => piece.fill(0),
                 Err(_) => {
-                    let n = self.file.read_at(piece, at)?;
-                    piece.get_mut(n..).unwrap_or_default().fill(0);
+                    read_padded(&self.file, piece, at)?;
                 }
             }
             done += len;

@@ -35,8 +35,8 @@ pub(super) fn check(source: &Arc<dyn BlockSource>, opener: &dyn Opener) -> Resul
     }
     // A header of no sectors is the wrapping of a descriptor.
     let text = match magic.starts_with(&SPARSE_MAGIC) {
-        true => embedded_text(source, &read_header(source)?)?,
-        false => read_text_file(source)?,
+        true => embedded_text(source, &read_header(source)?, limits)?,
+        false => read_text_file(source, limits)?,
     };
     let descriptor = Descriptor::parse(&text, limits)?;
     let mut findings = Findings::default();

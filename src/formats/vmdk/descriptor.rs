@@ -9,13 +9,6 @@ use crate::name::ImageName;
 use super::VMDK;
 use super::header::unsupported;
 
-/// The most bytes that a descriptor may have. ESXi gives one 20 sectors; a disk of 64 TiB in extents of
-/// 2 GiB needs some 2 MiB, and nobody has one.
-pub(super) const MAX_LEN: u64 = 1 << 20;
-
-/// The most extents that a disk may be split into.
-const MAX_EXTENTS: usize = 8192;
-
 /// `CID` where there is none, as a disk without a parent has it in `parentCID`.
 pub(super) const NO_CID: u32 = 0xffff_ffff;
 /// `CID` that says to look at `longContentID`.
@@ -101,6 +94,7 @@ impl Descriptor {
     /// [`Error::Malformed`] with what is wrong, [`Error::LimitExceeded`] for too many extents,
     /// [`Error::Unsupported`] for an encrypted disk.
     pub(super) fn parse(bytes: &[u8], limits: &Limits) -> Result<Self> {
+        limits.check_descriptor("the descriptor", bytes.len() as u64)?;
         let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
         let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         let mut descriptor = Descriptor {
@@ -113,21 +107,13 @@ impl Descriptor {
                 continue;
             }
             if let Some(extent) = ExtentLine::parse(line)? {
-                if descriptor.extents.len() >= MAX_EXTENTS {
-                    return Err(Error::LimitExceeded {
-                        limit: "metadata_bytes",
-                        what: "the number of extents",
-                        value: descriptor.extents.len() as u64 + 1,
-                        maximum: MAX_EXTENTS as u64,
-                    });
-                }
+                limits.check_extents(descriptor.extents.len() as u64 + 1)?;
                 descriptor.extents.push(extent);
             } else if let Some((key, value)) = split_once(line, b'=') {
                 let key = trim(key).to_ascii_lowercase();
                 descriptor.entries.push((key, unquoted(trim(value)).into()));
             }
         }
-        limits.check_metadata("the descriptor", bytes.len() as u64)?;
         descriptor.refuse_encrypted()?;
         descriptor.refuse_contradictions()?;
         descriptor.cid = descriptor.content_id("cid")?;
@@ -141,6 +127,11 @@ impl Descriptor {
         entries
             .find(|(k, _)| k == key.as_bytes())
             .map(|(_, value)| value.as_slice())
+    }
+
+    /// Whether the disk data base is there, which everybody writes, and writes last.
+    pub(super) fn has_end(&self) -> bool {
+        self.entries.iter().any(|(key, _)| key.starts_with(b"ddb."))
     }
 
     /// `createType`.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{FileInfo, Image, ImageInfo, Opener, Value};
+use crate::image::{FileInfo, Image, ImageInfo, Opener, Probe, Value};
+use crate::limits::Limits;
 use crate::map::Below;
 use crate::name::ImageName;
 use crate::packed::PackedSource;
@@ -76,7 +77,7 @@ impl VmdkImage {
         } else if starts(&CHANGE_TRACKING_MAGIC) {
             Err(unsupported("a change-tracking file".into()))
         } else {
-            let text = read_text_file(&source)?;
+            let text = read_text_file(&source, opener.limits())?;
             Self::open_text(source, &text, opener)
         }
     }
@@ -88,7 +89,7 @@ impl VmdkImage {
         arriving: bool,
     ) -> Result<Self> {
         let header = sparse::read_header(&source)?;
-        let text = embedded_text(&source, &header)?;
+        let text = embedded_text(&source, &header, opener.limits())?;
         if header.capacity == 0 && header.descriptor_offset > 0 {
             return Self::open_text(source, &text, opener);
         }
@@ -182,6 +183,12 @@ impl VmdkImage {
             let mut line = line.clone();
             line.name = line.name.map(|name| descriptor.decoded(name));
             parts.push(builder.open(&line)?);
+        }
+        if !descriptor.has_end() {
+            disk.warnings.push(
+                "the descriptor has no disk data base, its last section: lines may be missing"
+                    .to_owned(),
+            );
         }
         disk.finish(source, parts, create_type, &descriptor)
     }
@@ -453,10 +460,9 @@ fn extent_alone(feature: &str) -> Error {
 }
 
 /// The text of a file that is a descriptor and nothing else.
-pub(super) fn read_text_file(source: &dyn BlockSource) -> Result<Vec<u8>> {
+pub(super) fn read_text_file(source: &dyn BlockSource, limits: &Limits) -> Result<Vec<u8>> {
     let size = source.size();
-    check_text_len(size)?;
-    let mut text = vec![0; usize::try_from(size).unwrap_or(0)];
+    let mut text = vec![0; usize::try_from(size.min(Probe::HEAD as u64)).unwrap_or(0)];
     source.read_exact_at(&mut text, 0)?;
     if descriptor::recognize(&text).is_none() {
         return Err(Error::malformed(
@@ -466,6 +472,9 @@ pub(super) fn read_text_file(source: &dyn BlockSource) -> Result<Vec<u8>> {
             "has neither a header nor a descriptor",
         ));
     }
+    limits.check_descriptor("the descriptor", size)?;
+    text.resize(usize::try_from(size).unwrap_or(0), 0);
+    source.read_exact_at(&mut text, 0)?;
     Ok(text)
 }
 
@@ -473,6 +482,7 @@ pub(super) fn read_text_file(source: &dyn BlockSource) -> Result<Vec<u8>> {
 pub(super) fn embedded_text(
     source: &dyn BlockSource,
     header: &SparseExtentHeader,
+    limits: &Limits,
 ) -> Result<Vec<u8>> {
     if header.descriptor_offset == 0 || header.descriptor_size == 0 {
         return Ok(Vec::new());
@@ -491,16 +501,8 @@ pub(super) fn embedded_text(
             problem,
         ));
     };
-    check_text_len(len)?;
+    limits.check_descriptor("the descriptor", len)?;
     let mut text = vec![0; usize::try_from(len).unwrap_or(0)];
     source.read_exact_at(&mut text, at)?;
     Ok(text)
-}
-
-fn check_text_len(len: u64) -> Result<()> {
-    if len > descriptor::MAX_LEN {
-        let most = descriptor::MAX_LEN;
-        return Err(malformed(format!("is {len} bytes long, more than {most}")));
-    }
-    Ok(())
 }

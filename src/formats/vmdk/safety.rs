@@ -33,7 +33,7 @@ pub(super) fn checks(source: &dyn BlockSource, limits: &Limits) -> Result<Vec<Sa
         Err(error) => return Err(error),
     };
     let mut checks = vec![SafetyCheck::passed("version")];
-    let descriptor = open::embedded_text(source, &header)
+    let descriptor = open::embedded_text(source, &header, limits)
         .and_then(|text| Descriptor::parse(&text, limits).map(|d| (text.is_empty(), d)));
     match descriptor {
         Ok((empty, descriptor)) => {

@@ -2,7 +2,8 @@
 //!
 //! Start with [`OpenOptions`], which opens an image; [`inspect::Report`] describes one,
 //! [`convert::ConvertOptions`] writes one, [`compare::CompareOptions`] compares two,
-//! [`extents::Entries`] tells where the bytes are and [`measure::MeasureOptions`] how many there would be.
+//! [`extents::Entries`] tells where the bytes are and [`measure::MeasureOptions`] how many there would be;
+//! [`check::Checked`] says what is wrong with one, and [`check::Repair`] mends it.
 //! [`stream::StreamInspector`] describes one while its bytes go by, [`StreamSource`] is one to be converted
 //! meanwhile, and [`salvage::Salvage`] reads what is left of a damaged one.
 //!
@@ -11,9 +12,9 @@
 //! opens a file, starts a thread or prints, storage knows no format, and the verbs know none by name.
 //!
 //! ```text
-//!    img-info img-convert img-compare img-map img-measure …      examples/, and your service
+//!    img-info img-convert img-check img-compare img-map …        examples/, and your service
 //!         \         |         |          |         /
-//!       inspect convert compare ─ extents ─ measure salvage      verbs: work on any image
+//!    inspect convert check compare extents measure salvage       verbs: work on any image
 //!         |         |
 //!       detect ── open (limits, reference policy, chain)         the one door into an image
 //!         |  \

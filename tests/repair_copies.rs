@@ -2,6 +2,7 @@
 //! others, the damage is done by hand, others judge the result, and no cut makes it worse.
 
 #![allow(
+    clippy::single_range_in_vec_init,
     missing_docs,
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -130,7 +130,7 @@ impl<S: BlockSource> BlockSource for Faulty<S> {
         self.inner.depth_of(file, format)
     }
 
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place> {
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.inner.place_of(offset, limit)
     }
 

@@ -470,25 +470,25 @@ fn the_grain_tables_of_a_vmdk_mend_each_other() {
             run(Command::new("vmdkinfo").arg(&path));
         }
     };
-    let with = |ranges: &[Range<usize>]| {
+    let with = |ranges: &[(usize, usize)]| {
         let mut image = sound.clone();
         ranges
             .iter()
-            .for_each(|range| image[range.clone()].fill(0xee));
+            .for_each(|(from, to)| image[*from..*to].fill(0xee));
         image
     };
     for (name, ranges, count) in [
-        ("main entries", vec![table + 40..table + 80], 1),
-        ("redundant entries", vec![second + 40..second + 80], 1),
+        ("main entries", vec![(table + 40, table + 80)], 1),
+        ("redundant entries", vec![(second + 40, second + 80)], 1),
         (
             "one in each",
-            vec![table + 40..table + 44, second + 80..second + 84],
+            vec![(table + 40, table + 44), (second + 80, second + 84)],
             2,
         ),
-        ("all of the main table", vec![table..table + 2048], 1),
-        ("main directory", vec![main..main + 4], 1),
-        ("all of the main directory", vec![main..main + 8], 2),
-        ("redundant directory", vec![other + 4..other + 8], 1),
+        ("all of the main table", vec![(table, table + 2048)], 1),
+        ("main directory", vec![(main, main + 4)], 1),
+        ("all of the main directory", vec![(main, main + 8)], 2),
+        ("redundant directory", vec![(other + 4, other + 8)], 1),
     ] {
         let result = mended(name, &with(&ranges), "vmdk", count);
         judged(name, &result, name != "all of the main directory");
@@ -496,7 +496,7 @@ fn the_grain_tables_of_a_vmdk_mend_each_other() {
     for field in [56, 48] {
         let result = mended(
             "place of the directory",
-            &with(&[field..field + 8]),
+            &with(&[(field, field + 8)]),
             "vmdk",
             1,
         );
@@ -505,7 +505,7 @@ fn the_grain_tables_of_a_vmdk_mend_each_other() {
     // The table that an entry does not find is damaged where it was, too: it is written anew.
     let result = mended(
         "both",
-        &with(&[main..main + 4, table..table + 4]),
+        &with(&[(main, main + 4), (table, table + 4)]),
         "vmdk",
         1,
     );
@@ -523,7 +523,7 @@ fn the_grain_tables_of_a_vmdk_mend_each_other() {
     image[table + 40..table + 44].fill(0);
     assert!(mended("ahead", &image, "vmdk", 0) == image);
     // In both nobody knows.
-    let image = with(&[table + 40..table + 44, second + 40..second + 44]);
+    let image = with(&[(table + 40, table + 44), (second + 40, second + 44)]);
     assert!(mended("lost", &image, "vmdk", 0) == image);
     // It was not closed, and all is well.
     let mut image = sound.clone();

@@ -53,6 +53,12 @@ pub trait PackedSource: Debug + Send + Sync {
         units: &mut Vec<PackedUnit>,
     ) -> Result<usize>;
 
+    /// Unpacks a unit that was read: `packed` is its bytes, and `out` as long as a unit.
+    ///
+    /// # Errors
+    /// What the codec fails with: the image is damaged.
+    fn unpack(&self, unit: &PackedUnit, packed: &[u8], out: &mut [u8]) -> Result<()>;
+
     /// Where in its file the packed unit at `guest` begins, in bytes; `None` where it is not packed.
     ///
     /// # Errors

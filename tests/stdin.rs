@@ -96,7 +96,7 @@ fn a_pipe_in_a_pipe_out_and_both() {
     }
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let bytes = disk(24 * MIB);
+    let bytes = disk(9 * MIB);
     fs::write(folder.join("disk.raw"), &bytes).unwrap();
     for (format, options) in [
         ("qcow2", ""),

@@ -112,10 +112,10 @@ fn both(
     (file, arrived)
 }
 
-/// A disk of 28 MiB: more than any window of these tests has room for.
+/// A disk of 13 MiB: more than any window of these tests has room for.
 fn disk() -> Model {
-    let mut model = Model::new(28 * MIB);
-    for (i, start) in (0..27 * MIB).step_by(3 * MIB).enumerate() {
+    let mut model = Model::new(13 * MIB);
+    for (i, start) in (0..12 * MIB).step_by(3 * MIB).enumerate() {
         model.fill(start, 2 * MIB + 70_000, Fill::Noise, i as u64 + 5);
         model.fill(start + MIB, MIB / 2 + 777, Fill::Text, 1);
         model.fill(start + MIB / 4, 100_000, Fill::StoredZeroes, 1);
@@ -217,7 +217,7 @@ fn single_bytes_do_as_well() {
             continue;
         }
         let bytes = std::fs::read(&golden.path).unwrap();
-        if bytes.len() > MIB || golden.size() > 16 << 20 {
+        if bytes.len() > MIB / 2 || golden.size() > 8 << 20 {
             continue;
         }
         let source = StreamSource::new(Pieces::new(&bytes, 1)).size(golden.size());
@@ -239,7 +239,7 @@ fn single_bytes_do_as_well() {
 
 #[test]
 fn a_disk_whose_size_is_not_known_goes_where_that_may_be() {
-    let disk = &disk().bytes[..20 * MIB + 512];
+    let disk = &disk().bytes[..11 * MIB + 512];
     let raw = open("raw", stream(disk)).unwrap();
     assert!(written(&to("raw", 2), &raw).unwrap() == disk);
     let raw = open("raw", stream(disk)).unwrap();
@@ -311,12 +311,12 @@ fn the_content_digest_of_what_has_no_size_yet_is_that_of_the_disk() {
 
 /// A VDI whose blocks lie in the file from back to front.
 fn backwards() -> (Vec<u8>, Vec<u8>) {
-    let mut model = Model::new(28 * MIB);
-    model.fill(0, 28 * MIB, Fill::Noise, 77);
+    let mut model = Model::new(20 * MIB);
+    model.fill(0, 20 * MIB, Fill::Noise, 77);
     let mut image = image_of(&model, "vdi", "static=on", false);
     let number = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap()) as usize;
     let (map, data) = (number(0x154), number(0x158));
-    let blocks: Vec<u8> = (0..28_u32).rev().flat_map(u32::to_le_bytes).collect();
+    let blocks: Vec<u8> = (0..20_u32).rev().flat_map(u32::to_le_bytes).collect();
     image[map..map + blocks.len()].copy_from_slice(&blocks);
     let turned: Vec<u8> = image[data..].chunks(MIB).rev().flatten().copied().collect();
     image[data..].copy_from_slice(&turned);
@@ -336,7 +336,7 @@ fn what_is_out_of_order_is_refused_or_spilled() {
     let folder = tempfile::tempdir().unwrap();
     let vdi = open("vdi", stream(&image).spill(folder.path(), 1 << 30)).unwrap();
     assert!(written(&to("raw", 2), &vdi).unwrap() == disk);
-    let vdi = open("vdi", stream(&image).spill(folder.path(), 10 << 20)).unwrap();
+    let vdi = open("vdi", stream(&image).spill(folder.path(), 5 << 20)).unwrap();
     let error = refused(written(&to("raw", 2), &vdi));
     assert!(error.to_string().contains("a larger spill file"), "{error}");
     // A window that is large enough will do.
@@ -375,7 +375,7 @@ fn any_number_of_threads_gives_the_same_bytes() {
                 .unwrap();
             let options = options(target, how).compress(pack);
             let want = written(&options, &file).unwrap();
-            for threads in [1, 2, 4, 16] {
+            for threads in [1, 4, 16] {
                 let options = options.clone().threads(NonZeroUsize::new(threads).unwrap());
                 let arriving = open(format, stream(&image)).unwrap();
                 assert!(
@@ -446,7 +446,7 @@ fn a_stream_cut_short_is_what_the_file_is_or_refused() {
             .into_iter()
             .chain(near(image.len() - 1536))
             .collect();
-        cuts.extend((0..12).map(|_| usize::try_from(rng.below(image.len() as u64)).unwrap()));
+        cuts.extend((0..5).map(|_| usize::try_from(rng.below(image.len() as u64)).unwrap()));
         for len in cuts {
             let (file, arrived) = both(&image[..len], Some(format), &to("raw", 2));
             match (file, arrived) {
@@ -467,7 +467,7 @@ fn a_stream_cut_short_is_what_the_file_is_or_refused() {
             }
         }
     }
-    assert!(refused > 100, "{refused} refused, {right} right");
+    assert!(refused > 40, "{refused} refused, {right} right");
 }
 
 #[test]

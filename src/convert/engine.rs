@@ -79,9 +79,11 @@ pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
     let size = size.unwrap_or_else(|| source.size());
     let capacity = capacity(unit);
     let encoders: Vec<_> = job.targets.iter().map(|t| t.writer.encoder()).collect();
-    let packed = travelling(source, &job, &encoders);
-    let copies = 1 + u64::from(packed.is_some()) + encoders.iter().flatten().count() as u64;
     let arriving = source.arriving();
+    let packed = travelling(source, &job, &encoders);
+    let later = arriving.and_then(|_| source.packed());
+    let stays_packed = packed.is_some() || later.is_some();
+    let copies = 1 + u64::from(stays_packed) + encoders.iter().flatten().count() as u64;
     let endless = arriving.is_some_and(Arriving::is_endless);
     let memory = job
         .memory
@@ -144,6 +146,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
         reader: Reader {
             source,
             packed,
+            later,
             // What cannot be wrapped is packed anew, and cannot be read again then.
             unpack: leaves.is_some() || job.check_packed || (arriving.is_some() && wraps),
             shares: match leaves {
@@ -331,6 +334,7 @@ impl Engine<'_> {
                 self.release(Arc::new(segment));
                 break;
             }
+            self.reader.complete(&mut segment)?;
             let segment = Arc::new(segment);
             self.digest(&segment)?;
             for lane in self.lanes.iter().filter(|lane| !lane.is_dead()) {

@@ -7,6 +7,7 @@ use crate::convert::claim::Ground;
 use crate::convert::segment::{Leaf, Piece, Segment, Step, Work};
 use crate::digest::{LEAF, Leaves};
 use crate::error::{Error, Result};
+use crate::extent::ExtentKind;
 use crate::image::{Encoder, Form, Part, Take};
 use crate::packed::{PackedSource, PackedUnit};
 use crate::source::{BlockSource, read_padded};
@@ -20,6 +21,8 @@ pub(super) struct Reader<'a> {
     pub(super) source: &'a dyn BlockSource,
     /// Where packed units come from that travel as they are.
     pub(super) packed: Option<&'a dyn PackedSource>,
+    /// Where units come from that are read packed and unpacked later, because the source arrives.
+    pub(super) later: Option<&'a dyn PackedSource>,
     /// Whether they are unpacked all the same, for their bytes to be looked at.
     pub(super) unpack: bool,
     /// What hashes the content.
@@ -31,7 +34,8 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads the pieces of a segment. Returns how many bytes of the guest were read.
+    /// Reads the pieces of a segment. Returns how many bytes of the guest were read. Of a source that
+    /// arrives, packed units are left to be unpacked: the next may be read meanwhile.
     pub(super) fn read(&self, segment: &mut Segment) -> Result<u64> {
         let mut bytes_read = 0;
         let mut pieces = std::mem::take(&mut segment.pieces);
@@ -42,7 +46,10 @@ impl Reader<'_> {
                     *piece = Piece::Shared { guest, len, at };
                 }
                 Piece::Data { guest, len, at } => {
-                    bytes_read += self.data(segment, guest, len, at)?
+                    bytes_read += match self.later {
+                        Some(packed) => self.fetch(segment, packed, guest, len, at)?,
+                        None => self.data(segment, guest, len, at)?,
+                    }
                 }
                 Piece::Packed { guest, len, at } => {
                     bytes_read += self.packed(segment, guest, len, at)?;
@@ -76,6 +83,31 @@ impl Reader<'_> {
         true
     }
 
+    /// Unpacks what was left to be, and hashes all.
+    pub(super) fn complete(&self, segment: &mut Segment) -> Result<()> {
+        if let Some(packed) = self.later {
+            let unit_len = usize::try_from(packed.unit()).unwrap_or(usize::MAX);
+            for (unit, at) in std::mem::take(&mut segment.waiting) {
+                let bytes = segment.taken.get(unit.at..unit.at.saturating_add(unit.len));
+                let out = segment.data.get_mut(at, unit_len);
+                packed.unpack(&unit, bytes.unwrap_or_default(), out)?;
+            }
+        }
+        let Some(leaves) = &self.leaves else {
+            return Ok(());
+        };
+        let pieces = std::mem::take(&mut segment.pieces);
+        for piece in &pieces {
+            if let Piece::Data { guest, len, at } | Piece::Packed { guest, len, at } = *piece {
+                let left = self.source.size().saturating_sub(guest);
+                let len = usize::try_from(len.min(left)).unwrap_or(usize::MAX);
+                hash(leaves, segment, guest, at, len);
+            }
+        }
+        segment.pieces = pieces;
+        Ok(())
+    }
+
     fn data(&self, segment: &mut Segment, guest: u64, len: u64, at: usize) -> Result<u64> {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         // The last unit of a disk is padded.
@@ -83,12 +115,63 @@ impl Reader<'_> {
         let (buf, padding) = room.split_at_mut(len.min(room.len()));
         let n = read_padded(self.source, buf, guest)?;
         padding.fill(0);
-        if let Some(leaves) = &self.leaves {
-            let left = self.source.size().saturating_sub(guest);
-            let len = usize::try_from(left).map_or(len, |left| len.min(left));
-            hash(leaves, segment, guest, at, len);
-        }
         Ok(n as u64)
+    }
+
+    /// As [`data`](Self::data), but packed units that are needed whole stay packed.
+    fn fetch(
+        &self,
+        segment: &mut Segment,
+        packed: &dyn PackedSource,
+        guest: u64,
+        len: u64,
+        at: usize,
+    ) -> Result<u64> {
+        let (unit, end) = (packed.unit(), guest + len);
+        let used = usize::try_from(len).unwrap_or(usize::MAX);
+        let room = segment.data.get_mut(at, used.next_multiple_of(self.unit));
+        room.get_mut(used..).unwrap_or_default().fill(0);
+        let mut position = guest;
+        while position < end {
+            let into = at + usize::try_from(position - guest).unwrap_or(usize::MAX);
+            let left = end - position;
+            let known = position < self.source.size();
+            let run = match known {
+                true => self.source.extent_at(position, left)?,
+                false => return Ok(self.data(segment, position, left, into)? + position - guest),
+            };
+            // From the first whole unit of the run to its last one.
+            let whole = match run.kind == ExtentKind::Compressed && run.depth == 0 {
+                true if position % unit == 0 => run.len - run.len % unit,
+                _ => 0,
+            };
+            let mut done = 0;
+            while done < whole {
+                let (buf, first) = (&mut segment.taken, segment.units.len());
+                let count =
+                    packed.read_packed(position + done, whole - done, buf, &mut segment.units)?;
+                for taken in segment.units.drain(first..) {
+                    let from = usize::try_from(taken.guest - guest).unwrap_or(usize::MAX);
+                    segment.waiting.push((taken, at + from));
+                }
+                if count == 0 {
+                    break;
+                }
+                done += count as u64 * unit;
+            }
+            if done == 0 {
+                // Up to where a whole unit begins, if one does.
+                done = match run.kind {
+                    ExtentKind::Compressed if position % unit > 0 => {
+                        run.len.min(unit - position % unit)
+                    }
+                    _ => run.len,
+                };
+                self.data(segment, position, done, into)?;
+            }
+            position += done;
+        }
+        Ok(len)
     }
 
     /// Reads units as they are packed. Those that cannot be had so are told by their absence from

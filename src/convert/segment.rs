@@ -80,6 +80,8 @@ pub(super) struct Segment {
     /// Packed units as they came from the source, and where they are in `taken`.
     pub(super) taken: Vec<u8>,
     pub(super) units: Vec<PackedUnit>,
+    /// Packed units that are in `taken` to be unpacked, and where in the buffer they belong.
+    pub(super) waiting: Vec<(PackedUnit, usize)>,
     /// What the digest of the content needs, in guest order.
     pub(super) leaves: Vec<Leaf>,
 }
@@ -102,6 +104,7 @@ impl Segment {
             data: PageBuf::new(capacity),
             taken: Vec::new(),
             units: Vec::new(),
+            waiting: Vec::new(),
             leaves: Vec::new(),
         }
     }
@@ -110,6 +113,7 @@ impl Segment {
         self.pieces.clear();
         self.taken.clear();
         self.units.clear();
+        self.waiting.clear();
         self.leaves.clear();
     }
 }

@@ -253,6 +253,10 @@ impl<M: BlockMap> PackedSource for Mapped<M> {
         Ok(places.len())
     }
 
+    fn unpack(&self, unit: &PackedUnit, packed: &[u8], out: &mut [u8]) -> Result<()> {
+        self.map.unpack_payload(packed, unit.guest, unit.host, out)
+    }
+
     fn place_of_unit(&self, guest: u64) -> Result<Option<u64>> {
         check_extent(guest, 1, self.size)?;
         Ok(match self.map.lookup(guest, 1)?.0 {

@@ -71,6 +71,11 @@ pub(crate) trait BlockMap: Debug + Send + Sync {
         Ok(0..packed.len())
     }
 
+    /// Unpacks the unit of the guest's bytes at `guest` from what of its bytes is [packed](Self::payload).
+    fn unpack_payload(&self, payload: &[u8], guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
+        self.unpack_at(payload, guest, host, unit)
+    }
+
     /// An error of this format about bytes of the file that it needs and the file does not have.
     fn past_end(&self, guest: u64, host: u64, file_size: u64) -> crate::Error;
 }

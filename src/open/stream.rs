@@ -5,7 +5,7 @@ use std::fmt;
 use std::hash::{BuildHasher, DefaultHasher, Hasher as _};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::detect::Detected;
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -148,6 +148,8 @@ impl StreamSource {
 pub struct StreamImage {
     incoming: Arc<Incoming>,
     turn: Mutex<Turn>,
+    /// The image of the turn, for who does not read the stream.
+    current: RwLock<Arc<dyn Image>>,
     options: OpenOptions,
     resolver: Arc<dyn Resolver>,
     size: Option<u64>,
@@ -219,6 +221,7 @@ impl OpenOptions {
         Ok(StreamImage {
             incoming,
             packed: image.packed().map(|packed| (packed.codec(), packed.unit())),
+            current: RwLock::new(Arc::clone(&image)),
             turn: Mutex::new(Turn {
                 image,
                 whole,
@@ -242,11 +245,17 @@ fn other_size(size: u64, found: u64) -> Error {
 impl StreamImage {
     /// Its format.
     pub fn format(&self) -> FormatId {
-        self.turn().image.format()
+        self.image().format()
     }
 
     fn turn(&self) -> MutexGuard<'_, Turn> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The image, without waiting for what reads it.
+    fn image(&self) -> Arc<dyn Image> {
+        let current = self.current.read();
+        Arc::clone(&current.unwrap_or_else(PoisonError::into_inner))
     }
 
     fn source(&self) -> Arc<dyn BlockSource> {
@@ -266,6 +275,8 @@ impl StreamImage {
         }
         turn.image = image.into();
         turn.whole = true;
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::clone(&turn.image);
         Ok(())
     }
 
@@ -324,7 +335,7 @@ impl StreamImage {
 
 impl BlockSource for StreamImage {
     fn size(&self) -> u64 {
-        self.size_of(&*self.turn().image)
+        self.size_of(&*self.image())
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
@@ -349,11 +360,11 @@ impl BlockSource for StreamImage {
     }
 
     fn block_size(&self) -> u64 {
-        self.turn().image.block_size()
+        self.image().block_size()
     }
 
     fn uses_file(&self, file: FileIdentity) -> bool {
-        self.file == Some(file) || self.turn().image.uses_file(file)
+        self.file == Some(file) || self.image().uses_file(file)
     }
 
     fn packed(&self) -> Option<&dyn PackedSource> {
@@ -391,6 +402,13 @@ impl PackedSource for StreamImage {
                 None => Ok(0),
             }
         })
+    }
+
+    fn unpack(&self, unit: &PackedUnit, packed: &[u8], out: &mut [u8]) -> Result<()> {
+        match self.image().packed() {
+            Some(source) => source.unpack(unit, packed, out),
+            None => Err(Error::invalid("the image has no packed units any more")),
+        }
     }
 
     fn place_of_unit(&self, guest: u64) -> Result<Option<u64>> {

@@ -456,11 +456,15 @@ impl<T: Tables> BlockMap for GrainMap<T> {
     }
 
     fn unpack_at(&self, packed: &[u8], guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
+        let payload = self.payload(packed, guest, host)?;
+        let payload = packed.get(payload).unwrap_or_default();
+        self.unpack_payload(payload, guest, host, unit)
+    }
+
+    fn unpack_payload(&self, payload: &[u8], guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
         let Storage::Packed { unpacker, .. } = &self.storage else {
             return Err(malformed("grain", host, "is not compressed"));
         };
-        let payload = self.payload(packed, guest, host)?;
-        let payload = packed.get(payload).unwrap_or_default();
         self.unpack_grain(unpacker, payload, guest, host, unit)
     }
 

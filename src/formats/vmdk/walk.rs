@@ -272,6 +272,10 @@ impl BlockMap for Walk {
         self.0.grains.unpack_at(packed, guest, host, unit)
     }
 
+    fn unpack_payload(&self, payload: &[u8], guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
+        self.0.grains.unpack_payload(payload, guest, host, unit)
+    }
+
     fn packing(&self) -> Option<Codec> {
         self.0.grains.packing()
     }

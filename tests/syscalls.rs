@@ -16,10 +16,14 @@ mod common;
 mod support;
 
 use std::fs;
+use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use blockform::convert::ConvertOptions;
+use blockform::storage::FileStorage;
 use blockform::{OpenOptions, PathPolicy};
 use common::{example, names};
 use support::faults::{figure, thorough};
@@ -334,6 +338,139 @@ fn whoever_was_killed_goes_on_to_the_same_bytes() {
     }
     figure("kills and resumptions", tried);
     assert!(tried > 5, "{tried}");
+}
+
+/// The conversion that the next test kills: it is called as a program of its own.
+#[test]
+fn a_child_converts() {
+    let Some(format) = std::env::var_os("BLOCKFORM_CHILD_TO") else {
+        return;
+    };
+    let source = FileStorage::open("src.raw").unwrap();
+    let options = ConvertOptions::to(format.to_str().unwrap());
+    let options = options.resumable(128 << 10);
+    let options = options.threads(NonZeroUsize::new(1).unwrap());
+    options.convert_to_path(&source, "out").unwrap();
+}
+
+/// What a log of calls says was written to a file since it was last synced, and before.
+fn written(log: &str, file: &str) -> [Vec<Range<u64>>; 2] {
+    let (mut synced, mut since) = (Vec::new(), Vec::new());
+    for line in log
+        .lines()
+        .filter(|line| line.contains(&format!("/{file}>")))
+    {
+        if line.contains("sync(") {
+            synced.append(&mut since);
+        }
+        let Some((_, end)) = line
+            .split_once("pwrite64(")
+            .and_then(|(_, l)| l.rsplit_once(") = "))
+        else {
+            continue;
+        };
+        let Ok(len) = end.trim().parse::<u64>() else {
+            continue;
+        };
+        let at = line
+            .rsplit_once(") = ")
+            .unwrap()
+            .0
+            .rsplit_once(", ")
+            .unwrap()
+            .1;
+        let at: u64 = at.parse().unwrap();
+        since.push(at..at + len);
+    }
+    [synced, since]
+}
+
+/// A machine that stops loses what was not synced, or some of it: it can be gone on all the same.
+#[test]
+fn what_a_machine_lost_is_done_again() {
+    if !can_trace() {
+        return;
+    }
+    let bench = Bench::new();
+    // Some segments, so that there are checkpoints between them.
+    let disk = sample_disk(31, 5 << 20);
+    fs::write(bench.path().join("src.raw"), &disk).unwrap();
+    let mut rng = Rng(5);
+    let mut tried = 0;
+    let part = bench.path().join(".out.part");
+    let child = |format: &str| {
+        let mut command = Command::new("strace");
+        command
+            .args(["-f", "-qq", "-y", "-o"])
+            .arg(bench.log.path())
+            .args(["-e", "trace=pwrite64,write,fsync,fdatasync,ftruncate"])
+            .current_dir(bench.path())
+            .env("BLOCKFORM_CHILD_TO", format);
+        command
+    };
+    let test = std::env::current_exe().unwrap();
+    let arguments = ["a_child_converts", "--exact", "--test-threads=1"];
+    let formats = if thorough() {
+        vec!["qcow2", "raw", "vhdx", "vdi", "vmdk", "vhd"]
+    } else {
+        vec!["qcow2"]
+    };
+    for format in formats {
+        bench.reset();
+        assert!(
+            child(format)
+                .arg(&test)
+                .args(arguments)
+                .status()
+                .unwrap()
+                .success()
+        );
+        let whole = fs::read(bench.path().join("out")).unwrap();
+        for call in ["pwrite64", "fsync", "fdatasync"] {
+            for number in numbers(&mut rng) {
+                bench.reset();
+                let inject = format!("inject={call}:signal=SIGKILL:when={number}");
+                let mut killed = child(format);
+                let killed = killed.args(["-e", &inject]).arg(&test).args(arguments);
+                let finished = killed.output().unwrap().status.success();
+                let log = fs::read(bench.log.path()).unwrap();
+                let [synced, since] = written(&String::from_utf8_lossy(&log), ".out.part");
+                if let (Ok(mut bytes), false) = (fs::read(&part), finished) {
+                    // Sectors that were not synced are lost, each or not.
+                    let all = rng.below(2) == 0;
+                    for at in since.iter().flat_map(|range| range.clone().step_by(512)) {
+                        let sector = at..at + 512;
+                        let safe = synced
+                            .iter()
+                            .any(|s| s.start < sector.end && sector.start < s.end);
+                        let lost = !safe && (all || rng.below(2) == 0);
+                        let (start, end) = (
+                            usize::try_from(at).unwrap(),
+                            usize::try_from(at + 512).unwrap(),
+                        );
+                        if lost && end <= bytes.len() {
+                            bytes[start..end].fill(0);
+                        }
+                    }
+                    fs::write(&part, bytes).unwrap();
+                    tried += 1;
+                }
+                let again = child(format).arg(&test).args(arguments).output().unwrap();
+                let about = format!("{format}: {call} {number}");
+                assert!(again.status.success(), "{about}: {again:?}");
+                assert!(
+                    fs::read(bench.path().join("out")).unwrap() == whole,
+                    "{about}"
+                );
+                assert_eq!(bench.leftovers(), [""; 0], "{about}");
+                if finished {
+                    break;
+                }
+            }
+        }
+    }
+    figure("machines that stopped and went on", tried);
+    assert!(tried > 3, "{tried}");
 }
 
 #[test]

@@ -150,12 +150,18 @@ impl Qcow2Map {
                     error => error,
                 })?;
             let stride = if self.extended_l2 { 2 } else { 1 };
-            let twice = if self.data_file { None } else { self.audit().count(offset, &table, stride, &self.limits)? };
-            if let Some(host) = twice {
-                let problem = format!(
-                    "an entry says that the cluster at byte {host} is its own, and another one has it"
-                );
-                return Err(self.malformed("L2 table", guest, problem));
+            if self.audit().is_shared(offset) {
+                let problem = format!("two entries have the L2 table at byte {offset}");
+                return Err(self.malformed("L1 table", guest, problem));
+            }
+            if !self.data_file {
+                let packed_at = |entry| self.compressed.decode(entry).0;
+                let problem =
+                    self.audit()
+                        .count(offset, &table, stride, packed_at, &self.limits)?;
+                if let Some(problem) = problem {
+                    return Err(self.malformed("L2 table", guest, problem));
+                }
             }
             Ok(Arc::new(table))
         })?;

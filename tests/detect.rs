@@ -202,7 +202,7 @@ fn a_kind_can_be_named_and_is_described_then_only_if_it_is_that() {
 }
 
 #[test]
-fn luks_is_qemus_format_in_words_and_a_raw_disk_to_read() {
+fn luks_is_qemus_format_in_words_and_not_read_without_a_word() {
     if !has_qemu() {
         return;
     }
@@ -215,11 +215,21 @@ fn luks_is_qemus_format_in_words_and_a_raw_disk_to_read() {
     let bytes = fs::read(at.join("x.luks")).unwrap();
     let report = describe(&bytes).unwrap();
     assert_eq!(report["format"], "luks");
-    assert_eq!(one(&bytes).unwrap(), "raw");
     // Version 2 is nothing that QEMU knows.
     let mut second = bytes.clone();
     second[7] = 2;
     assert_eq!(describe(&second).unwrap()["format"], "raw");
+    for bytes in [bytes, second] {
+        let len = bytes.len() as u64;
+        let file = Arc::new(Memory::new(bytes));
+        let error = OpenOptions::new().open(file.clone()).unwrap_err();
+        assert!(
+            matches!(&error, Error::Unsupported { format, .. } if format.as_str() == "luks"),
+            "{error}"
+        );
+        let raw = OpenOptions::new().format("raw").open(file).unwrap();
+        assert_eq!(raw.size(), len, "the encrypted bytes, for those who say so");
+    }
 }
 
 /// What QEMU knows, too, is described in its words.

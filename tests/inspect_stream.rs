@@ -173,6 +173,43 @@ fn a_stream_that_turns_ambiguous_comes_to_its_end() {
     assert!(ambiguous > 5, "{ambiguous}");
 }
 
+/// A member of a tar archive.
+fn member(name: &str, len: usize) -> Vec<u8> {
+    let mut header = vec![0; 512];
+    let mut put =
+        |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+    put(0, name);
+    put(124, &format!("{len:011o}"));
+    put(148, "        ");
+    put(257, "ustar");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    header.resize((512 + len).next_multiple_of(512), 7);
+    header
+}
+
+#[test]
+fn what_is_described_and_never_opened_is_asked_for_in_time() {
+    // The headers of an archive are wherever the member before ends.
+    let names = ["first", "second", "third", "fourth"];
+    let mut archive: Vec<u8> = names
+        .iter()
+        .flat_map(|name| member(name, 3 << 20))
+        .collect();
+    archive.resize(archive.len() + 1024, 0);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.tar");
+    std::fs::write(&path, archive).unwrap();
+    let file = of_file(&path);
+    let text = &file.description.as_ref().unwrap().0;
+    assert!(text.contains("fourth"), "{text}");
+    for len in [511, 65_536] {
+        let (stream, unknown) = of_stream(&path, len);
+        assert_eq!(unknown, [""; 0]);
+        assert_eq!(stream, file);
+    }
+}
+
 fn feed(options: StreamOptions, bytes: &[u8]) -> Result<StreamReport, (u64, Error)> {
     let mut inspector = options.inspector();
     for byte in bytes {

@@ -83,6 +83,48 @@ fn clusters_that_are_shared_knowingly_may_be() {
 }
 
 #[test]
+fn a_few_clusters_are_no_disk_of_any_size() {
+    // No flag says that the cluster is an entry's own, and the file is eight clusters long.
+    let mut sample = Sample::new();
+    let shared = sample.number(sample.l2) & !COPIED;
+    for index in 0..64 {
+        sample.set(sample.l2 + 8 * index, shared);
+    }
+    refused(sample, "than the file has room for");
+    // Two parts of the disk with one table.
+    let mut sample = Sample::new();
+    sample.set(24, 2 * 8192 * CLUSTER);
+    sample.bytes[36..40].copy_from_slice(&2_u32.to_be_bytes());
+    sample.set(sample.l1 + 8, sample.number(sample.l1));
+    let image = OpenOptions::new()
+        .open(Arc::new(Memory::new(sample.bytes)))
+        .unwrap();
+    let error = image.read_exact_at(&mut [0; 512], 0).unwrap_err();
+    assert!(
+        error.to_string().contains("two entries have the L2 table"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_packed_cluster_is_one_entrys() {
+    let disk = Memory::new(b"some text".repeat(2 * 65_536 / 9 + 1)[..2 * 65_536].to_vec());
+    let target = Arc::new(Memory::default());
+    ConvertOptions::to("qcow2")
+        .compress(true)
+        .convert_to_targets(&disk, &[Arc::clone(&target) as Arc<_>])
+        .unwrap();
+    let mut sample = Sample {
+        bytes: target.to_bytes(),
+        ..Sample::new()
+    };
+    sample.l1 = sample.number(40);
+    sample.l2 = sample.number(sample.l1) & !COPIED;
+    sample.set(sample.l2 + 8, sample.number(sample.l2));
+    refused(sample, "two entries have the packed cluster");
+}
+
+#[test]
 fn no_table_is_data() {
     let sample = Sample::new();
     for (table, name) in [

@@ -198,6 +198,25 @@ fn no_flipped_bit_makes_a_panic() {
 
 /// qemu-img passes over `RDONLY`, `NOACCESS` and `ZERO` lines, and what follows moves down.
 #[test]
+fn a_directory_that_lost_a_table_is_not_a_disk_of_zeros() {
+    let bytes = std::fs::read(testdata("vmdk/good/monolithicSparse.vmdk")).unwrap();
+    let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    let [copy, own] = [48, 56].map(|field| usize::try_from(number(field)).unwrap() * 512);
+    assert!(open_bytes(bytes.clone()).is_ok());
+    let mut damaged = bytes.clone();
+    damaged[own..own + 4].fill(0);
+    let error = open_bytes(damaged).unwrap_err();
+    assert!(
+        error.to_string().contains("redundant grain directory"),
+        "{error}"
+    );
+    // A copy that has less says nothing.
+    let mut damaged = bytes;
+    damaged[copy..copy + 4].fill(0);
+    assert!(open_bytes(damaged).is_ok());
+}
+
+#[test]
 fn no_extent_is_passed_over() {
     let image = options()
         .open_path(testdata("vmdk/good/rdonly.vmdk"))

@@ -117,18 +117,34 @@ pub struct GptEntry {
     pub name: Option<ImageName>,
 }
 
-/// Whether there is a header of a table, and where, as far as the start of the disk shows it.
+/// Whether there is a header of a table, and where, as far as the ends of the disk show it.
 ///
-/// In sectors of 4096 bytes the place may be anything's in a file that holds a disk, so that there
-/// the first sector has to be a boot record.
+/// The copy at the end counts where the boot record says that there is a table. In sectors of 4096
+/// bytes the place may be anything's in a file that holds a disk, so that there the first sector has to
+/// be a boot record.
 pub(crate) fn recognise(disk: &dyn Bytes) -> Option<u64> {
     let at = |offset| disk.has(offset, b"EFI PART");
     let boot_record = || disk.has(510, b"\x55\xaa");
     match () {
         () if at(512) => Some(512),
         () if at(4096) && boot_record() => Some(4096),
+        () if is_protective(disk) => {
+            let mut ends = SECTORS
+                .iter()
+                .filter_map(|sector| disk.size().checked_sub((*sector).into()));
+            ends.find(|offset| at(*offset))
+        }
         () => None,
     }
+}
+
+/// Whether the boot record has a partition that keeps others away from a table (section 5.2.3).
+fn is_protective(disk: &dyn Bytes) -> bool {
+    let entries = disk.bytes(446, 64).unwrap_or_default();
+    disk.has(510, b"\x55\xaa")
+        && entries
+            .chunks_exact(16)
+            .any(|entry| entry.get(4) == Some(&0xee))
 }
 
 /// One copy, as far as it could be read.

@@ -75,6 +75,24 @@ impl Detected {
         }
     }
 
+    /// The one format that the file is read as without a word from the caller. An encrypted disk is none:
+    /// what its guest sees is not in these bytes, and whoever wants them as they are says raw.
+    ///
+    /// # Errors
+    /// As [`one`](Self::one), and [`Error::Unsupported`] for LUKS.
+    pub(crate) fn one_to_read(&self) -> Result<&'static dyn Format> {
+        let format = self.one()?;
+        match self.content.iter().any(|(id, _)| *id == kinds::LUKS) {
+            true => Err(Error::Unsupported {
+                format: kinds::LUKS,
+                feature: "reading an encrypted disk".to_owned(),
+                hint: "decrypt it with a tool that has the key; to read the encrypted bytes as they are, say so \
+                       (-f raw)",
+            }),
+            false => Ok(format),
+        }
+    }
+
     /// The image formats whose signatures were found. A raw disk may well begin with an archive that
     /// somebody wrote to it.
     pub(crate) fn image_formats(&self) -> Vec<FormatId> {

@@ -17,9 +17,9 @@ pub struct Probe<'a> {
 }
 
 impl<'a> Probe<'a> {
-    /// Bytes at the start of the file that a probe sees: up to the volume descriptors of an ISO 9660
-    /// image at 32 KiB and some way into them.
-    pub const HEAD: usize = 36 << 10;
+    /// Bytes at the start of the file that a probe sees: up to the superblock of Btrfs, and the signature
+    /// of swap space in pages of 64 KiB, and some way on.
+    pub const HEAD: usize = 68 << 10;
     /// Bytes at the end of the file that a probe sees.
     pub const TAIL: usize = 4 << 10;
 

@@ -258,7 +258,7 @@ impl OpenOptions {
     ) -> Result<Box<dyn Image>> {
         let format = match &self.format {
             Some(name) => named(name)?,
-            None => detect(&source)?.one()?,
+            None => detect(&source)?.one_to_read()?,
         };
         let chain = self.chain(resolver, source.identity());
         open_as(format, source, &chain)

@@ -158,8 +158,11 @@ impl Watch {
         let found = !self.detected.matches.is_empty();
         // What a raw disk holds is known when its start is.
         let holds = !self.detected.content.is_empty() && self.position >= Probe::HEAD as u64;
-        if let Some(format) = self.one().filter(|_| found || holds) {
-            self.try_open(format)?;
+        match self.detected.one() {
+            Ok(format) if found || holds => self.try_open(format)?,
+            // What is described and never opened needs more than its start, too.
+            Err(Error::Unsupported { .. }) => self.ask_for_more(),
+            _ => {}
         }
         let mut next = match self.position {
             at if at < Probe::HEAD as u64 => (at + 1).next_multiple_of(SECTOR),
@@ -175,11 +178,6 @@ impl Watch {
         }
         self.next = next;
         Ok(())
-    }
-
-    /// The one format that the stream shows so far.
-    fn one(&self) -> Option<&'static dyn Format> {
-        self.detected.one().ok()
     }
 
     /// Fails if what was found is not what may be here. Before the end only what is certain counts.
@@ -230,16 +228,12 @@ impl Watch {
     /// Opens the image as far as it has arrived. What cannot be known yet is noted as wanted, and tried
     /// again when it has come.
     fn try_open(&mut self, format: &'static dyn Format) -> Result<()> {
-        let has_come = self.wanted.is_some_and(|wanted| self.position >= wanted);
-        if !self.may_try() || (self.attempts > 0 && !has_come) {
-            return Ok(());
-        }
-        self.attempts += 1;
-        self.wanted = None;
         if format.id() == RAW {
             // Its size is not known before the end, but what its description will need is.
-            let _ = self.describe(Answer::Guess);
-            self.has_missed();
+            self.ask_for_more();
+            return Ok(());
+        }
+        if !self.attempts_now() {
             return Ok(());
         }
         let truth = Arrived::new(&self.store, Answer::Truth);
@@ -265,6 +259,25 @@ impl Watch {
             }
         }
         Ok(())
+    }
+
+    /// Has what a description will need noted as wanted, as far as what has arrived tells it.
+    fn ask_for_more(&mut self) {
+        if self.attempts_now() {
+            let _ = self.describe(Answer::Guess);
+            self.has_missed();
+        }
+    }
+
+    /// Whether now is the time for another attempt, which is then counted.
+    fn attempts_now(&mut self) -> bool {
+        let has_come = self.wanted.is_some_and(|wanted| self.position >= wanted);
+        let now = self.may_try() && (self.attempts == 0 || has_come);
+        if now {
+            self.attempts += 1;
+            self.wanted = None;
+        }
+        now
     }
 
     /// Whether something was asked for in vain, of which that is noted which will come first.

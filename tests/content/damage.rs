@@ -106,6 +106,34 @@ fn tables_of_all_shapes() {
 }
 
 #[test]
+fn what_is_far_from_the_start_is_recognised_too() {
+    let found = |disk: &[u8]| {
+        let detected = blockform::detect(&Memory::new(disk.to_vec())).unwrap();
+        let ids = detected.content.iter().map(|(id, _)| id.to_string());
+        ids.collect::<Vec<_>>()
+    };
+    // The first copy of the table is gone.
+    for sector in [512, 4096] {
+        let mut disk = gpt(sector, 128, 128, 2);
+        disk[sector..sector + 92].fill(0);
+        assert_eq!(found(&disk), ["gpt", "mbr"], "{sector}");
+        // Without a partition that stands for it, the end is the end of some file.
+        disk[446 + 4] = 0x83;
+        assert_eq!(found(&disk), ["mbr"], "{sector}");
+    }
+    // Btrfs, and swap space in pages of 64 KiB.
+    let mut disk = vec![0; 1 << 20];
+    disk[65_536 - 10..65_536].copy_from_slice(b"SWAPSPACE2");
+    disk[1024] = 1;
+    disk[1028] = 15;
+    assert_eq!(found(&disk), ["swap"]);
+    let mut disk = vec![0; 1 << 20];
+    disk[65_536 + 48..65_536 + 56].copy_from_slice(&65_536_u64.to_le_bytes());
+    disk[65_536 + 64..65_536 + 72].copy_from_slice(b"_BHRfS_M");
+    assert_eq!(found(&disk), ["btrfs"]);
+}
+
+#[test]
 fn one_good_copy_of_a_table_is_enough() {
     let sound = gpt(512, 128, 128, 2);
     let copies = |contents: &Contents| {

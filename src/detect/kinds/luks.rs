@@ -1,21 +1,25 @@
 //! LUKS 1, in the words of QEMU, which knows it as a format of its own.
 //!
-//! The encrypted bytes are a disk as good as any other: to open the file is to open a raw disk that
-//! holds them, and so it is not refused. Only its description has QEMU's words.
+//! It is content to detection: a disk that is encrypted. Described it has QEMU's words, and the size of
+//! the disk inside; to read it is refused until somebody says that the encrypted bytes are wanted.
 
 use crate::detect::Detected;
 use crate::error::Result;
+use crate::format_id::FormatId;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::ondisk::luks;
 
 use super::Kind;
 use super::look::Look;
 
+/// `luks`, of either version.
+pub(crate) const LUKS: FormatId = FormatId::new("luks");
+
 static KIND: Kind = Kind::image("luks", "LUKS volume", describe);
 
 /// LUKS, if the disk holds that alone and in the version that QEMU knows, and its header makes sense.
 pub(super) fn kind_of(detected: &Detected, window: &Probe<'_>) -> Option<&'static Kind> {
-    let alone = matches!(detected.content.as_slice(), [(id, _)] if id.as_str() == "luks");
+    let alone = matches!(detected.content.as_slice(), [(id, _)] if *id == LUKS);
     let header = window.at(0, luks::HEADER_LEN)?;
     let size = luks::payload(header).ok()?;
     (alone && size <= window.size).then_some(&KIND)
@@ -38,7 +42,7 @@ fn describe(look: &Look<'_>) -> Result<ImageInfo> {
     }
     info.specific = Some(specific);
     info.warnings.push(
-        "to open or convert the file is to read the encrypted bytes, header and all, as a raw disk"
+        "it is read only as a raw disk (-f raw), which is its encrypted bytes, header and all"
             .to_owned(),
     );
     Ok(info)

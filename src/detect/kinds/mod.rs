@@ -34,6 +34,7 @@ use crate::image::{Evidence, ImageInfo, Probe};
 pub(crate) use described::Described;
 pub(super) use dmg::DMG;
 use look::Look;
+pub(super) use luks::LUKS;
 
 use super::Detected;
 

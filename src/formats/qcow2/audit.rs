@@ -11,7 +11,7 @@ use crate::limits::Limits;
 use crate::map::Claims;
 use crate::source::BlockSource;
 
-use super::entry::{L1_OFFSET, REFCOUNT_OFFSET};
+use super::entry::{COMPRESSED, L1_OFFSET, L2_OFFSET, REFCOUNT_OFFSET, ZERO};
 use super::header::Header;
 use super::map::be_u64;
 use super::refcount;
@@ -20,7 +20,8 @@ use super::refcount;
 #[derive(Debug)]
 pub(super) struct Audit {
     cluster_bits: u32,
-    /// Host offsets of the L2 tables, in order.
+    file_size: u64,
+    /// Host offsets of the L2 tables, in order, each as often as an L1 entry has it.
     l2_tables: Vec<u64>,
     /// Host offsets of the refcount blocks, in order.
     refcount_blocks: Vec<u64>,
@@ -35,7 +36,14 @@ struct Claimed {
     /// L2 tables whose entries are counted.
     tables: HashSet<u64>,
     clusters: Claims,
+    /// Entries with data of their own, and with packed data.
+    stored: u64,
+    packed: u64,
 }
+
+/// The fewest bytes that a packed cluster can take up: the shortest frame of zstd has some more, the
+/// shortest stream of deflate for 512 bytes as many.
+const PACKED_LEAST: u64 = 8;
 
 impl Audit {
     /// Learns where the tables of the state with this L1 table are. A refcount table that cannot be
@@ -45,12 +53,12 @@ impl Audit {
             let entries = table.chunks_exact(8).filter_map(|entry| be_u64(entry, 0));
             let mut offsets: Vec<u64> = entries.map(|e| e & mask).filter(|at| *at != 0).collect();
             offsets.sort_unstable();
-            offsets.dedup();
             offsets
         };
         let table = refcount::read_table(header, file, limits).unwrap_or_default();
         Audit {
             cluster_bits: header.cluster_bits,
+            file_size: file.size(),
             l2_tables: offsets(l1, L1_OFFSET),
             refcount_blocks: offsets(&table, REFCOUNT_OFFSET),
             claimed: Mutex::default(),
@@ -70,28 +78,80 @@ impl Audit {
             .then_some("refcount block")
     }
 
-    /// Counts the clusters that an L2 table's entries have for themselves, by `own`; the host offset of the
-    /// first that another entry has, too. `stride` is how many numbers an entry is long.
+    /// Whether more than one L1 entry has the L2 table at `host`. No state of a disk has one twice.
+    pub(super) fn is_shared(&self, host: u64) -> bool {
+        let first = self.l2_tables.partition_point(|table| *table < host);
+        self.l2_tables.get(first + 1) == Some(&host)
+    }
+
+    /// Counts what the entries of an L2 table have for themselves; the problem, if an entry has what
+    /// another one has. `stride` is how many numbers an entry is long, `own` tells the cluster that an
+    /// entry has for itself, and `packed_at` where the data of a packed one begins.
+    ///
+    /// Where no flag says that a cluster is an entry's own, two may have it: some day somebody may have
+    /// written such a file. But then there are no more of them than the file has room for.
     pub(super) fn count(
         &self,
         table_offset: u64,
         table: &[u8],
         stride: usize,
         own: &dyn Fn(u64) -> Option<u64>,
+        packed_at: &dyn Fn(u64) -> u64,
         limits: &Limits,
-    ) -> Result<Option<u64>> {
+    ) -> Result<Option<String>> {
         let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
         if !claimed.tables.insert(table_offset) {
             return Ok(None);
         }
-        for host in owned(table, stride, own) {
+        let problem = self.count_new(&mut claimed, table, stride, own, packed_at, limits)?;
+        if problem.is_some() {
+            // Asked again, it has to say so again.
+            claimed.tables.remove(&table_offset);
+        }
+        Ok(problem)
+    }
+
+    fn count_new(
+        &self,
+        claimed: &mut Claimed,
+        table: &[u8],
+        stride: usize,
+        own: &dyn Fn(u64) -> Option<u64>,
+        packed_at: &dyn Fn(u64) -> u64,
+        limits: &Limits,
+    ) -> Result<Option<String>> {
+        let mut packed = Vec::new();
+        let entries = table
+            .chunks_exact(8 * stride)
+            .filter_map(|entry| be_u64(entry, 0));
+        for entry in entries {
+            let host = entry & L2_OFFSET;
+            if entry & COMPRESSED != 0 {
+                packed.push(packed_at(entry));
+            } else if host != 0 && entry & ZERO == 0 {
+                claimed.stored += 1;
+            }
+            let Some(host) = own(entry) else {
+                continue;
+            };
             if !claimed.clusters.claim(host >> self.cluster_bits, limits)? {
-                // Asked again, it has to say so again.
-                claimed.tables.remove(&table_offset);
-                return Ok(Some(host));
+                return Ok(Some(format!(
+                    "an entry says that the cluster at byte {host} is its own, and another one has it"
+                )));
             }
         }
-        Ok(None)
+        packed.sort_unstable();
+        let mut pairs = packed.iter().zip(packed.iter().skip(1));
+        if let Some((host, _)) = pairs.find(|(one, next)| one == next) {
+            return Ok(Some(format!(
+                "two entries have the packed cluster at byte {host}"
+            )));
+        }
+        claimed.packed += packed.len() as u64;
+        let too_many = claimed.stored > (self.file_size >> self.cluster_bits) + 1
+            || claimed.packed > self.file_size / PACKED_LEAST;
+        Ok(too_many
+            .then(|| "there are more entries with data than the file has room for".to_owned()))
     }
 
     /// Whether several entries of the state's tables have the cluster at `host` for themselves. All tables

@@ -187,16 +187,22 @@ impl Qcow2Map {
         };
         let table = self.l2_cache.table(offset, || {
             let table = self.read_l2_table(offset, guest)?;
-            if self.data_file || self.salvages {
+            if self.salvages {
+                return Ok(Arc::new(table));
+            }
+            let audit = self.audit();
+            if audit.is_shared(offset) {
+                let problem = format!("two entries have the L2 table at byte {offset}");
+                return Err(self.malformed("L1 table", guest, problem));
+            }
+            if self.data_file {
                 return Ok(Arc::new(table));
             }
             let own = |entry| self.own_cluster(entry);
-            let audit = self.audit();
-            let twice = audit.count(offset, &table, self.stride(), &own, &self.limits)?;
-            if let Some(host) = twice {
-                let problem = format!(
-                    "an entry says that the cluster at byte {host} is its own, and another one has it"
-                );
+            let packed_at = |entry| self.compressed.decode(entry).0;
+            let (stride, limits) = (self.stride(), &self.limits);
+            let problem = audit.count(offset, &table, stride, &own, &packed_at, limits)?;
+            if let Some(problem) = problem {
                 return Err(self.malformed("L2 table", guest, problem));
             }
             Ok(Arc::new(table))

@@ -144,6 +144,10 @@ impl Tables {
         }
         limits.check_metadata("the block allocation table", entries * 4)?;
         regions.claim("block allocation table", header.table_offset, entries * 4)?;
+        if header.table_offset % SECTOR != 0 {
+            let problem = format!("is {}, no multiple of a sector", header.table_offset);
+            return Err(Header::malformed(at, "table_offset", problem));
+        }
         for locator in header.locators(at)? {
             // A locator that leads nowhere keeps the parent from being found, not the blocks.
             let _ = regions.claim(

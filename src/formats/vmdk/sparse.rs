@@ -144,6 +144,9 @@ pub(super) fn open_hosted(
         found = layout.what_is_left(&file, header.gd_offset, limits);
     }
     let (directory, regions) = found?;
+    if let Some(second) = second {
+        layout.compare(&file, &directory, second)?;
+    }
     if header.unclean_shutdown != 0 {
         warnings.push("the extent was not closed: its tables may be behind its data".to_owned());
     }
@@ -363,7 +366,38 @@ impl Layout {
         })?;
         Ok((directory, regions))
     }
+
+    /// Fails where a directory has no table and its copy at byte `second` has one with grains: which of
+    /// them lost or made up an entry, nothing tells. A copy that makes no sense says nothing.
+    fn compare(&self, file: &dyn BlockSource, directory: &[u8], second: u64) -> Result<()> {
+        let mut copy = vec![0; directory.len()];
+        let n = file.read_at(&mut copy, second)?;
+        copy.truncate(n);
+        let mut table = vec![0; usize::try_from(self.entries * 4).unwrap_or(0)];
+        let pairs = directory.chunks_exact(4).zip(copy.chunks_exact(4));
+        let unlike = pairs.zip(0_u64..).filter_map(|((own, other), index)| {
+            let at = u64::from(entry(other, 0)?) * SECTOR;
+            (entry(own, 0) == Some(0) && at != 0).then_some((index, at))
+        });
+        for (index, at) in unlike.take(MOST_COMPARED) {
+            let end = at.saturating_add(table.len() as u64);
+            if end > file.size() {
+                continue;
+            }
+            file.read_exact_at(&mut table, at)?;
+            if table.iter().any(|byte| *byte != 0) {
+                let problem = format!(
+                    "has a table with grains for entry {index}, for which the grain directory has none"
+                );
+                return Err(malformed("redundant grain directory", second, problem));
+            }
+        }
+        Ok(())
+    }
 }
+
+/// How many entries that only the copy of a directory has are looked at.
+const MOST_COMPARED: usize = 1024;
 
 /// The bytes of so many sectors.
 fn range(sector: u64, sectors: u64) -> Result<(u64, u64)> {

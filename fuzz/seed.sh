@@ -48,3 +48,5 @@ mkdir -p corpus/check
 for format in qcow2 vmdk vhd vdi vhdx qcow qed parallels; do
     find "../testdata/$format" -type f -size -100k ! -name '*.md' ! -name '*.py' ! -name '*.json' -exec cp -t corpus/check {} +
 done
+mkdir -p corpus/repair
+find ../testdata/qcow2 -name '*.qcow2' -size -200k -exec cp -t corpus/repair {} +

@@ -16,12 +16,12 @@ const MOST_AGAIN: u64 = 64;
 
 /// A cluster whose counts are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Compared {
-    pub(super) cluster: u64,
+struct Compared {
+    cluster: u64,
     /// References by the count in the file.
-    pub(super) stored: u64,
+    stored: u64,
     /// References that were found.
-    pub(super) found: u64,
+    found: u64,
 }
 
 impl Survey {
@@ -98,6 +98,7 @@ impl Survey {
         for number in numbers {
             for cluster in number * PIECE..(number + 1) * PIECE {
                 let found = self.counts.of(cluster);
+                self.rebuild |= found > 0;
                 self.compare_one(Compared {
                     cluster,
                     stored: 0,
@@ -124,13 +125,11 @@ impl Survey {
             }
             return;
         }
-        if stored == 0 {
-            self.rebuild = true;
-        }
         let problem =
             format!("of cluster {cluster} is {stored}, and {found} references were found");
         if stored < found {
-            self.corruption("refcount", at, None, 1, problem);
+            self.too_low = true;
+            self.mismatch("refcount", at, None, 1, problem);
         } else {
             let kind = match self.incomplete {
                 true => FindingKind::Note,

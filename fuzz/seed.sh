@@ -44,3 +44,7 @@ cp -t corpus/iso ../testdata/content/*.iso
 cp -t corpus/partitions ../testdata/content/{gpt,mbr-logical}.img
 cp -t corpus/fat ../testdata/content/{esp-fat12.img,os-release.ext4}
 cp -t corpus/detect ../testdata/content/*.{iso,img,ext4}
+mkdir -p corpus/check
+for format in qcow2 vmdk vhd vdi vhdx qcow qed parallels; do
+    find "../testdata/$format" -type f -size -100k ! -name '*.md' ! -name '*.py' ! -name '*.json' -exec cp -t corpus/check {} +
+done

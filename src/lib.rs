@@ -2,18 +2,19 @@
 //!
 //! Start with [`OpenOptions`], which opens an image; [`inspect::Report`] describes one,
 //! [`convert::ConvertOptions`] writes one, [`compare::CompareOptions`] compares two,
-//! [`extents::Entries`] tells where the bytes are and [`measure::MeasureOptions`] how many there would be.
-//! [`stream::StreamInspector`] describes one while its bytes go by, and [`salvage::Salvage`] reads what is left
-//! of a damaged one.
+//! [`extents::Entries`] tells where the bytes are and [`measure::MeasureOptions`] how many there would be;
+//! [`check::Checked`] says what is wrong with one, [`check::Repair`] mends it, and [`salvage::Salvage`] reads
+//! what is left of it.
+//! [`stream::StreamInspector`] describes one while its bytes go by.
 //!
 //! Every layer is a [`BlockSource`]: a file, a slice of one, a qcow2 image, its backing file. A format
 //! is a function from [`BlockSource`] to [`BlockSource`]. Imports run downwards only: a format never
 //! opens a file, starts a thread or prints, storage knows no format, and the verbs know none by name.
 //!
 //! ```text
-//!    img-info img-convert img-compare img-map img-measure …      examples/, and your service
+//!    img-info img-convert img-check img-compare img-map …        examples/, and your service
 //!         \         |         |          |         /
-//!       inspect convert compare ─ extents ─ measure salvage      verbs: work on any image
+//!       inspect convert check salvage compare extents measure    verbs: work on any image
 //!         |         |
 //!       detect ── open (limits, reference policy, chain)         the one door into an image
 //!         |  \

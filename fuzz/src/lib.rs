@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
+use blockform::check::{Checked, FindingKind, Fixed};
 use blockform::convert::ConvertOptions;
 use blockform::convert::partition;
 use blockform::extents::Entries;
@@ -60,6 +61,34 @@ pub fn detect(bytes: &[u8]) {
             printable(&error);
         }
     }
+}
+
+/// Checks whatever the bytes are. It ends, with little memory; the findings add up, and nothing told has
+/// control characters.
+pub fn check(bytes: &[u8]) {
+    let source: Arc<dyn BlockSource> = Arc::new(Memory::new(bytes));
+    let detached = OpenOptions::new()
+        .limits(small())
+        .resolver(Arc::new(DetachReferences));
+    let checked = match Checked::of_source(&source, &detached) {
+        Ok(checked) => checked,
+        Err(error) => return printable(&error),
+    };
+    let json = checked.to_json(ImageName::from("x"), Fixed::default());
+    assert!(json.is_ascii());
+    let Some(findings) = &checked.findings else {
+        return;
+    };
+    for finding in findings.told() {
+        assert!(!finding.to_string().contains(char::is_control), "{finding}");
+    }
+    let told = findings.told().iter();
+    let counted = |kind| -> u64 {
+        let of_kind = told.clone().filter(|finding| finding.kind == kind);
+        of_kind.map(|finding| finding.count).sum()
+    };
+    assert!(counted(FindingKind::Corruption) <= findings.corruptions);
+    assert!(counted(FindingKind::Leak) <= findings.leaks);
 }
 
 /// Describes whatever the bytes are, in both forms, without opening what is not read.

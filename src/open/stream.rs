@@ -217,7 +217,10 @@ impl OpenOptions {
             }
         }
         incoming.owe(image.tables())?;
-        incoming.set_block(image.block_size());
+        // What is packed shares its clusters; large blocks are never shared.
+        if image.packed().is_some() || image.block_size() <= LEAST {
+            incoming.set_block(image.block_size());
+        }
         Ok(StreamImage {
             incoming,
             packed: image.packed().map(|packed| (packed.codec(), packed.unit())),

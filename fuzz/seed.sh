@@ -24,8 +24,10 @@ for folder in ../testdata/parallels/bundles/*/; do
         cp "${folder}DiskDescriptor.xml" "corpus/$target/$(basename "$folder").xml"
     done
 done
-mkdir -p corpus/stream
-find ../testdata -type f -size -100k ! -name '*.md' ! -name '*.py' ! -name '*.json' -exec cp -t corpus/stream {} +
+for target in stream stream_source; do
+    mkdir -p "corpus/$target"
+    find ../testdata -type f -size -100k ! -name '*.md' ! -name '*.py' ! -name '*.json' -exec cp --backup=numbered -t "corpus/$target" {} +
+done
 mkdir -p corpus/plan
 for target in '"raw","options":[]' '"vhd","options":[["subformat","fixed"],["force_size","on"]]' \
     '"vmdk","options":[["subformat","twoGbMaxExtentFlat"]]' '"vdi","options":[["static","on"]]'; do

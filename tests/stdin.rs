@@ -1,6 +1,6 @@
 //! `img-convert` with pipes at both ends.
 
-#![cfg(unix)]
+#![cfg(all(unix, feature = "zlib"))]
 #![allow(
     missing_docs,
     clippy::indexing_slicing,

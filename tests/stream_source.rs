@@ -432,9 +432,9 @@ fn another_digest_leaves_nothing() {
 /// An image that is cut short is refused, or what it would be as a file.
 #[test]
 fn a_stream_cut_short_is_what_the_file_is_or_refused() {
-    let mut model = Model::new(7 * MIB);
-    model.fill(0, 5 * MIB, Fill::Noise, 3);
-    model.fill(6 * MIB, 600_000, Fill::Text, 3);
+    let mut model = Model::new(2 * MIB);
+    model.fill(0, MIB + 99_000, Fill::Noise, 3);
+    model.fill(MIB + MIB / 2, 400_000, Fill::Text, 3);
     let (mut refused, mut right) = (0, 0);
     let mut ways: Vec<(&str, &str, bool)> = OURS.to_vec();
     ways.extend([("qcow2", "", false), ("qcow2", "", true)]);

@@ -1,10 +1,12 @@
 //! What every target does with its input. A panic is a finding; an error is an answer.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
 use blockform::check::{Checked, FindingKind, Fixed, Repair, Scope};
-use blockform::convert::ConvertOptions;
+use blockform::convert::{Conversion, ConvertOptions};
+use blockform::digest::Algorithm;
 use blockform::convert::partition;
 use blockform::extents::Entries;
 use blockform::image::Image;
@@ -14,7 +16,7 @@ use blockform::storage::Memory;
 use blockform::stream::StreamOptions;
 use blockform::{
     BlockSource, BlockSourceExt, BlockTarget, DenyReferences, DetachReferences, Error, ImageName,
-    Limits, OpenOptions, Reference, Resolved, Resolver, detect as detect_format,
+    Limits, OpenOptions, Reference, Resolved, Resolver, StreamSource, detect as detect_format,
 };
 
 #[path = "../../tests/support/model.rs"]
@@ -299,6 +301,62 @@ pub fn stream(bytes: &[u8]) {
         } else {
             assert!(report.description.is_err() || !report.safety.is_safe());
         }
+    }
+}
+
+/// What the bytes hold as a stream, cut in odd places, is what they hold as a file, or an error; and what is
+/// refused as a file is refused as a stream.
+pub fn stream_source(bytes: &[u8]) {
+    const MOST: u64 = 64 << 20;
+    let mut limits = small();
+    limits.virtual_size = MOST;
+    let detected = detect_format(&Memory::new(bytes)).expect("memory can be read");
+    let shown = detected.matches.iter().map(|(id, _)| id.as_str());
+    let formats = ["raw", "vhd"].into_iter().chain(shown).map(Some);
+    for format in formats.chain([None]) {
+        let mut options = OpenOptions::new().limits(limits.clone());
+        if let Some(format) = format {
+            options = options.format(format);
+        }
+        let digest = |source: &dyn BlockSource| {
+            Conversion::of(source)
+                .threads(NonZeroUsize::MIN)
+                .content_digest(Algorithm::Md5)
+                .run()
+                .map(|outcome| outcome.content)
+        };
+        let file = options
+            .open(Arc::new(Memory::new(bytes)))
+            .and_then(|image| digest(&image));
+        let reader = Cut {
+            bytes: bytes.to_vec(),
+            at: 0,
+        };
+        let stream = options
+            .open_stream(StreamSource::new(reader).window(0))
+            .and_then(|image| digest(&image));
+        match (file, stream) {
+            (Ok(file), Ok(stream)) => assert_eq!(file, stream, "{format:?}"),
+            (Err(error), Ok(_)) => panic!("{format:?} is taken from a stream: {error}"),
+            (_, Err(error)) => printable(&error),
+        }
+    }
+}
+
+/// Bytes that come in pieces, whose sizes they say themselves.
+struct Cut {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl std::io::Read for Cut {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let rest = &self.bytes[self.at..];
+        let size = 1 + rest.last().map_or(0, |byte| usize::from(*byte) * 16);
+        let n = size.min(rest.len()).min(buf.len());
+        buf[..n].copy_from_slice(&rest[..n]);
+        self.at += n;
+        Ok(n)
     }
 }
 

@@ -131,6 +131,10 @@ impl Reader<'_> {
         let used = usize::try_from(len).unwrap_or(usize::MAX);
         let room = segment.data.get_mut(at, used.next_multiple_of(self.unit));
         room.get_mut(used..).unwrap_or_default().fill(0);
+        // What is packed is hardly longer than what it unpacks to.
+        let room = used.saturating_add(used / 16);
+        let reserved = segment.taken.try_reserve_exact(room);
+        reserved.map_err(|e| Error::io("keep packed units", std::io::Error::other(e)))?;
         let mut position = guest;
         while position < end {
             let into = at + usize::try_from(position - guest).unwrap_or(usize::MAX);

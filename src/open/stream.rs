@@ -25,7 +25,7 @@ const STEP: u64 = 1 << 20;
 /// The least bytes of the disk that are asked about where more would be too far ahead.
 const LEAST: u64 = 64 << 10;
 
-/// A pipe, a socket, a download: whatever is an [`Read`], as the place where an image comes from.
+/// A pipe, a socket, a download: whatever is a [`Read`], as the place where an image comes from.
 ///
 /// ```
 /// use blockform::{OpenOptions, StreamSource};
@@ -217,7 +217,10 @@ impl OpenOptions {
             }
         }
         incoming.owe(image.tables())?;
-        incoming.set_block(image.block_size());
+        // What is packed shares its clusters; large blocks are never shared.
+        if image.packed().is_some() || image.block_size() <= LEAST {
+            incoming.set_block(image.block_size());
+        }
         Ok(StreamImage {
             incoming,
             packed: image.packed().map(|packed| (packed.codec(), packed.unit())),

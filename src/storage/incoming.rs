@@ -66,7 +66,7 @@ struct State {
     owed: VecDeque<(u64, u64)>,
     /// How many of them were asked for too early.
     refused: usize,
-    /// Bytes of a block: packed units that lie in one may come at any time.
+    /// Bytes of a block: packed units that lie in one may come at any time. 1 where there are none.
     block: u64,
     /// The blocks of which a part was read last, the last one first.
     blocks: VecDeque<(u64, Vec<u8>)>,
@@ -126,7 +126,7 @@ impl Incoming {
                 begun: false,
                 owed: VecDeque::new(),
                 refused: 0,
-                block: 64 << 10,
+                block: 1,
                 blocks: VecDeque::new(),
                 hashers,
                 spill: room.spill,
@@ -326,7 +326,13 @@ impl State {
         while self.position < stop && self.size.is_none() {
             self.fill(false)?;
         }
-        let mut bytes = Vec::new();
+        let most = usize::try_from(BLOCKS / self.block).unwrap_or(1).max(2);
+        let oldest = match self.blocks.len() >= most {
+            true => self.blocks.pop_back(),
+            false => None,
+        };
+        let mut bytes = oldest.map_or_else(Vec::new, |(_, bytes)| bytes);
+        bytes.clear();
         while start + (bytes.len() as u64) < stop.min(self.position) {
             let more = self.held(start + bytes.len() as u64, stop);
             if more.is_empty() {
@@ -334,8 +340,6 @@ impl State {
             }
             bytes.extend_from_slice(more);
         }
-        let most = usize::try_from(BLOCKS / self.block).unwrap_or(1).max(2);
-        self.blocks.truncate(most - 1);
         self.blocks.push_front((start, bytes));
         Ok(())
     }
@@ -501,5 +505,122 @@ impl BlockSource for Incoming {
             depth: 0,
             host_offset: Some(offset),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+
+    /// Gives as many bytes at a time as it says.
+    struct Cut {
+        at: u64,
+        len: u64,
+        size: usize,
+    }
+
+    fn byte(at: u64) -> u8 {
+        u8::try_from(at * 31 % 251).unwrap()
+    }
+
+    impl Read for Cut {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let left = usize::try_from(self.len - self.at).unwrap();
+            let n = left.min(buf.len()).min(self.size);
+            for (byte_of, at) in buf.iter_mut().take(n).zip(self.at..) {
+                *byte_of = byte(at);
+            }
+            self.at += n as u64;
+            Ok(n)
+        }
+    }
+
+    fn incoming(len: u64, size: usize, spill: Option<Spill>) -> Incoming {
+        let reader = Box::new(Cut { at: 0, len, size });
+        let room = Room {
+            window: 0,
+            tables: 1 << 20,
+            spill,
+        };
+        let hasher = Hasher::new(Algorithm::Md5).unwrap();
+        Incoming::new(reader, room, vec![hasher], Cancel::new()).unwrap()
+    }
+
+    fn read(from: &Incoming, at: u64, len: usize) -> Result<usize> {
+        let mut buf = vec![0; len];
+        let n = from.read_at(&mut buf, at)?;
+        let mut some = buf[..n].iter().zip(at..).step_by(97);
+        assert!(some.all(|(b, at)| *b == byte(at)));
+        Ok(n)
+    }
+
+    #[test]
+    fn what_went_by_is_there_as_far_as_the_window_goes_however_it_is_cut() {
+        const MIB: u64 = 1 << 20;
+        for size in [4099, 1 << 30] {
+            let stream = incoming(20 * MIB, size, None);
+            assert!(is_unknown(stream.size()));
+            // A table, which stays.
+            assert_eq!(read(&stream, 100, 5000).unwrap(), 5000);
+            // What is told by the end is not known.
+            let mut end = [1; 512];
+            stream.read_at(&mut end, stream.size() - 512).unwrap();
+            assert_eq!(end, [0; 512]);
+            stream.owe(vec![(7 * MIB, 7 * MIB + 300)]).unwrap();
+            stream.keep(false);
+            for at in 0..11 {
+                assert_eq!(read(&stream, at * MIB, 1 << 20).unwrap(), 1 << 20);
+            }
+            assert_eq!(read(&stream, 7 * MIB, 4 << 20).unwrap(), 4 << 20);
+            let gone = read(&stream, 7 * MIB - 1, 10).unwrap_err();
+            assert!(matches!(gone, Error::OutOfOrder { offset, .. } if offset == 7 * MIB - 1));
+            assert_eq!(read(&stream, 200, 4900).unwrap(), 4900);
+            // A table that is far ahead is refused, and nothing is lost; then it is kept.
+            stream.keep(true);
+            assert!(read(&stream, 16 * MIB, 100).is_err());
+            stream.keep(false);
+            assert_eq!(read(&stream, 11 * MIB, 9 << 20).unwrap(), 9 << 20);
+            assert_eq!(read(&stream, 7 * MIB, 300).unwrap(), 300);
+            assert_eq!(read(&stream, 19 * MIB, 2 << 20).unwrap(), 1 << 20);
+            assert_eq!(stream.size(), 20 * MIB);
+            assert_eq!(read(&stream, 16 * MIB, 100).unwrap(), 100);
+            let all: Vec<u8> = (0..20 * MIB).map(byte).collect();
+            assert_eq!(
+                stream.take_digests(),
+                [Algorithm::Md5.digest(&all).unwrap()]
+            );
+        }
+    }
+
+    #[test]
+    fn a_block_of_which_a_part_was_read_stays() {
+        let stream = incoming(20 << 20, 70_000, None);
+        stream.set_block(64 << 10);
+        stream.keep(false);
+        read(&stream, 0, 1000).unwrap();
+        read(&stream, 10 << 20, 1 << 20).unwrap();
+        assert_eq!(read(&stream, 1000, 64_000).unwrap(), 64_000);
+        assert!(read(&stream, 70_000, 10).is_err());
+    }
+
+    #[test]
+    fn what_is_left_out_is_spilled_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let spill = Spill::create(folder.path(), 9 << 20).unwrap();
+        let stream = incoming(30 << 20, 100_000, Some(spill));
+        stream.keep(false);
+        read(&stream, 0, 1 << 20).unwrap();
+        read(&stream, 8 << 20, 1 << 20).unwrap();
+        read(&stream, 9 << 20, 8 << 20).unwrap();
+        for at in (1..8).rev() {
+            assert_eq!(read(&stream, at << 20, 1 << 20).unwrap(), 1 << 20);
+        }
+        assert!(matches!(
+            read(&stream, 0, 10),
+            Err(Error::OutOfOrder { .. })
+        ));
+        let error = read(&stream, 25 << 20, 10).unwrap_err();
+        assert!(error.to_string().contains("a larger spill file"), "{error}");
     }
 }

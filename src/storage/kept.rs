@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn pieces_that_overlap_are_kept_once() {
         let bytes: Vec<u8> = (0..=255).collect();
-        let mut kept = Kept::new(256 + 5 * PIECE_COST);
+        let mut kept = Kept::new(256 + 6 * PIECE_COST);
         for (start, end) in [(10, 20), (30, 40), (0, 60), (15, 35), (50, 256)] {
             kept.insert(start as u64, &bytes[start..end]).unwrap();
         }

@@ -17,9 +17,12 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use blockform::convert::{Conversion, ConvertOptions};
+use blockform::compare::{CompareOptions, Comparison};
+use blockform::convert::{Conversion, ConvertOptions, content_digest};
+use blockform::digest::Algorithm;
+use blockform::measure::MeasureOptions;
 use blockform::storage::{ForwardTarget, Memory, SeekSource, SeekTarget};
-use blockform::{BlockTarget, Error, OpenOptions, Result};
+use blockform::{BlockSourceExt, BlockTarget, Error, OpenOptions, Result};
 use support::Rng;
 use support::faults::{
     EINTR, EIO, ENOSPC, Fault, Faulty, FaultyCursor, Trip, Watchdog, figure, os_error, thorough,
@@ -357,4 +360,60 @@ fn every_call_of_a_stream_fails_in_turn() {
     });
     assert!(target.write_all_at(b"one", 0).is_err());
     assert!(target.write_all_at(b"two", 0).is_err());
+}
+
+/// Whoever compares, measures, maps or digests is told, too, and never gets another answer.
+#[test]
+fn the_other_verbs_are_told_of_every_fault() {
+    let watchdog = Watchdog::new("a verb");
+    let mut rng = Rng(9);
+    let mut tried = 0;
+    let threads = NonZeroUsize::new(2).unwrap();
+    for origin in origins(1) {
+        let known = Memory::new(origin.content.clone());
+        let mut other = origin.content.clone();
+        let last = other.len() - 1;
+        other[last] ^= 1;
+        let other = Memory::new(other);
+        let clean = Trip::never();
+        let image = origin.open(&clean).unwrap();
+        let digest = content_digest(&image, Algorithm::Sha256).unwrap();
+        let size = MeasureOptions::to("qcow2").of(&image).unwrap();
+        let map: Vec<_> = image.extents().map(Result::unwrap).collect();
+        for at in points(clean.calls(), 2, &mut rng) {
+            for fault in [Fault::Os(EIO), Fault::Short] {
+                let about = format!("{}, {fault:?} at call {at}", origin.name);
+                let faulty = || origin.open(&Trip::at(at, fault));
+                let compare = |with: &Memory| {
+                    let image = faulty().ok()?;
+                    let options = CompareOptions::new().threads(threads);
+                    options.compare(&image, with).ok()
+                };
+                if let Some(found) = compare(&known) {
+                    assert!(matches!(found, Comparison::Same), "{about}: {found:?}");
+                }
+                if let Some(found) = compare(&other) {
+                    let Comparison::Differ { offset } = found else {
+                        panic!("{about}: {found:?}");
+                    };
+                    assert_eq!(offset, last as u64, "{about}");
+                }
+                if let Ok(found) = faulty().and_then(|i| content_digest(&i, Algorithm::Sha256)) {
+                    assert_eq!(found, digest, "{about}");
+                }
+                if let Ok(found) = faulty().and_then(|i| MeasureOptions::to("qcow2").of(&i)) {
+                    assert_eq!(found, size, "{about}");
+                }
+                if let Ok(image) = faulty() {
+                    if let Ok(found) = image.extents().collect::<Result<Vec<_>>>() {
+                        assert_eq!(found, map, "{about}");
+                    }
+                }
+                watchdog.alive();
+                tried += 5;
+            }
+        }
+    }
+    figure("fault points of the other verbs", tried);
+    assert!(tried > 100, "{tried}");
 }

@@ -38,6 +38,7 @@ impl VdiImage {
         limits.check_virtual_size(header.disk_size)?;
         let map = VdiMap::read(&source, &header, opener)?;
         let mut info = describe(&header);
+        info.warnings.extend(wrong_length(&header, source.size()));
         let (mut below, mut backing, mut references) = (Below::Nothing, None, Vec::new());
         if let Some(parent) = header.uuid_linkage {
             let reference = reference(parent);
@@ -163,6 +164,19 @@ fn check_parent(
         (Some(ours), Some(found)) if ours != found => mismatch("uuid_parent_modify", ours, found),
         _ => Ok(()),
     }
+}
+
+/// What tells that data starts elsewhere than the header says: everybody lets the file end with its last
+/// block, of which the part behind the disk's end may be missing.
+fn wrong_length(header: &Header, file_size: u64) -> Option<String> {
+    let block = header.block_size.checked_add(header.block_extra)?;
+    let blocks = block.checked_mul(header.blocks_allocated.into())?;
+    let end = header.offset_data.checked_add(blocks)?;
+    let behind = header.block_size - 1 - (header.disk_size.max(1) - 1) % header.block_size;
+    let fits = (end.saturating_sub(behind)..=end).contains(&file_size);
+    (!fits).then(|| {
+        format!("the file has {file_size} bytes, and by its header its blocks end at {end}")
+    })
 }
 
 fn describe(header: &Header) -> ImageInfo {

@@ -13,8 +13,8 @@ use super::header::unsupported;
 /// 2 GiB needs some 2 MiB, and nobody has one.
 pub(super) const MAX_LEN: u64 = 1 << 20;
 
-/// The most extents that a disk may be split into.
-const MAX_EXTENTS: usize = 8192;
+/// The most extents that a disk may be split into: 16 TiB of 2 GiB each. Nobody has so many files.
+pub(super) const MAX_EXTENTS: usize = 8192;
 
 /// `CID` where there is none, as a disk without a parent has it in `parentCID`.
 pub(super) const NO_CID: u32 = 0xffff_ffff;
@@ -98,8 +98,8 @@ impl Descriptor {
     /// Reads a descriptor. It ends at its first NUL.
     ///
     /// # Errors
-    /// [`Error::Malformed`] with what is wrong, [`Error::LimitExceeded`] for too many extents,
-    /// [`Error::Unsupported`] for an encrypted disk.
+    /// [`Error::Malformed`] with what is wrong, [`Error::LimitExceeded`] for too long a text,
+    /// [`Error::Unsupported`] for an encrypted disk and for too many extents.
     pub(super) fn parse(bytes: &[u8], limits: &Limits) -> Result<Self> {
         let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
         let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
@@ -114,12 +114,9 @@ impl Descriptor {
             }
             if let Some(extent) = ExtentLine::parse(line)? {
                 if descriptor.extents.len() >= MAX_EXTENTS {
-                    return Err(Error::LimitExceeded {
-                        limit: "metadata_bytes",
-                        what: "the number of extents",
-                        value: descriptor.extents.len() as u64 + 1,
-                        maximum: MAX_EXTENTS as u64,
-                    });
+                    return Err(unsupported(format!(
+                        "a disk in more than {MAX_EXTENTS} extents"
+                    )));
                 }
                 descriptor.extents.push(extent);
             } else if let Some((key, value)) = split_once(line, b'=') {

@@ -34,7 +34,7 @@ pub struct Limits {
     /// Virtual size in bytes. 2^63 - 1, the largest offset of a file.
     pub virtual_size: u64,
     /// Bytes that a [stream's inspector](crate::stream::StreamInspector) keeps of what went by: its
-    /// start, its end, and the tables in between. 16 MiB; it never works with less than 64 KiB. A packed
+    /// start, its end, and the tables in between. 16 MiB; it never works with less than 80 KiB. A packed
     /// stream has it twice, for what arrives and for what that unpacks to.
     pub stream_bytes: u64,
     /// Bytes of the window (the dictionary) that a packed stream may ask for. 64 MiB, which is what

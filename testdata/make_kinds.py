@@ -96,6 +96,7 @@ def images():
     kind("bands.sparseimage", sparse, "by hand, from libmodi's description", "dmg", "dmg", 4096 * 512, variant="sparse image")
     kind("growing.bochs", "bximage -q -func=create -hd=10M -imgmode=growing {out}", None, "bochs", "bochs", None, subtype="Growing", version=2)
     b = open(os.path.join(KINDS, "good", "growing.bochs"), "rb").read()[:1024]
+    kind("sparse.bochs", "bximage -q -func=create -hd=10M -imgmode=sparse {out}", None, "bochs", "bochs", 10321920, subtype="Sparse", version=2)
     kind("version-1.bochs", b[:64] + struct.pack("<I", 0x10000) + b[68:84] + struct.pack("<Q", 1 << 20) + b[92:], "growing.bochs with a header of version 1", "bochs", "bochs", 1 << 20, version=1)
     kind("version-9.bochs", b[:64] + struct.pack("<I", 0x90000) + b[68:], "growing.bochs, version = 9", "bochs", "bochs", bad="version")
     kind("cut.bochs", b[:80], "growing.bochs, cut off at byte 80", "bochs", "bochs", bad="needs 96 bytes")

@@ -257,6 +257,73 @@ fn what_unpacks_to_too_much_is_refused() {
     assert!(matches!(error, Error::LimitExceeded { .. }), "{error}");
 }
 
+#[test]
+#[cfg(feature = "zlib")]
+fn an_archive_of_a_folder_is_an_appliance() {
+    let disk = std::fs::read(testdata("vmdk/good/stream.vmdk")).unwrap();
+    let image = OpenOptions::new().open(Arc::new(Memory::new(disk.clone())));
+    let guest = sha256(&read_all(&image.unwrap()).unwrap());
+    let ovf = |href: &str| {
+        format!(
+            "<Envelope xmlns=\"http://schemas.dmtf.org/ovf/envelope/1\" \
+             xmlns:ovf=\"http://schemas.dmtf.org/ovf/envelope/1\"><References><File ovf:href=\"{href}\" \
+             ovf:id=\"f\"/></References><DiskSection><Info/><Disk ovf:capacity=\"1048576\" \
+             ovf:diskId=\"d\" ovf:fileRef=\"f\" ovf:format=\"http://www.vmware.com/interfaces/\
+             specifications/vmdk.html#streamOptimized\"/></DiskSection></Envelope>"
+        )
+    };
+    let double = b"\0\x05\x16\x07\0\x02\0\0Mac OS X        ";
+    let (own, full) = (ovf("d.vmdk"), ovf("m/d.vmdk"));
+    let layouts: [&[(&str, &[u8])]; 4] = [
+        &[
+            ("./", b""),
+            ("./a.ovf", own.as_bytes()),
+            ("./d.vmdk", &disk),
+        ],
+        // Names mean files beside the descriptor; some tell the whole way.
+        &[
+            ("m/", b""),
+            ("m/a.ovf", own.as_bytes()),
+            ("m/d.vmdk", &disk),
+        ],
+        &[
+            ("m/", b""),
+            ("m/a.ovf", full.as_bytes()),
+            ("m/d.vmdk", &disk),
+        ],
+        // As tar on macOS makes it.
+        &[
+            ("./._a.ovf", double),
+            ("./a.ovf", own.as_bytes()),
+            ("./._d.vmdk", double),
+            ("./d.vmdk", &disk),
+        ],
+    ];
+    for members in layouts {
+        let file = Arc::new(Memory::new(archive(members)));
+        let found = blockform::detect(&*file).unwrap();
+        let ids: Vec<&str> = found.matches.iter().map(|(id, _)| id.as_str()).collect();
+        assert_eq!(ids, ["ova"], "{}", members[0].0);
+        let image = OpenOptions::new().open(file).unwrap();
+        assert_eq!(
+            sha256(&read_all(&image).unwrap()),
+            guest,
+            "{}",
+            members[0].0
+        );
+        assert_eq!(
+            image.info().warnings.len(),
+            1,
+            "{:?}",
+            image.info().warnings
+        );
+    }
+    // A folder beside is not the folder of the descriptor.
+    let apart = archive(&[("m/a.ovf", own.as_bytes()), ("n/d.vmdk", &disk)]);
+    let error = OpenOptions::new().open(Arc::new(Memory::new(apart)));
+    assert!(matches!(error.unwrap_err(), Error::Denied { .. }));
+}
+
 fn flate2_level(bytes: &[u8]) -> Vec<u8> {
     use std::io::Write;
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
@@ -272,7 +339,7 @@ fn archive(members: &[(&str, &[u8])]) -> Vec<u8> {
         header[..name.len()].copy_from_slice(name.as_bytes());
         header[124..135].copy_from_slice(format!("{:011o}", bytes.len()).as_bytes());
         header[148..156].fill(b' ');
-        header[156] = b'0';
+        header[156] = if name.ends_with('/') { b'5' } else { b'0' };
         let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
         header[148..154].copy_from_slice(format!("{sum:06o}").as_bytes());
         out.extend_from_slice(&header);

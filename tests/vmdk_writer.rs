@@ -300,6 +300,34 @@ fn qemu_img_reads_our_overlays() {
     assert!(!path("x.vmdk").exists());
 }
 
+#[test]
+fn a_disk_is_split_into_no_more_extents_than_are_read() {
+    for subformat in ["twoGbMaxExtentSparse", "twoGbMaxExtentFlat"] {
+        let measure = |size| {
+            blockform::measure::MeasureOptions::to("vmdk")
+                .option("subformat", subformat)
+                .of_size(size)
+        };
+        assert!(measure(16 << 40).is_ok(), "{subformat}");
+        let error = measure((16 << 40) + 512).unwrap_err();
+        assert!(error.to_string().contains("8192 files"), "{error}");
+    }
+    let line = "RW 1 ZERO\n";
+    let disk = |count| {
+        let text = format!(
+            "# Disk DescriptorFile\ncreateType=\"custom\"\n{}",
+            line.repeat(count)
+        );
+        OpenOptions::new().open(Arc::new(Memory::new(text)))
+    };
+    assert_eq!(disk(8192).unwrap().size(), 8192 * 512);
+    let error = disk(8193).unwrap_err();
+    assert!(
+        error.to_string().contains("more than 8192 extents"),
+        "{error}"
+    );
+}
+
 /// The extents of a disk of more than 2 GiB, of which little is written.
 #[test]
 fn a_disk_is_split_at_two_gibibytes() {

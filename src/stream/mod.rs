@@ -327,7 +327,7 @@ impl StreamInspector {
         }
     }
 
-    /// How many bytes are kept, which is never more than [`Limits::stream_bytes`] (or 64 KiB) for what
+    /// How many bytes are kept, which is never more than [`Limits::stream_bytes`] (or 80 KiB) for what
     /// arrives and as many again for what that unpacks to.
     pub fn kept_bytes(&self) -> u64 {
         let inner = match &self.held {

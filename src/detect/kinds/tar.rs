@@ -3,6 +3,7 @@
 
 use crate::error::Result;
 use crate::format_id::FormatId;
+use crate::formats::ova;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::ImageName;
 use crate::ondisk::on_disk;
@@ -178,7 +179,10 @@ fn probe(window: &Probe<'_>) -> Option<Found> {
     })
     .map_while(Result::ok)
     .collect();
-    let name = members.first().map_or(&[][..], Member::plain_name);
+    let files = members.iter().filter(|member| member.typeflag != b'5');
+    let mut names = files.map(Member::plain_name);
+    let name = names.find(|name| !ova::is_apple_double(name) && !name.ends_with(b"/"));
+    let name = name.unwrap_or_default();
     if name.to_ascii_lowercase().ends_with(b".ovf") {
         // It is an appliance, which is read.
         return None;

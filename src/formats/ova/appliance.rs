@@ -11,6 +11,7 @@ use crate::source::BlockSource;
 use crate::storage::Concat;
 
 use super::archive::{Archive, leads_outside, read_all};
+use super::header::is_apple_double;
 use super::ovf::{self, Package, PackageDisk, PackageFile};
 use super::tar::Kind;
 use super::{OVA, malformed, manifest};
@@ -66,6 +67,7 @@ impl Appliance {
             let member = archive.descriptor()?;
             let text = archive.text(member, WHAT, limits)?;
             let (name, offset) = (member.name.clone(), member.header);
+            let archive = archive.described_by(name.as_bytes());
             (Some(archive), name, text, offset)
         };
         let mut package = Package::parse(&text)
@@ -73,7 +75,11 @@ impl Appliance {
         if let Some(archive) = &archive {
             let warnings = archive.index().warnings.iter().cloned();
             package.warnings.extend(warnings);
-            let first = archive.index().members.first();
+            let members = archive.index().members.iter();
+            let mut files = members.filter(|member| {
+                member.kind == Kind::File && !is_apple_double(member.name.as_bytes())
+            });
+            let first = files.next();
             if first.is_some_and(|first| first.name != descriptor) {
                 package
                     .warnings

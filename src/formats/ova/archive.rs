@@ -8,6 +8,7 @@ use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind, Resolved, Resolver};
 use crate::source::{BlockSource, BlockSourceExt};
 
+use super::header::is_apple_double;
 use super::tar::{Index, Kind, Member};
 use super::{OVA, malformed};
 
@@ -18,6 +19,8 @@ pub(super) struct Archive {
     index: Arc<Index>,
     /// Where each member that a name can mean is, by its name without `./`, in order.
     names: Arc<[(Vec<u8>, usize)]>,
+    /// The folder of the descriptor, with its separator: names in it mean files beside it.
+    folder: Vec<u8>,
 }
 
 impl Archive {
@@ -31,7 +34,16 @@ impl Archive {
             source,
             index: Arc::new(index),
             names: names.into(),
+            folder: Vec::new(),
         })
+    }
+
+    /// The archive whose descriptor is called `name`.
+    pub(super) fn described_by(self, name: &[u8]) -> Self {
+        Archive {
+            folder: folder_of(&settled(name).unwrap_or_default()).to_vec(),
+            ..self
+        }
     }
 
     pub(super) fn index(&self) -> &Index {
@@ -57,12 +69,15 @@ impl Archive {
         let Some(name) = settled(name) else {
             return Ok(None);
         };
-        let mut called = self.called(&name);
         let decoded = percent_decoded(&name).and_then(|name| settled(&name));
-        if let Some(decoded) = decoded.filter(|_| called.is_empty()) {
-            called = self.called(&decoded);
-        }
-        match called {
+        let names = std::iter::once(name.clone()).chain(decoded);
+        // Beside the descriptor, or in the archive, as some have it.
+        let mut names = names.flat_map(|name| [[self.folder.as_slice(), &name].concat(), name]);
+        let called = names.find_map(|name| {
+            let called = self.called(&name);
+            (!called.is_empty()).then_some(called)
+        });
+        match called.unwrap_or_default() {
             [] => Ok(None),
             [(_, at)] => Ok(self.index.members.get(*at)),
             [_, (_, second), ..] => {
@@ -95,7 +110,8 @@ impl Archive {
     pub(super) fn descriptor(&self) -> Result<&Member> {
         let mut members = self.index.members.iter();
         let named = |member: &&Member| {
-            member.kind == Kind::File && has_extension(member.name.as_bytes(), b"ovf")
+            let name = member.name.as_bytes();
+            member.kind == Kind::File && has_extension(name, b"ovf") && !is_apple_double(name)
         };
         let found = members.find(named);
         let found = found.ok_or_else(|| match &self.index.damage {
@@ -116,7 +132,10 @@ impl Archive {
             return Ok(Some(member));
         }
         let mut others = self.index.members.iter();
-        Ok(others.find(|m| m.kind == Kind::File && has_extension(m.name.as_bytes(), b"mf")))
+        Ok(others.find(|m| {
+            let name = m.name.as_bytes();
+            m.kind == Kind::File && has_extension(name, b"mf") && !is_apple_double(name)
+        }))
     }
 
     /// The bytes of a small file.
@@ -163,6 +182,12 @@ fn has_extension(name: &[u8], extension: &[u8]) -> bool {
     let mut parts = name.rsplitn(2, |byte| *byte == b'.');
     let last = parts.next().unwrap_or_default();
     last.eq_ignore_ascii_case(extension) && parts.next().is_some()
+}
+
+/// The folder of a file, with its separator.
+fn folder_of(name: &[u8]) -> &[u8] {
+    let slash = name.iter().rposition(|byte| *byte == b'/');
+    name.get(..slash.map_or(0, |at| at + 1)).unwrap_or_default()
 }
 
 /// Whether a name is a place outside of any archive: a URL, an absolute path, a way up.
@@ -214,11 +239,9 @@ struct WithinArchive {
 impl WithinArchive {
     /// For the names in the file called `name`.
     fn beside(archive: Archive, name: &[u8]) -> Self {
-        let slash = name.iter().rposition(|byte| *byte == b'/');
-        let folder = name.get(..slash.map_or(0, |at| at + 1)).unwrap_or_default();
         WithinArchive {
             archive,
-            folder: folder.to_vec(),
+            folder: folder_of(name).to_vec(),
         }
     }
 }

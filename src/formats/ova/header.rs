@@ -103,12 +103,19 @@ pub(super) fn until_nul(field: &[u8]) -> &[u8] {
     field.get(..end.unwrap_or(field.len())).unwrap_or_default()
 }
 
-/// The name of the first member, if the start of a file shows an archive and as much of it.
+/// What macOS stores beside a file has its name with this before it (AppleDouble), and stands before it.
+pub(crate) fn is_apple_double(name: &[u8]) -> bool {
+    let last = name.rsplit(|byte| *byte == b'/').next();
+    last.is_some_and(|name| name.starts_with(b"._"))
+}
+
+/// The name of the first file, if the start of a file shows an archive and as much of it. Folders stand
+/// before what is in them.
 pub(super) fn first_name(head: &[u8]) -> Option<Vec<u8>> {
     let mut at = 0_usize;
     let mut extended: Option<Vec<u8>> = None;
     // A few extended headers may stand before the member that they speak of.
-    for _ in 0..4 {
+    for _ in 0..16 {
         let block = head.get(at..at.checked_add(BLOCK_LEN)?)?;
         let header = Header::parse(block, 0).ok()?;
         if until_nul(&header.name).is_empty() || !has_checksum(block, &header) {
@@ -125,7 +132,14 @@ pub(super) fn first_name(head: &[u8]) -> Option<Vec<u8>> {
             }
             b'L' => extended = Some(until_nul(body()?).to_vec()),
             b'g' | b'K' => {}
-            _ => return Some(extended.unwrap_or_else(|| name_of(&header))),
+            b'5' => extended = None,
+            _ => {
+                let name = extended.take().unwrap_or_else(|| name_of(&header));
+                // Before there were types a folder was told by its name.
+                if !is_apple_double(&name) && !name.ends_with(b"/") {
+                    return Some(name);
+                }
+            }
         }
         at = start.checked_add(size.checked_next_multiple_of(BLOCK_LEN)?)?;
     }

@@ -32,6 +32,8 @@ use crate::format_id::FormatId;
 use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
 use crate::source::BlockSource;
 
+pub(crate) use header::is_apple_double;
+
 pub use appliance::{Appliance, Verification};
 pub use open::OvaImage;
 pub use ovf::{Attachment, Package, PackageDisk, PackageFile, VirtualSystem};

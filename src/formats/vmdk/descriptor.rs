@@ -9,6 +9,10 @@ use crate::name::ImageName;
 use super::VMDK;
 use super::header::unsupported;
 
+/// The most extents that a disk is split into when it is written, as many as [`Limits::extents`] has unless
+/// told otherwise: 16 TiB of 2 GiB each. Nobody has so many files.
+pub(super) const MAX_EXTENTS: usize = 8192;
+
 /// `CID` where there is none, as a disk without a parent has it in `parentCID`.
 pub(super) const NO_CID: u32 = 0xffff_ffff;
 /// `CID` that says to look at `longContentID`.
@@ -91,8 +95,8 @@ impl Descriptor {
     /// Reads a descriptor. It ends at its first NUL.
     ///
     /// # Errors
-    /// [`Error::Malformed`] with what is wrong, [`Error::LimitExceeded`] for too many extents,
-    /// [`Error::Unsupported`] for an encrypted disk.
+    /// [`Error::Malformed`] with what is wrong, [`Error::LimitExceeded`] for too long a text and for too many
+    /// extents, [`Error::Unsupported`] for an encrypted disk.
     pub(super) fn parse(bytes: &[u8], limits: &Limits) -> Result<Self> {
         limits.check_descriptor("the descriptor", bytes.len() as u64)?;
         let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();

@@ -8,9 +8,6 @@ use super::text::{self, Line};
 use super::{Names, SPLIT, bytes_at, files_of};
 use crate::formats::vmdk::header::SECTOR;
 
-/// The most extents of a disk that is split: 128 TiB, twice what VMware's disks can have.
-const MAX_EXTENTS: u64 = 65_536;
-
 #[derive(Debug)]
 pub(super) struct FlatWriter {
     size: u64,
@@ -26,12 +23,6 @@ impl FlatWriter {
             Subformat::TwoGbMaxExtentFlat => SPLIT,
             _ => size,
         };
-        // Nobody has so many files, and a size that an image merely claims must not make them up.
-        if size.div_ceil(split) > MAX_EXTENTS {
-            return Err(Error::invalid(format!(
-                "a disk of {size} bytes would be more than {MAX_EXTENTS} files"
-            )));
-        }
         let esxi = matches!(options.subformat, Subformat::Vmfs | Subformat::VmfsThin);
         let mut extents = Vec::new();
         let mut start = 0;

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::image::{ImageWriter, OutputFile, Payload, Write};
 use crate::name::ImageName;
 
+use super::descriptor::MAX_EXTENTS;
 use super::header::SECTOR;
 
 /// Sectors of a grain: 64 KiB, which every tool writes.
@@ -50,6 +51,16 @@ impl VmdkOptions {
             .ok_or_else(|| Error::invalid("a VMDK cannot be as large as 8 EiB"))?;
         if size == 0 {
             return Err(Error::invalid("a VMDK cannot have a size of 0"));
+        }
+        // What an image merely claims must not make files up, and what is written is to be read.
+        let split = matches!(
+            self.subformat,
+            Subformat::TwoGbMaxExtentSparse | Subformat::TwoGbMaxExtentFlat
+        );
+        if split && size.div_ceil(SPLIT) > MAX_EXTENTS as u64 {
+            return Err(Error::invalid(format!(
+                "a disk of {size} bytes would be more than {MAX_EXTENTS} files"
+            )));
         }
         let names = Names::new(file_name);
         match self.subformat {

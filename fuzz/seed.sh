@@ -48,7 +48,7 @@ cp -t corpus/fat ../testdata/content/{esp-fat12.img,os-release.ext4}
 cp -t corpus/detect ../testdata/content/*.{iso,img,ext4}
 mkdir -p corpus/check
 for format in qcow2 vmdk vhd vdi vhdx qcow qed parallels; do
-    find "../testdata/$format" -type f -size -100k ! -name '*.md' ! -name '*.py' ! -name '*.json' -exec cp -t corpus/check {} +
+    find "../testdata/$format" -type f -size -100k ! -name '*.md' ! -name '*.py' ! -name '*.json' -exec cp --backup=numbered -t corpus/check {} +
 done
 mkdir -p corpus/repair
 find ../testdata/qcow2 -name '*.qcow2' -size -200k -exec cp -t corpus/repair {} +

@@ -342,7 +342,7 @@ fn cut_off(name: &str, bytes: &[u8], wanted: &Option<Vec<Vec<u8>>>, scope: Scope
                 done += len;
             }
         }
-        for trial in 0..24 {
+        for trial in 0..16 {
             let mut state = settled.clone();
             for (at, data) in &sectors {
                 let there = match trial {
@@ -365,7 +365,7 @@ fn cut_off(name: &str, bytes: &[u8], wanted: &Option<Vec<Vec<u8>>>, scope: Scope
             let read = contents(&state);
             let same = read == *wanted || (!readable && read.is_none());
             assert!(same, "{name}, {scope:?}");
-            if trial < 3 {
+            if trial < 2 {
                 let (again, _) = mend(&state, Scope::All);
                 assert!(check(&again).is_clean(), "{name}, {scope:?}: mended again");
                 assert!(contents(&again) == *wanted, "{name}, {scope:?}");

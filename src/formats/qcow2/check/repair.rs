@@ -20,7 +20,7 @@ use super::super::map::be_u64;
 use super::super::refcount::read_padded;
 use super::super::{Autoclear, Incompatible};
 use super::Survey;
-use super::counts::Counts;
+use super::counts::{Counts, PIECE};
 
 /// Where `incompatible_features` and `autoclear_features` stand in the file.
 const INCOMPATIBLE_AT: u64 = HeaderV2::LEN as u64;
@@ -211,7 +211,15 @@ impl<'a> Mending<'a> {
             if !done.insert(at) || !self.is_in_file(first) {
                 continue;
             }
-            let mut block = read_padded(self.source, at, self.survey.cluster_size())?;
+            let mut block = self.survey.read_table(at, self.survey.cluster_size())?;
+            if block.is_empty() {
+                // A hole of the file: all of its counts are 0.
+                let pieces = first / PIECE..(first + per_block).div_ceil(PIECE);
+                if self.counts.pieces_in(pieces).next().is_none() {
+                    continue;
+                }
+                block = read_padded(self.source, at, self.survey.cluster_size())?;
+            }
             if let Some((start, end)) = each(self, at, first, &mut block)? {
                 let changed = block.get(start..end).unwrap_or_default();
                 self.file.write_all_at(changed, at + start as u64)?;

@@ -124,7 +124,7 @@ impl Survey {
     }
 
     /// A piece of a table; empty if it lies in a hole of the file or past its end.
-    fn read_table(&self, at: u64, len: u64) -> Result<Vec<u8>> {
+    pub(super) fn read_table(&self, at: u64, len: u64) -> Result<Vec<u8>> {
         let left = self.file.size().saturating_sub(at).min(len);
         if left == 0 {
             return Ok(Vec::new());

@@ -25,7 +25,7 @@ use blockform::check::{Repair, Scope};
 use blockform::salvage::Salvage;
 use blockform::storage::Memory;
 use blockform::{BlockSource, BlockSourceExt, BlockTarget, Extent, OpenOptions, Result, Zeroes};
-use support::{has_tool, run, sample_disk, testdata};
+use support::{Rng, goldens, has_tool, run, sample_disk, testdata};
 
 const MIB: usize = 1 << 20;
 const CLUSTER: usize = 64 << 10;
@@ -639,4 +639,40 @@ fn only_leaks_means_only_leaks() {
     let repair = Repair::new(OpenOptions::new(), Scope::Leaks);
     assert_eq!(repair.target(file.clone()).unwrap().fixed.corruptions, 0);
     assert!(file.to_bytes() == image);
+}
+
+/// Whatever bytes are wrong, what could be read before a repair can be read after it.
+#[test]
+fn no_damage_is_made_worse() {
+    let mut random = Rng(78);
+    for golden in goldens() {
+        let image = fs::read(&golden.path).unwrap();
+        let is_mended = ["vhd", "vdi", "vmdk"].contains(&golden.format.as_str());
+        if image.len() > 2 * MIB || golden.size() > 8 << 20 || golden.has_needs() || !is_mended {
+            continue;
+        }
+        for _ in 0..20 {
+            let mut damaged = image.clone();
+            let near = [512, 4096, image.len() as u64][pick(&mut random, 3)];
+            let at = pick(&mut random, near.min(image.len() as u64));
+            let end = (at + 1 + pick(&mut random, 8)).min(image.len());
+            damaged[at..end].fill([0, 0xff, 0x5a][pick(&mut random, 3)]);
+            if random.below(4) == 0 {
+                damaged.truncate(pick(&mut random, image.len() as u64));
+            }
+            let file = Arc::new(Memory::new(damaged.clone()));
+            let options = OpenOptions::new().format(&golden.format);
+            // What cannot be mended at all is an error.
+            let _ = Repair::new(options, Scope::All).target(file.clone());
+            if let Some(before) = Readable::of(&damaged, &golden.format) {
+                let after =
+                    Readable::of(&file.to_bytes(), &golden.format).expect("it opened before");
+                assert!(after.is_no_worse_than(&before), "{} {at}", golden.file);
+            }
+        }
+    }
+}
+
+fn pick(random: &mut Rng, end: u64) -> usize {
+    usize::try_from(random.below(end.max(1))).unwrap()
 }

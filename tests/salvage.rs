@@ -28,7 +28,7 @@ use blockform::storage::Memory;
 use blockform::{BlockSource, Error, Extent, Image, Limits, OpenOptions, Result};
 use common::example;
 use serde_json::Value;
-use support::{files_below, goldens, has_tool, run, sample_disk, sha256, testdata};
+use support::{Rng, files_below, goldens, has_tool, run, sample_disk, sha256, testdata};
 
 const CLUSTER: usize = 64 << 10;
 const MIB: usize = 1 << 20;
@@ -681,4 +681,71 @@ fn a_table_that_is_cut_short_costs_what_is_missing_of_it() {
         &disk,
         &[(24 * CLUSTER, 40 * CLUSTER)],
     );
+}
+
+/// Whatever bytes are wrong: it ends, and what is not said to be lost is what a strict reader gets, as far as
+/// that gets any.
+#[test]
+fn any_damage_is_lived_with() {
+    let (mut random, mut agree) = (Rng(77), 0);
+    let mut limits = Limits::default();
+    limits.metadata_bytes = 1 << 20;
+    limits.failures = 100_000;
+    for golden in goldens() {
+        let image = fs::read(&golden.path).unwrap();
+        let too_large = image.len() > 2 * MIB || golden.size() > 8 << 20;
+        if golden.format == "raw" || too_large || golden.has_needs() {
+            continue;
+        }
+        for _ in 0..6 {
+            let mut damaged = image.clone();
+            for _ in 0..=pick(&mut random, 3) {
+                let near = [512, 4096, image.len() as u64][pick(&mut random, 3)];
+                let end = near.min(damaged.len() as u64);
+                let at = pick(&mut random, end);
+                let any = random.bytes(1)[0];
+                let value = [0, 0xff, any][pick(&mut random, 3)];
+                damaged[at] = value;
+            }
+            if random.below(4) == 0 {
+                damaged.truncate(pick(&mut random, image.len() as u64));
+            }
+            let source: Arc<dyn BlockSource> = Arc::new(Memory::new(damaged));
+            let options = OpenOptions::new()
+                .format(&golden.format)
+                .limits(limits.clone());
+            let strict = options.open(source.clone());
+            let Ok(salvaged) = options.salvage(true).open(source) else {
+                assert!(strict.is_err(), "{}", golden.file);
+                continue;
+            };
+            let salvage = Salvage::of(salvaged).limits(limits.clone());
+            let mut bytes = vec![0xee; usize::try_from(salvage.size().min(8 << 20)).unwrap()];
+            match salvage.read_at(&mut bytes, 0) {
+                Ok(n) => assert_eq!(n, bytes.len()),
+                Err(Error::Unsupported { .. } | Error::LimitExceeded { .. }) => continue,
+                Err(error) => panic!("{}: {error}", golden.file),
+            }
+            let losses = salvage.losses();
+            let Ok(strict) = strict else { continue };
+            for (at, sector) in (0..).step_by(512).zip(bytes.chunks(512)) {
+                let lost = |l: &blockform::salvage::Loss| l.start <= at && at < l.start + l.length;
+                if losses.untold > 0 || losses.list.iter().any(lost) {
+                    continue;
+                }
+                let mut read = [0; 512];
+                // Of a damaged table a strict reader takes nothing.
+                let Ok(n) = strict.read_at(&mut read, at) else {
+                    continue;
+                };
+                agree += 1;
+                assert_eq!(read[..n], *sector, "{} {at}", golden.file);
+            }
+        }
+    }
+    assert!(agree > 10_000, "{agree} sectors");
+}
+
+fn pick(random: &mut Rng, end: u64) -> usize {
+    usize::try_from(random.below(end.max(1))).unwrap()
 }

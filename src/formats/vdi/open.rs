@@ -167,14 +167,12 @@ fn check_parent(
 }
 
 /// What tells that data starts elsewhere than the header says: everybody lets the file end with its last
-/// block, of which the part behind the disk's end may be missing.
+/// block, whole even where the disk ends within it.
 fn wrong_length(header: &Header, file_size: u64) -> Option<String> {
     let block = header.block_size.checked_add(header.block_extra)?;
     let blocks = block.checked_mul(header.blocks_allocated.into())?;
     let end = header.offset_data.checked_add(blocks)?;
-    let behind = header.block_size - 1 - (header.disk_size.max(1) - 1) % header.block_size;
-    let fits = (end.saturating_sub(behind)..=end).contains(&file_size);
-    (!fits).then(|| {
+    (file_size != end).then(|| {
         format!("the file has {file_size} bytes, and by its header its blocks end at {end}")
     })
 }

@@ -107,6 +107,7 @@ fn a_few_clusters_are_no_disk_of_any_size() {
 }
 
 #[test]
+#[cfg(feature = "zlib")]
 fn a_packed_cluster_is_one_entrys() {
     let disk = Memory::new(b"some text".repeat(2 * 65_536 / 9 + 1)[..2 * 65_536].to_vec());
     let target = Arc::new(Memory::default());

@@ -1,7 +1,8 @@
 //! What is a disk rather than wraps one: partition tables, filesystems, encryption.
 //!
 //! A file that shows one of these is a raw disk, with that content. The bytes that a guest wrote
-//! decide nothing by it: they are read as they are either way.
+//! decide nothing by it: they are read as they are either way. An encrypted disk is read so only by who
+//! says that it is raw.
 
 use crate::content;
 use crate::format_id::FormatId;

@@ -222,7 +222,7 @@ impl Opener for Chain {
                     ],
                 });
             }
-            _ => detected.one()?,
+            _ => detected.one_to_read()?,
         };
         if format.has_disks() {
             return Err(Error::invalid(

@@ -61,6 +61,8 @@ pub(super) struct Survey {
     too_low: bool,
     /// Whether a cluster has more references than can be counted.
     too_many: bool,
+    /// Whether something refers to what the file no longer has, and would have were it to grow.
+    past_end: bool,
     /// Whether the counts cannot be mended where they are.
     rebuild: bool,
     /// The last cluster that is in use or counts as such.
@@ -109,6 +111,7 @@ impl Survey {
             incomplete: false,
             damaged: false,
             too_low: false,
+            past_end: false,
             too_many: false,
             rebuild,
             last_cluster: 0,
@@ -175,7 +178,10 @@ impl Survey {
             Some(end) => end.saturating_sub(file_size),
             None => u64::MAX,
         };
+        // Packed clusters are counted in sectors, the last of which need not be whole.
+        self.past_end |= over > 0 && name != "packed cluster";
         if over >= self.cluster_size() {
+            self.past_end = true;
             let problem = format!("{len} bytes, lies past the end of the file at {file_size}");
             self.corruption(name, start, guest, times, problem);
             return Ok(false);

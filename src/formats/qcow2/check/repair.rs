@@ -104,6 +104,7 @@ impl<'a> Mending<'a> {
             bare.look_at_references()?;
             survey.budget = bare.budget;
             survey.damaged = bare.damaged;
+            survey.past_end = bare.past_end;
             bare.counts
         } else {
             std::mem::take(&mut survey.counts)
@@ -122,6 +123,10 @@ impl<'a> Mending<'a> {
 
     /// Mends everything.
     fn all(&mut self) -> Result<()> {
+        // A file that was cut short must not grow: what is missing would turn into other bytes.
+        if self.survey.rebuild && (self.survey.past_end || self.survey.incomplete) {
+            return Ok(());
+        }
         self.clear_unknown_features()?;
         self.write_flags(Flags::Clear)?;
         if self.survey.rebuild {

@@ -25,7 +25,7 @@ for folder in ../testdata/parallels/bundles/*/; do
     done
 done
 mkdir -p corpus/stream
-find ../testdata -type f -size -100k ! -name '*.md' ! -name '*.py' ! -name '*.json' -exec cp -t corpus/stream {} +
+find ../testdata -type f -size -100k ! -name '*.md' ! -name '*.py' ! -name '*.json' -exec cp --backup=numbered -t corpus/stream {} +
 mkdir -p corpus/plan
 for target in '"raw","options":[]' '"vhd","options":[["subformat","fixed"],["force_size","on"]]' \
     '"vmdk","options":[["subformat","twoGbMaxExtentFlat"]]' '"vdi","options":[["static","on"]]'; do
@@ -46,5 +46,7 @@ cp -t corpus/fat ../testdata/content/{esp-fat12.img,os-release.ext4}
 cp -t corpus/detect ../testdata/content/*.{iso,img,ext4}
 mkdir -p corpus/check
 for format in qcow2 vmdk vhd vdi vhdx qcow qed parallels; do
-    find "../testdata/$format" -type f -size -100k ! -name '*.md' ! -name '*.py' ! -name '*.json' -exec cp -t corpus/check {} +
+    find "../testdata/$format" -type f -size -100k ! -name '*.md' ! -name '*.py' ! -name '*.json' -exec cp --backup=numbered -t corpus/check {} +
 done
+mkdir -p corpus/repair
+find ../testdata/qcow2 -name '*.qcow2' -size -200k -exec cp -t corpus/repair {} +

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
-use blockform::check::{Checked, FindingKind, Fixed};
+use blockform::check::{Checked, FindingKind, Fixed, Repair, Scope};
 use blockform::convert::ConvertOptions;
 use blockform::convert::partition;
 use blockform::extents::Entries;
@@ -89,6 +89,41 @@ pub fn check(bytes: &[u8]) {
     };
     assert!(counted(FindingKind::Corruption) <= findings.corruptions);
     assert!(counted(FindingKind::Leak) <= findings.leaks);
+}
+
+/// Repairs whatever the bytes are. It ends; what could be read reads the same; what was clean is not
+/// written; and a second repair finds nothing that the first one could have mended.
+pub fn repair(bytes: &[u8]) {
+    let options = OpenOptions::new()
+        .limits(small())
+        .resolver(Arc::new(DetachReferences));
+    let mend = |bytes: &[u8]| {
+        let file = Arc::new(Memory::new(bytes));
+        let target: Arc<dyn BlockTarget> = Arc::clone(&file) as Arc<dyn BlockTarget>;
+        let repaired = Repair::new(options.clone(), Scope::All).target(target);
+        (repaired, file.to_bytes())
+    };
+    let read = |bytes: &[u8]| {
+        let source: Arc<dyn BlockSource> = Arc::new(Memory::new(bytes));
+        let image = options.open(source).ok()?;
+        let len = usize::try_from(image.size().min(MOST_READ)).ok()?;
+        let mut disk = vec![0; len];
+        image.read_at(&mut disk, 0).ok()?;
+        Some(disk)
+    };
+    let (repaired, mended) = mend(bytes);
+    if let Some(before) = read(bytes) {
+        assert!(read(&mended) == Some(before), "the guest reads the same");
+    }
+    match repaired {
+        Err(error) => printable(&error),
+        Ok(_) => {
+            let (again, same) = mend(&mended);
+            let again = again.expect("it was mended before");
+            assert_eq!(again.fixed, Fixed::default());
+            assert!(same == mended, "nothing is left to write");
+        }
+    }
 }
 
 /// Describes whatever the bytes are, in both forms, without opening what is not read.
@@ -443,6 +478,7 @@ fn small() -> Limits {
     let mut limits = Limits::default();
     limits.metadata_bytes = 1 << 20;
     limits.cache_bytes = 64 << 10;
+    limits.check_bytes = 1 << 20;
     limits.snapshots = 100;
     limits.inflated_bytes = 1 << 20;
     limits.chain_depth = 4;

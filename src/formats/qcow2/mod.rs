@@ -20,11 +20,12 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
-    disagrees,
+    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
+    Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
+use crate::target::BlockTarget;
 
 pub use feature::{Autoclear, Compatible, Incompatible};
 pub use header::{CompressionType, Encryption, Header, HeaderExtension};
@@ -77,6 +78,15 @@ impl Format for Qcow2 {
         opener: &dyn Opener,
     ) -> Result<Option<Findings>> {
         check::check(source, opener.limits()).map(Some)
+    }
+
+    fn repair(
+        &self,
+        file: &Arc<dyn BlockTarget>,
+        opener: &dyn Opener,
+        scope: Scope,
+    ) -> Result<Option<Fixed>> {
+        check::repair(file, opener.limits(), scope).map(Some)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

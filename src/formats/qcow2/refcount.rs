@@ -42,7 +42,7 @@ impl CountLayout {
 
     /// Bytes of a block that hold a count, and the count's place in them, in bits from the least
     /// significant.
-    fn place(self, index: u64) -> (Range<usize>, u32) {
+    pub(super) fn place(self, index: u64) -> (Range<usize>, u32) {
         let bit = index.saturating_mul(u64::from(self.bits));
         let byte = usize::try_from(bit / 8).unwrap_or(usize::MAX);
         let shift = u32::try_from(bit % 8).unwrap_or(0);

@@ -6,7 +6,6 @@ use crate::error::Result;
 use crate::image::{Finding, FindingKind};
 use crate::source::BlockSource;
 
-use super::super::refcount::read_padded;
 use super::Survey;
 use super::counts::PIECE;
 
@@ -16,12 +15,12 @@ const MOST_AGAIN: u64 = 64;
 
 /// A cluster whose counts are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Compared {
-    pub(super) cluster: u64,
+struct Compared {
+    cluster: u64,
     /// References by the count in the file.
-    pub(super) stored: u64,
+    stored: u64,
     /// References that were found.
-    pub(super) found: u64,
+    found: u64,
 }
 
 impl Survey {
@@ -57,7 +56,7 @@ impl Survey {
                 Some(at) if first < file_clusters => {
                     self.compare_block(at, first, file_clusters)?
                 }
-                _ => self.compare_without_block(first, per_block),
+                _ => self.rebuild |= self.compare_with_none(first, per_block),
             }
         }
     }
@@ -69,7 +68,11 @@ impl Survey {
 
     fn compare_block(&mut self, at: u64, first: u64, file_clusters: u64) -> Result<()> {
         let layout = self.stored.layout();
-        let block = read_padded(&self.file, at, self.cluster_size())?;
+        let block = self.read_table(at, self.cluster_size())?;
+        if block.is_empty() {
+            self.compare_with_none(first, self.stored.per_block());
+            return Ok(());
+        }
         let piece_len = usize::try_from(PIECE * u64::from(layout.bits()) / 8).unwrap_or(8);
         for (number, bytes) in (first / PIECE..).zip(block.chunks_exact(piece_len)) {
             let referred = self.counts.piece(number).is_some();
@@ -92,12 +95,15 @@ impl Survey {
         Ok(())
     }
 
-    fn compare_without_block(&mut self, first: u64, per_block: u64) {
+    /// Compares clusters whose counts are all 0, and returns whether one of them needs another.
+    fn compare_with_none(&mut self, first: u64, per_block: u64) -> bool {
         let numbers = first / PIECE..first.saturating_add(per_block).div_ceil(PIECE);
         let numbers: Vec<u64> = self.counts.pieces_in(numbers).collect();
+        let mut needed = false;
         for number in numbers {
             for cluster in number * PIECE..(number + 1) * PIECE {
                 let found = self.counts.of(cluster);
+                needed |= found > 0;
                 self.compare_one(Compared {
                     cluster,
                     stored: 0,
@@ -105,6 +111,7 @@ impl Survey {
                 });
             }
         }
+        needed
     }
 
     fn compare_one(&mut self, compared: Compared) {
@@ -124,13 +131,11 @@ impl Survey {
             }
             return;
         }
-        if stored == 0 {
-            self.rebuild = true;
-        }
         let problem =
             format!("of cluster {cluster} is {stored}, and {found} references were found");
         if stored < found {
-            self.corruption("refcount", at, None, 1, problem);
+            self.too_low = true;
+            self.mismatch("refcount", at, None, 1, problem);
         } else {
             let kind = match self.incomplete {
                 true => FindingKind::Note,

@@ -7,8 +7,11 @@
 
 mod compare;
 mod counts;
+mod rebuild;
+mod repair;
 mod tables;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -22,6 +25,8 @@ use super::header::Header;
 use super::refcount::{self, StoredCounts};
 use super::{Autoclear, Incompatible, encrypt, open};
 use counts::{Budget, Counts};
+
+pub(super) use repair::repair;
 
 /// What an L2 table takes up in the list of those to look at.
 const TABLE_BYTES: u64 = 64;
@@ -49,6 +54,13 @@ pub(super) struct Survey {
     /// Whether something that refers to clusters could not be read, so that leaks cannot be told from
     /// what it refers to.
     incomplete: bool,
+    /// Whether a table has damage that is no wrong count or flag: what it once referred to may be among
+    /// the leaks.
+    damaged: bool,
+    /// Whether a cluster has more references than its count says.
+    too_low: bool,
+    /// Whether a cluster has more references than can be counted.
+    too_many: bool,
     /// Whether the counts cannot be mended where they are.
     rebuild: bool,
     /// The last cluster that is in use or counts as such.
@@ -69,11 +81,22 @@ struct Uses {
 impl Survey {
     /// Looks at everything.
     pub(super) fn run(source: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Self> {
+        let mut survey = Self::new(source, limits)?;
+        survey.look_at_header();
+        survey.look_at_references()?;
+        survey.look_at_refcount_table()?;
+        survey.compare()?;
+        let clusters = survey.last_cluster + 1;
+        survey.findings.image_end = Some(clusters.saturating_mul(survey.cluster_size()));
+        Ok(survey)
+    }
+
+    fn new(source: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Self> {
         let header = open::read_header(source)?;
         let mut findings = Findings::default();
         let table = findings.sound(refcount::read_table(&header, source, limits))?;
         let rebuild = table.is_none();
-        let mut survey = Survey {
+        Ok(Survey {
             stored: StoredCounts::new(&header, source, table.unwrap_or_default(), limits),
             header,
             file: Arc::clone(source),
@@ -84,15 +107,16 @@ impl Survey {
             structures: Counts::default(),
             tables: BTreeMap::new(),
             incomplete: false,
+            damaged: false,
+            too_low: false,
+            too_many: false,
             rebuild,
             last_cluster: 0,
-        };
-        survey.look()?;
-        Ok(survey)
+        })
     }
 
-    fn look(&mut self) -> Result<()> {
-        self.look_at_header();
+    /// Counts everything that refers to clusters, but for the counts themselves.
+    fn look_at_references(&mut self) -> Result<()> {
         self.findings.clusters = Some(Clusters {
             total: self.header.size.div_ceil(self.cluster_size()),
             ..Clusters::default()
@@ -100,18 +124,8 @@ impl Survey {
         self.structure("header", 0, self.cluster_size())?;
         self.look_at_l1_tables()?;
         self.look_at_l2_tables()?;
-        let table_len =
-            u64::from(self.header.refcount_table_clusters).saturating_mul(self.cluster_size());
-        if !self.rebuild {
-            let start = self.header.refcount_table_offset;
-            self.structure("refcount table", start, table_len)?;
-        }
         self.look_at_encryption()?;
-        self.look_at_bitmaps()?;
-        self.look_at_refcount_table()?;
-        self.compare()?;
-        self.findings.image_end = Some((self.last_cluster + 1).saturating_mul(self.cluster_size()));
-        Ok(())
+        self.look_at_bitmaps()
     }
 
     fn cluster_size(&self) -> u64 {
@@ -136,13 +150,14 @@ impl Survey {
         }
     }
 
-    /// Counts a reference to each cluster of a structure.
-    fn structure(&mut self, name: &'static str, start: u64, len: u64) -> Result<()> {
+    /// Counts a reference to each cluster of a structure; `false` if that was not possible.
+    fn structure(&mut self, name: &'static str, start: u64, len: u64) -> Result<bool> {
         self.refer(name, start, len, 1, None, true)
     }
 
     /// Counts references to the clusters that `len` bytes at `start` touch. They may end beyond the end
-    /// of the file, by less than a cluster: its last one need not be whole.
+    /// of the file, by less than a cluster: its last one need not be whole. `false` if one of them could
+    /// not be counted.
     fn refer(
         &mut self,
         name: &'static str,
@@ -151,9 +166,9 @@ impl Survey {
         times: u64,
         guest: Option<u64>,
         is_structure: bool,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         if len == 0 {
-            return Ok(());
+            return Ok(true);
         }
         let file_size = self.file.size();
         let over = match start.checked_add(len) {
@@ -163,10 +178,11 @@ impl Survey {
         if over >= self.cluster_size() {
             let problem = format!("{len} bytes, lies past the end of the file at {file_size}");
             self.corruption(name, start, guest, times, problem);
-            return Ok(());
+            return Ok(false);
         }
         let most = self.stored.layout().most();
         let bits = self.header.cluster_bits;
+        let mut all = true;
         for cluster in start >> bits..=(start + len - 1) >> bits {
             let added = self.counts.add(cluster, times, most, &mut self.budget)?;
             if is_structure {
@@ -176,19 +192,36 @@ impl Survey {
             if added < times {
                 let problem =
                     format!("has more references than {most}, which is all that can be counted");
-                self.corruption(name, cluster << bits, guest, times - added, problem);
+                // Where the counts themselves are is for us to say.
+                self.too_many |= !name.starts_with("refcount");
+                self.mismatch(name, cluster << bits, guest, times - added, problem);
+                all = false;
             }
         }
-        Ok(())
+        Ok(all)
     }
 
+    /// Damage of a table.
     fn corruption(
         &mut self,
         structure: &'static str,
         at: u64,
         guest: Option<u64>,
         times: u64,
-        problem: impl Into<std::borrow::Cow<'static, str>>,
+        problem: impl Into<Cow<'static, str>>,
+    ) {
+        self.damaged = true;
+        self.mismatch(structure, at, guest, times, problem);
+    }
+
+    /// A count or a flag that does not fit the tables.
+    fn mismatch(
+        &mut self,
+        structure: &'static str,
+        at: u64,
+        guest: Option<u64>,
+        times: u64,
+        problem: impl Into<Cow<'static, str>>,
     ) {
         let mut finding = Finding::corruption(structure, problem).at(at).times(times);
         finding.guest = guest;
@@ -203,15 +236,23 @@ impl Survey {
 
     fn look_at_encryption(&mut self) -> Result<()> {
         match encrypt::header_place(&self.header) {
-            Ok(Some((start, len))) => self.structure("encryption header", start, len),
+            Ok(Some((start, len))) => {
+                self.structure("encryption header", start, len)?;
+                Ok(())
+            }
             Ok(None) => Ok(()),
             Err(error) => self.cannot_tell(error),
         }
     }
 
-    /// The blocks that the refcount table names. They come last: each has to have been nothing else.
+    /// The refcount table and its blocks. They come last: each has to have been nothing else.
     fn look_at_refcount_table(&mut self) -> Result<()> {
         let cluster_size = self.cluster_size();
+        let table_len = u64::from(self.header.refcount_table_clusters).saturating_mul(cluster_size);
+        if !self.rebuild {
+            let start = self.header.refcount_table_offset;
+            self.rebuild |= !self.structure("refcount table", start, table_len)?;
+        }
         let end = self.file.size().next_multiple_of(cluster_size);
         for range in 0..self.stored.ranges() {
             let entry = self.stored.entry(range);
@@ -226,7 +267,10 @@ impl Survey {
             } else if offset >= end {
                 format!("entry {range} is {entry:#x}, past the end of the file")
             } else {
-                self.structure("refcount block", offset, cluster_size)?;
+                if !self.structure("refcount block", offset, cluster_size)? {
+                    self.rebuild = true;
+                    continue;
+                }
                 let references = self.counts.of(offset / cluster_size);
                 if references == 1 {
                     continue;
@@ -234,7 +278,7 @@ impl Survey {
                 format!("entry {range} is {entry:#x}, a cluster with {references} references")
             };
             let at = self.header.refcount_table_offset + range * 8;
-            self.corruption("refcount table", at, None, 1, problem);
+            self.mismatch("refcount table", at, None, 1, problem);
             self.rebuild = true;
         }
         Ok(())

@@ -27,8 +27,7 @@ impl Survey {
         let needed = u128::from(self.header.size).div_ceil(u128::from(self.table_span()));
         if u128::from(entries) < needed {
             let problem = format!("is {entries}, and the disk needs {needed}");
-            self.findings
-                .add_damage(HeaderV2::malformed(0, "l1_size", problem))?;
+            self.cannot_tell(HeaderV2::malformed(0, "l1_size", problem))?;
         }
         if start % self.cluster_size() != 0 && entries > 0 {
             let problem = format!("{start} is not at the start of a cluster");
@@ -125,7 +124,7 @@ impl Survey {
     }
 
     /// A piece of a table; empty if it lies in a hole of the file or past its end.
-    fn read_table(&self, at: u64, len: u64) -> Result<Vec<u8>> {
+    pub(super) fn read_table(&self, at: u64, len: u64) -> Result<Vec<u8>> {
         let left = self.file.size().saturating_sub(at).min(len);
         if left == 0 {
             return Ok(Vec::new());
@@ -193,7 +192,7 @@ impl Survey {
             let has = if count == 1 { "lacks" } else { "has" };
             let problem =
                 format!("entry {entry:#x} {has} the copied flag, and the refcount is {count}");
-            self.corruption(structure, at, Some(guest), times, problem);
+            self.mismatch(structure, at, Some(guest), times, problem);
         }
     }
 
@@ -272,7 +271,8 @@ impl Survey {
             self.damaged(entry, place, "has reserved bits of its offset set");
             return Ok(());
         }
-        self.refer("packed cluster", host, len, all, Some(place.guest), false)
+        self.refer("packed cluster", host, len, all, Some(place.guest), false)?;
+        Ok(())
     }
 
     fn look_at_cluster(
@@ -326,7 +326,8 @@ impl Survey {
             return Ok(());
         }
         let guest = Some(place.guest);
-        self.refer("data cluster", offset, cluster_size, all, guest, false)
+        self.refer("data cluster", offset, cluster_size, all, guest, false)?;
+        Ok(())
     }
 
     /// The directory of the bitmaps, their tables and their data.

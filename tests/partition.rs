@@ -651,7 +651,7 @@ fn plans_that_were_edited_are_refused() {
         plan["target"]["format"] = json!("vmdk");
         plan["target"]["options"] = json!([["subformat", "twoGbMaxExtentFlat"]]);
     };
-    refused(edited(&files), "more than 65536 files");
+    refused(edited(&files), "more than 8192 files");
     let mut limits = Limits::default();
     limits.metadata_bytes = 100;
     refused(Plan::from_json(&text, &limits), "length of the plan");

@@ -323,7 +323,9 @@ fn a_disk_is_split_into_no_more_extents_than_are_read() {
     assert_eq!(disk(8192).unwrap().size(), 8192 * 512);
     let error = disk(8193).unwrap_err();
     assert!(
-        error.to_string().contains("more than 8192 extents"),
+        error
+            .to_string()
+            .contains("over the limit of 8192; raise Limits::extents"),
         "{error}"
     );
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use arbitrary::Arbitrary;
 use blockform::check::{Checked, FindingKind, Fixed, Repair, Scope};
+use blockform::convert::partition;
 use blockform::convert::{Conversion, ConvertOptions};
 use blockform::digest::Algorithm;
-use blockform::convert::partition;
 use blockform::extents::Entries;
 use blockform::image::Image;
 use blockform::inspect::{Report, Safety};

@@ -182,7 +182,7 @@ impl OpenOptions {
         resolver: Arc<dyn Resolver>,
         shown: &Detected,
     ) -> Result<Box<dyn Image>> {
-        let format = self.format_among(shown)?;
+        let format = self.format_to_read(shown)?;
         let chain = self.chain(resolver, source.identity());
         check_disks(format, &chain)?;
         let image = format.open_arriving(source, &chain)?;
@@ -200,7 +200,7 @@ impl OpenOptions {
     ) -> Result<Box<dyn Image>> {
         let format = match &self.format {
             Some(name) => named(name)?,
-            None => detect(&source)?.one()?,
+            None => detect(&source)?.one_to_read()?,
         };
         if format.id() != before.format() {
             return Err(Error::invalid(format!(
@@ -248,6 +248,14 @@ impl OpenOptions {
         match &self.format {
             Some(name) => named(name),
             None => detected.one(),
+        }
+    }
+
+    /// The same for who will read the disk.
+    fn format_to_read(&self, detected: &Detected) -> Result<&'static dyn Format> {
+        match &self.format {
+            Some(name) => named(name),
+            None => detected.one_to_read(),
         }
     }
 

@@ -459,6 +459,10 @@ fn extent_alone(feature: &str) -> Error {
     }
 }
 
+/// The most bytes of a file that is a descriptor, whatever is allowed: of so much of a stream that has no end
+/// yet the start is kept. 8,192 extents need half of it.
+const MAX_LEN: u64 = 1 << 20;
+
 /// The text of a file that is a descriptor and nothing else.
 pub(super) fn read_text_file(source: &dyn BlockSource, limits: &Limits) -> Result<Vec<u8>> {
     let size = source.size();
@@ -473,6 +477,10 @@ pub(super) fn read_text_file(source: &dyn BlockSource, limits: &Limits) -> Resul
         ));
     }
     limits.check_descriptor("the descriptor", size)?;
+    if size > MAX_LEN {
+        let feature = format!("a descriptor of more than {MAX_LEN} bytes");
+        return Err(unsupported(feature));
+    }
     text.resize(usize::try_from(size).unwrap_or(0), 0);
     source.read_exact_at(&mut text, 0)?;
     Ok(text)

@@ -26,7 +26,7 @@ for folder in ../testdata/parallels/bundles/*/; do
 done
 for target in stream stream_source; do
     mkdir -p "corpus/$target"
-    find ../testdata -type f -size -100k ! -name '*.md' ! -name '*.py' ! -name '*.json' -exec cp --backup=numbered -t "corpus/$target" {} +
+    find ../testdata -type f -size -8k ! -name '*.md' ! -name '*.py' ! -name '*.json' -exec cp --backup=numbered -t "corpus/$target" {} +
 done
 mkdir -p corpus/plan
 for target in '"raw","options":[]' '"vhd","options":[["subformat","fixed"],["force_size","on"]]' \

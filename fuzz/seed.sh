@@ -9,7 +9,7 @@ done
 mkdir -p corpus/vmdk corpus/vmdk_descriptor
 find ../testdata/vmdk -name '*.vmdk' -size -400k -exec cp -t corpus/vmdk {} +
 find ../testdata/vmdk -name '*.vmdk' -size -8k -exec cp -t corpus/vmdk_descriptor {} +
-for target in qcow qed parallels; do
+for target in qcow qed parallels vhd vdi; do
     for corpus in "$target" detect; do
         mkdir -p "corpus/$corpus"
         find "../testdata/$target" -name "*.$target" -size -200k -exec cp -t "corpus/$corpus" {} +

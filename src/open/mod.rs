@@ -198,10 +198,7 @@ impl OpenOptions {
         resolver: Arc<dyn Resolver>,
         before: &dyn Image,
     ) -> Result<Box<dyn Image>> {
-        let format = match &self.format {
-            Some(name) => named(name)?,
-            None => detect(&source)?.one_to_read()?,
-        };
+        let format = self.format_of(&source)?;
         if format.id() != before.format() {
             return Err(Error::invalid(format!(
                 "the stream begins as {} and ends as {}; name the format that it is meant to have",
@@ -259,15 +256,20 @@ impl OpenOptions {
         }
     }
 
+    /// The format that was named, or else the one that `source` is read as, which is looked for only then.
+    fn format_of(&self, source: &dyn BlockSource) -> Result<&'static dyn Format> {
+        match &self.format {
+            Some(name) => named(name),
+            None => detect(source)?.one_to_read(),
+        }
+    }
+
     fn open_with(
         &self,
         source: Arc<dyn BlockSource>,
         resolver: Arc<dyn Resolver>,
     ) -> Result<Box<dyn Image>> {
-        let format = match &self.format {
-            Some(name) => named(name)?,
-            None => detect(&source)?.one_to_read()?,
-        };
+        let format = self.format_of(&source)?;
         let chain = self.chain(resolver, source.identity());
         open_as(format, source, &chain)
     }

@@ -66,18 +66,23 @@ impl Model {
         let end = start.saturating_add(len).min(self.bytes.len());
         let start = start.min(end);
         let range = &mut self.bytes[start..end];
-        let mut state = seed | 1;
-        for (i, byte) in range.iter_mut().enumerate() {
-            *byte = match fill {
-                Fill::Noise => {
+        match fill {
+            Fill::Noise => {
+                let mut state = seed | 1;
+                for word in range.chunks_mut(8) {
                     state ^= state << 13;
                     state ^= state >> 7;
                     state ^= state << 17;
-                    state.to_le_bytes()[3]
+                    word.copy_from_slice(&state.to_le_bytes()[..word.len()]);
                 }
-                Fill::Text => b"some text of a guest "[i % 21],
-                _ => 0,
-            };
+            }
+            Fill::Text => {
+                const TEXT: &[u8] = b"some text of a guest ";
+                for words in range.chunks_mut(TEXT.len()) {
+                    words.copy_from_slice(&TEXT[..words.len()]);
+                }
+            }
+            Fill::StoredZeroes | Fill::Zero | Fill::Hole => range.fill(0),
         }
         let (kind, sectors) = match fill {
             Fill::Noise | Fill::Text | Fill::StoredZeroes => {

@@ -58,25 +58,25 @@ pub(super) fn recognize(head: &[u8]) -> Option<&'static str> {
         if line.is_empty() {
             continue;
         }
-        let lower = line.to_ascii_lowercase();
-        if line.starts_with(b"#") {
-            if lower.strip_prefix(b"#").map(trim) == Some(b"disk descriptorfile") {
+        if let Some(comment) = line.strip_prefix(b"#") {
+            if trim(comment).eq_ignore_ascii_case(b"disk descriptorfile") {
                 return Some("# Disk DescriptorFile");
             }
             commented = true;
             continue;
         }
+        // The line may be all of a binary file: nothing is searched through before its first word fits.
+        let after = |word: &[u8]| {
+            let (first, rest) = line.split_at_checked(word.len())?;
+            first.eq_ignore_ascii_case(word).then_some(rest)
+        };
         // Workstation writes a descriptor of an encrypted disk anew, without the title.
-        let encrypted = contains(head, b"encryption.keySafe");
-        if lower.starts_with(b".encoding") && encrypted {
+        if after(b".encoding").is_some() && contains(head, b"encryption.keySafe") {
             return Some("encryption.keySafe");
         }
-        let version = lower.strip_prefix(b"version").map(trim);
-        let described = commented && contains(&head.to_ascii_lowercase(), b"createtype");
-        return match version.is_some_and(|rest| rest.starts_with(b"=")) && described {
-            true => Some("version, createType"),
-            false => None,
-        };
+        let version = after(b"version").is_some_and(|rest| trim(rest).starts_with(b"="));
+        let described = || commented && contains(&head.to_ascii_lowercase(), b"createtype");
+        return (version && described()).then_some("version, createType");
     }
     None
 }

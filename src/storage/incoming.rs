@@ -49,8 +49,10 @@ pub(crate) struct Incoming {
 
 struct State {
     reader: Box<dyn Read + Send>,
-    /// The last bytes that arrived: byte `n` of the stream is at `n` modulo the length.
+    /// The last bytes that arrived: byte `n` of the stream is at `n` modulo `ring_len`. It grows to that
+    /// with the stream, so that a short one takes little.
     ring: Vec<u8>,
+    ring_len: usize,
     /// How many bytes arrived.
     position: u64,
     /// The end of the furthest bytes that were asked for.
@@ -112,11 +114,11 @@ impl Incoming {
         let mut ring = Vec::new();
         ring.try_reserve_exact(len)
             .map_err(|e| Error::io("keep a part of the stream", io::Error::other(e)))?;
-        ring.resize(len, 0);
         Ok(Incoming {
             state: Mutex::new(State {
                 reader,
                 ring,
+                ring_len: len,
                 position: 0,
                 demanded: 0,
                 window,
@@ -167,7 +169,7 @@ impl Incoming {
 
     /// Bytes of memory that the window takes.
     pub(crate) fn memory(&self) -> u64 {
-        self.lock().ring.len() as u64
+        self.lock().ring_len as u64
     }
 
     pub(crate) fn spills(&self) -> bool {
@@ -223,11 +225,12 @@ impl State {
         if self.failed {
             return Err(failed(io::Error::other("an earlier read failed")));
         }
-        let len = self.ring.len() as u64;
-        let at = usize::try_from(self.position % len.max(1)).unwrap_or(0);
-        let room = self.ring.get_mut(at..).unwrap_or_default();
-        let most = room.len().min(CHUNK);
-        let room = room.get_mut(..most).unwrap_or_default();
+        let at = self.in_ring(self.position);
+        let end = (at + CHUNK).min(self.ring_len);
+        if self.ring.len() < end {
+            self.ring.resize(end, 0);
+        }
+        let room = self.ring.get_mut(at..end).unwrap_or_default();
         let n = match self.reader.read(room) {
             Ok(n) => n,
             Err(e) if e.kind() == ErrorKind::Interrupted => return Ok(()),
@@ -382,11 +385,11 @@ impl State {
 
     /// The first byte that the window holds.
     fn oldest(&self) -> u64 {
-        self.position.saturating_sub(self.ring.len() as u64)
+        self.position.saturating_sub(self.ring_len as u64)
     }
 
     fn in_ring(&self, at: u64) -> usize {
-        usize::try_from(at % (self.ring.len() as u64).max(1)).unwrap_or(0)
+        usize::try_from(at % (self.ring_len as u64).max(1)).unwrap_or(0)
     }
 
     /// Copies from the window what it holds from `at` on, in one piece.

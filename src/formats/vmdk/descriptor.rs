@@ -53,32 +53,34 @@ pub(super) struct ExtentLine {
 pub(super) fn recognize(head: &[u8]) -> Option<&'static str> {
     let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     let mut commented = false;
-    for line in lines(head) {
-        let line = trim(line);
-        if line.is_empty() {
-            continue;
+    let mut rest = head;
+    loop {
+        // The line may be all of a binary file: its end is not looked for before its first word fits.
+        if excludes(rest) {
+            return None;
         }
-        if let Some(comment) = line.strip_prefix(b"#") {
-            if trim(comment).eq_ignore_ascii_case(b"disk descriptorfile") {
+        rest = rest.trim_ascii_start();
+        let line = trim(lines(rest).next()?);
+        let after = |word: &[u8]| {
+            let (first, rest) = line.split_at_checked(word.len())?;
+            first.eq_ignore_ascii_case(word).then_some(trim(rest))
+        };
+        if let Some(comment) = after(b"#") {
+            if comment.eq_ignore_ascii_case(b"disk descriptorfile") {
                 return Some("# Disk DescriptorFile");
             }
             commented = true;
+            rest = rest.get(line.len()..)?;
             continue;
         }
-        // The line may be all of a binary file: nothing is searched through before its first word fits.
-        let after = |word: &[u8]| {
-            let (first, rest) = line.split_at_checked(word.len())?;
-            first.eq_ignore_ascii_case(word).then_some(rest)
-        };
         // Workstation writes a descriptor of an encrypted disk anew, without the title.
         if after(b".encoding").is_some() && contains(head, b"encryption.keySafe") {
             return Some("encryption.keySafe");
         }
-        let version = after(b"version").is_some_and(|rest| trim(rest).starts_with(b"="));
+        let version = after(b"version").is_some_and(|rest| rest.starts_with(b"="));
         let described = || commented && contains(&head.to_ascii_lowercase(), b"createtype");
         return (version && described()).then_some("version, createType");
     }
-    None
 }
 
 /// Whether no file that begins with `head` is a descriptor: its first word begins none.

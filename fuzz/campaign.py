@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""Fuzzes every target until each was executed often enough, and keeps what it found of the code.
+
+    fuzz/campaign.py                             ten million executions of each target
+    fuzz/campaign.py --seconds 3600              what an hour is enough for
+    fuzz/campaign.py --executions 1e8 qcow2      more of one
+    fuzz/campaign.py --minimise                  only packs the corpus anew
+    fuzz/campaign.py --table                     only writes the table of fuzz/README.md
+
+Executions are added up in fuzz/executions.tsv, slice by slice, so that it can be stopped at any moment and
+goes on where it was. It builds without the address sanitizer, which has nothing to find in safe code, and
+without the tracing of comparisons in all slices but the first of each run: both cost more than they show.
+Inputs that show code that no smaller one shows are packed into fuzz/seeds/TARGET.tar.xz, which fuzz/seed.sh
+unpacks. Python 3.9, cargo-fuzz.
+"""
+
+import argparse
+import io
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+
+FUZZ = pathlib.Path(__file__).resolve().parent
+FIGURES = FUZZ / "executions.tsv"
+PAGE = FUZZ / "README.md"
+START, END = "<!-- executions -->\n", "<!-- end of executions -->\n"
+SLICE = 60
+
+
+def targets():
+    return sorted(path.stem for path in (FUZZ / "fuzz_targets").glob("*.rs"))
+
+
+def figures():
+    counts = dict.fromkeys(targets(), 0)
+    if FIGURES.exists():
+        for line in FIGURES.read_text().splitlines()[1:]:
+            target, count = line.split("\t")
+            if target in counts:
+                counts[target] = int(count)
+    return counts
+
+
+def add(target, count):
+    counts = figures()
+    counts[target] += count
+    rows = [f"{name}\t{counts[name]}\n" for name in sorted(counts)]
+    fresh = FIGURES.with_suffix(".part")
+    fresh.write_text("target\texecutions\n" + "".join(rows))
+    fresh.replace(FIGURES)
+
+
+def build(compares):
+    """Builds all targets one way and returns the folder of the programs."""
+    folder = FUZZ / "target" / ("campaign-compares" if compares else "campaign")
+    command = ["cargo", "fuzz", "build", "-s", "none", "--target-dir", str(folder)]
+    subprocess.run(command + ([] if compares else ["--no-trace-compares"]), cwd=FUZZ.parent, check=True,
+                   env={**os.environ, "RUSTC_BOOTSTRAP": "1"})
+    return next(folder.glob("*/release"))
+
+
+def run(program, target, seconds):
+    """Runs a target for a while and returns how often it was executed; a finding ends everything."""
+    corpus, artifacts = FUZZ / "corpus" / target, FUZZ / "artifacts" / target
+    corpus.mkdir(parents=True, exist_ok=True)
+    artifacts.mkdir(parents=True, exist_ok=True)
+    command = [str(program / target), str(corpus), f"-artifact_prefix={artifacts}/", f"-max_total_time={seconds}",
+               "-rss_limit_mb=2048", "-timeout=10", "-print_final_stats=1", "-reload=0"]
+    # Otherwise the pages of each larger buffer are fetched from the kernel anew for each execution.
+    memory = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env={**os.environ, **memory})
+    count = re.search(r"number_of_executed_units: (\d+)", done.stderr)
+    if done.returncode != 0:
+        sys.exit(f"{done.stderr[-6000:]}\n{target}: a finding; the input is in {artifacts}")
+    return int(count[1])
+
+
+def minimise(program, target):
+    """Packs the fewest inputs that show as much as all of them do, the same bytes for the same inputs."""
+    corpus = FUZZ / "corpus" / target
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = pathlib.Path(scratch) / "kept"
+        kept.mkdir()
+        subprocess.run([str(program / target), "-set_cover_merge=1", "-rss_limit_mb=2048", "-timeout=10",
+                        str(kept), str(corpus)], capture_output=True, check=True, cwd=scratch)
+        (FUZZ / "seeds").mkdir(exist_ok=True)
+        packed = FUZZ / "seeds" / f"{target}.tar.xz"
+        files = sorted(kept.iterdir())
+        with tarfile.open(packed, "w:xz", preset=9) as archive:
+            for path in files:
+                entry = tarfile.TarInfo(path.name)
+                entry.size = path.stat().st_size
+                archive.addfile(entry, io.BytesIO(path.read_bytes()))
+        # What goes on starts from these.
+        shutil.rmtree(corpus)
+        corpus.mkdir()
+        for path in files:
+            shutil.copy(path, corpus)
+    print(f"{target}: {len(files)} inputs, {packed.stat().st_size} bytes packed", flush=True)
+
+
+def table():
+    rows = "".join(f"| `{target}` | {count:,} |\n" for target, count in figures().items())
+    text = PAGE.read_text()
+    before, rest = text.split(START)
+    _, after = rest.split(END)
+    PAGE.write_text(f"{before}{START}| target | executions |\n|---|---:|\n{rows}{END}{after}")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("targets", nargs="*", metavar="TARGET")
+    parser.add_argument("--executions", type=float, default=1e7)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--minimise", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    chosen = options.targets or targets()
+    if options.table:
+        return table()
+    subprocess.run([str(FUZZ / "seed.sh")], check=True)
+    program = build(False)
+    if not options.minimise:
+        end = time.monotonic() + options.seconds
+        first = build(True)
+        left = chosen
+        while left and time.monotonic() < end:
+            for target in left:
+                count = run(first, target, SLICE)
+                add(target, count)
+                print(f"{target}: {count} more, {figures()[target]} in all", flush=True)
+                if time.monotonic() >= end:
+                    break
+            first = program
+            left = [target for target in left if figures()[target] < options.executions]
+    for target in chosen:
+        minimise(program, target)
+    table()
+
+
+if __name__ == "__main__":
+    main()

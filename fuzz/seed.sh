@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
-# Gives the fuzzer the images of testdata to start from.
+# Gives the fuzzer the images of testdata to start from, and what it found in earlier campaigns.
 set -euo pipefail
 cd "$(dirname "$0")"
+for packed in seeds/*.tar.xz; do
+    target=$(basename "$packed" .tar.xz)
+    mkdir -p "corpus/$target"
+    tar -xJf "$packed" -C "corpus/$target"
+done
 for target in detect qcow2; do
     mkdir -p "corpus/$target"
     find ../testdata/qcow2 -name '*.qcow2' -size -200k -exec cp -t "corpus/$target" {} +

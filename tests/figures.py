@@ -54,6 +54,9 @@ ROWS = [
     ("Images made by QEMU at random, read byte for byte as QEMU reads them",
      ["differential images"],
      "nothing"),
+    ("Images written at random, read by QEMU as they were written",
+     ["written images"],
+     "nothing"),
     ("Looks at one image by 8 threads at once",
      ["reads by 8 threads at once"],
      "nothing"),
@@ -62,7 +65,7 @@ ROWS = [
      "nothing"),
 ]
 
-TESTS = ["faults", "syscalls", "crashes", "damage", "differential", "threads"]
+TESTS = ["faults", "syscalls", "crashes", "damage", "differential", "written", "threads"]
 
 
 def measure(test):

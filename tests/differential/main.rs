@@ -19,7 +19,6 @@ mod generate;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,27 +27,7 @@ use blockform::image::SnapshotSelector;
 use blockform::{BlockSource, Image, OpenOptions, PathPolicy};
 use generate::{Made, make};
 use support::faults::figure;
-use support::{Rng, has_tool, map_of, map_of_qemu, read_all};
-
-fn number(name: &str, default: u64) -> u64 {
-    let text = std::env::var(name).ok();
-    text.map_or(default, |text| text.parse().unwrap())
-}
-
-/// Runs a program in a folder; what it printed, or why it failed.
-fn tool(folder: &Path, words: &[&str]) -> Result<String, String> {
-    let output = Command::new(words[0])
-        .args(&words[1..])
-        .current_dir(folder)
-        .stdin(std::process::Stdio::null())
-        .output()
-        .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(format!("{words:?}: {} {told}", output.status)),
-    }
-}
+use support::{Rng, has_tool, map_of, map_of_qemu, number, read_all, tool};
 
 fn open(folder: &Path, made: &Made, snapshot: Option<&str>) -> Result<Box<dyn Image>, String> {
     let mut options = OpenOptions::new()

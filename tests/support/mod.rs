@@ -58,6 +58,27 @@ pub fn run(command: &mut Command) -> String {
     text
 }
 
+/// What a variable of the environment says, or `default`.
+pub fn number(name: &str, default: u64) -> u64 {
+    let text = std::env::var(name).ok();
+    text.map_or(default, |text| text.parse().unwrap())
+}
+
+/// Runs a program in a folder; what it printed, or why it failed.
+pub fn tool(folder: &Path, words: &[&str]) -> Result<String, String> {
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .current_dir(folder)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(format!("{words:?}: {} {told}", output.status)),
+    }
+}
+
 pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()

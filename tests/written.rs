@@ -15,19 +15,15 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockform::convert::ConvertOptions;
 use blockform::image::{Backing, parse_options};
 use blockform::{ImageName, OpenOptions, PathPolicy};
-use support::faults::figure;
 use support::model::{Fill, Model, Way};
-use support::{Rng, has_tool, number, tool};
+use support::{Rng, has_tool, judge_images, tool};
 
 /// One of the words.
 fn one<'a>(rng: &mut Rng, words: &[&'a str]) -> &'a str {
@@ -256,34 +252,11 @@ fn images_of_every_kind_are_read_by_qemu_as_they_were_written() {
     if !has_tool("qemu-img") {
         return;
     }
-    let (first, count) = (number("BLOCKFORM_FIRST", 1), number("BLOCKFORM_IMAGES", 60));
-    let next = AtomicU64::new(first);
-    let found = Mutex::new((Vec::new(), BTreeMap::<&str, u64>::new()));
-    let work = || {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= first + count {
-                return;
-            }
-            let folder = tempfile::tempdir().unwrap();
-            let mut told = String::new();
-            let outcome = judge(folder.path(), number, &mut told);
-            let mut found = found.lock().unwrap();
-            match outcome {
-                Ok(format) => *found.1.entry(format).or_default() += 1,
-                Err(problem) => {
-                    eprintln!("image {number}: {told}\n  {problem}");
-                    found.0.push(number);
-                }
-            }
+    judge_images("written images", 60, |folder, number| {
+        let mut told = String::new();
+        match judge(folder, number, &mut told) {
+            Ok(format) => (vec![(format.to_owned(), 1)], None),
+            Err(problem) => (Vec::new(), Some(format!("{told}\n  {problem}"))),
         }
-    };
-    std::thread::scope(|scope| {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        (0..threads).for_each(|_| drop(scope.spawn(work)));
     });
-    let (wrong, kinds) = found.into_inner().unwrap();
-    figure("written images", count);
-    figure("of these", format!("{kinds:?}"));
-    assert!(wrong.is_empty(), "images {wrong:?} are read otherwise");
 }

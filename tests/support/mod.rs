@@ -1,14 +1,17 @@
 //! What several test crates share: where things are, what is true of them, and how to patch them.
 
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::print_stderr)]
 
 pub mod crash;
 pub mod faults;
 pub mod model;
 pub mod origins;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockform::{
     BlockSource, BlockSourceExt, Error, Extent, ExtentKind, Image, OpenOptions, PathPolicy,
@@ -62,6 +65,47 @@ pub fn run(command: &mut Command) -> String {
 pub fn number(name: &str, default: u64) -> u64 {
     let text = std::env::var(name).ok();
     text.map_or(default, |text| text.parse().unwrap())
+}
+
+/// What became of an image that follows from its number: what it counts as, and how it was made and what
+/// is wrong with it if something is.
+pub type Judged = (Vec<(String, u64)>, Option<String>);
+
+/// Makes and judges as many images as `BLOCKFORM_IMAGES` says, or `count`, from `BLOCKFORM_FIRST` on, in an
+/// empty folder each, and tells how many there were of which kind.
+pub fn judge_images(what: &str, count: u64, judge: impl Fn(&Path, u64) -> Judged + Sync) {
+    let (first, count) = (
+        number("BLOCKFORM_FIRST", 1),
+        number("BLOCKFORM_IMAGES", count),
+    );
+    let next = AtomicU64::new(first);
+    let found = Mutex::new((Vec::new(), BTreeMap::<String, u64>::new()));
+    let work = || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= first + count {
+                return;
+            }
+            let folder = tempfile::tempdir().unwrap();
+            let (kinds, wrong) = judge(folder.path(), number);
+            let mut found = found.lock().unwrap();
+            for (kind, count) in kinds {
+                *found.1.entry(kind).or_default() += count;
+            }
+            if let Some(problem) = wrong {
+                eprintln!("image {number}: {problem}");
+                found.0.push(number);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        (0..threads).for_each(|_| drop(scope.spawn(work)));
+    });
+    let (wrong, kinds) = found.into_inner().unwrap();
+    faults::figure(what, count);
+    faults::figure("of these", format!("{kinds:?}"));
+    assert!(wrong.is_empty(), "images {wrong:?} are read otherwise");
 }
 
 /// Runs a program in a folder; what it printed, or why it failed.

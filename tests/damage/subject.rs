@@ -174,6 +174,7 @@ impl Subject {
 
     /// What becomes of the image when its file is this one.
     pub(crate) fn outcome(&self, file: Patched) -> Ending {
+        let cut = file.len < self.bytes.len();
         let Ok(image) = self.open(file) else {
             return Ending::Refused;
         };
@@ -197,7 +198,7 @@ impl Subject {
             Ok(true) if warned => Ending::Told,
             Ok(true) => {
                 let read = read_all(&image).unwrap();
-                let tail = self.only_a_tail_is_zero(&*image, &read);
+                let tail = cut && self.only_a_tail_is_zero(&*image, &read);
                 if tail { Ending::Tail } else { Ending::Wrong }
             }
             Ok(false) if warned => Ending::Warned,

@@ -105,17 +105,24 @@ impl Qcow2Map {
         (own && (sound || !self.salvages)).then_some(host)
     }
 
-    /// Fails if the cluster at `host` is that of another entry, too, which is found out about all of them
-    /// before any is believed: else it would be the first that was asked for that is.
+    /// Fails if the cluster of an entry is that of another one, too, which is found out about all of them
+    /// before any is believed: else it would be the first that was asked for that is. If one of the two says
+    /// that it is its own, that one is.
     fn check_own(&self, entry: u64, guest: u64) -> Result<()> {
-        let Some(host) = self.own_cluster(entry).filter(|_| !self.data_file) else {
+        let host = entry & L2_OFFSET;
+        if self.data_file || host == 0 || entry & COMPRESSED != 0 {
             return Ok(());
-        };
+        }
         let own = |entry| self.own_cluster(entry);
-        match self
-            .audit()
-            .is_contested(host, &own, &self.file, &self.limits, self.stride())?
-        {
+        let is_own = own(entry).is_some();
+        match self.audit().is_contested(
+            host,
+            is_own,
+            &own,
+            &self.file,
+            &self.limits,
+            self.stride(),
+        )? {
             false => Ok(()),
             true => {
                 let problem = format!(
@@ -274,6 +281,9 @@ impl Qcow2Map {
         if allocated {
             if offset % self.cluster_size() != 0 {
                 return bad("is not at the start of a cluster");
+            }
+            if self.data_file && offset != guest - into {
+                return bad("is not where the guest has it, and in a data file it has to be");
             }
             let metadata = if self.data_file {
                 None

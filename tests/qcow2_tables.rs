@@ -165,7 +165,7 @@ fn packed_data_is_in_no_other_cluster() {
             bytes: sample.bytes.clone(),
             ..Sample::new()
         };
-        sample.set(others[0], host / cluster * cluster | flag);
+        sample.set(others[0], (host / cluster * cluster) | flag);
         refused(sample, "packed data in it");
     }
 }
@@ -246,6 +246,16 @@ fn reserved_bits_are_not_overlooked() {
         sample.set(sample.l1, sample.number(sample.l1) | 1 << bit);
         refused(sample, "reserved bits");
     }
+}
+
+#[test]
+fn nothing_is_no_entrys_own() {
+    let mut sample = Sample::new();
+    sample.set(sample.l2 + 8, COPIED);
+    refused(sample, "has a cluster of its own, and none");
+    let mut sample = Sample::new();
+    sample.set(sample.l1, COPIED);
+    refused(sample, "has a table of its own, and none");
 }
 
 #[test]

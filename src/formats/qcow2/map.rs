@@ -174,8 +174,13 @@ impl Qcow2Map {
             let problem = format!("entry {index} is {entry:#x}, with reserved bits set");
             return Err(self.malformed("L1 table", guest, problem));
         }
-        if offset == 0 {
+        if offset == 0 && entry & COPIED == 0 {
             return Ok(None);
+        }
+        if offset == 0 {
+            let problem =
+                format!("entry {index} is {entry:#x}: it has a table of its own, and none");
+            return Err(self.malformed("L1 table", guest, problem));
         }
         if offset % self.cluster_size() != 0 {
             let problem = format!("entry {index} is {entry:#x}, not at the start of a cluster");
@@ -293,6 +298,10 @@ impl Qcow2Map {
             if let Some(other) = metadata {
                 return bad(&format!("points into the {other}"));
             }
+        }
+        // The specification lets no cluster at offset 0 be an entry's own but in a data file.
+        if !allocated && entry & (COPIED | flag_zero) == COPIED {
+            return bad("has a cluster of its own, and none");
         }
         if self.extended_l2 {
             return self.decode_subclusters(entry, bitmap, offset, allocated, guest);
@@ -416,7 +425,7 @@ impl Qcow2Map {
             match be_u64(&self.l1, index) {
                 None if self.salvages => break,
                 None => return Ok(limit),
-                Some(entry) if entry & L1_OFFSET != 0 || entry & L1_RESERVED != 0 => break,
+                Some(entry) if entry != 0 => break,
                 Some(_) => len = len.saturating_add(span),
             }
         }

@@ -161,12 +161,12 @@ fn packed_data_is_in_no_other_cluster() {
         entries.partition(|at| sample.number(*at) & (1 << 62) != 0);
     let host = sample.number(packed[0]) & ((1 << 54) - 1);
     for flag in [0, COPIED] {
-        let mut sample = Sample {
+        let mut damaged = Sample {
             bytes: sample.bytes.clone(),
             ..Sample::new()
         };
-        sample.set(others[0], (host / cluster * cluster) | flag);
-        refused(sample, "packed data in it");
+        damaged.set(others[0], (host / cluster * cluster) | flag);
+        refused(damaged, "packed data in it");
     }
 }
 
@@ -212,6 +212,42 @@ fn no_table_is_data() {
         let mut packed = Sample::new();
         packed.set(packed.l2, table | 1 << 62);
         refused(packed, name);
+    }
+}
+
+#[test]
+fn what_snapshots_and_bitmaps_have_is_no_data() {
+    for (file, name) in [
+        ("snapshots", "snapshot table"),
+        ("snapshots", "L1 table of a snapshot"),
+        ("bitmaps", "bitmap directory"),
+        ("bitmaps", "bitmap table"),
+    ] {
+        let mut sample = Sample {
+            bytes: std::fs::read(testdata(&format!("qcow2/good/{file}.qcow2"))).unwrap(),
+            ..Sample::new()
+        };
+        sample.l1 = sample.number(40);
+        sample.l2 = sample.number(sample.l1) & !COPIED;
+        let extension = sample
+            .bytes
+            .windows(4)
+            .position(|w| w == [0x23, 0x85, 0x28, 0x75]);
+        let directory = extension.map(|at| sample.number(at as u64 + 8 + 16));
+        let at = match name {
+            "snapshot table" => sample.number(64),
+            "L1 table of a snapshot" => sample.number(sample.number(64)),
+            "bitmap directory" => directory.unwrap(),
+            _ => sample.number(directory.unwrap()),
+        };
+        for flag in [0, COPIED, 1 << 62] {
+            let mut damaged = Sample {
+                bytes: sample.bytes.clone(),
+                ..Sample::new()
+            };
+            damaged.set(sample.l2, at | flag);
+            refused(damaged, name);
+        }
     }
 }
 

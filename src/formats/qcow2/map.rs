@@ -105,17 +105,24 @@ impl Qcow2Map {
         (own && (sound || !self.salvages)).then_some(host)
     }
 
-    /// Fails if the cluster at `host` is that of another entry, too, which is found out about all of them
-    /// before any is believed: else it would be the first that was asked for that is.
+    /// Fails if the cluster of an entry is that of another one, too, which is found out about all of them
+    /// before any is believed: else it would be the first that was asked for that is. If one of the two says
+    /// that it is its own, that one is.
     fn check_own(&self, entry: u64, guest: u64) -> Result<()> {
-        let Some(host) = self.own_cluster(entry).filter(|_| !self.data_file) else {
+        let host = entry & L2_OFFSET;
+        if self.data_file || host == 0 || entry & COMPRESSED != 0 {
             return Ok(());
-        };
+        }
         let own = |entry| self.own_cluster(entry);
-        match self
-            .audit()
-            .is_contested(host, &own, &self.file, &self.limits, self.stride())?
-        {
+        let is_own = own(entry).is_some();
+        match self.audit().is_contested(
+            host,
+            is_own,
+            &own,
+            &self.file,
+            &self.limits,
+            self.stride(),
+        )? {
             false => Ok(()),
             true => {
                 let problem = format!(
@@ -167,8 +174,13 @@ impl Qcow2Map {
             let problem = format!("entry {index} is {entry:#x}, with reserved bits set");
             return Err(self.malformed("L1 table", guest, problem));
         }
-        if offset == 0 {
+        if offset == 0 && entry & COPIED == 0 {
             return Ok(None);
+        }
+        if offset == 0 {
+            let problem =
+                format!("entry {index} is {entry:#x}: it has a table of its own, and none");
+            return Err(self.malformed("L1 table", guest, problem));
         }
         if offset % self.cluster_size() != 0 {
             let problem = format!("entry {index} is {entry:#x}, not at the start of a cluster");
@@ -275,6 +287,9 @@ impl Qcow2Map {
             if offset % self.cluster_size() != 0 {
                 return bad("is not at the start of a cluster");
             }
+            if self.data_file && offset != guest - into {
+                return bad("is not where the guest has it, and in a data file it has to be");
+            }
             let metadata = if self.data_file {
                 None
             } else {
@@ -283,6 +298,10 @@ impl Qcow2Map {
             if let Some(other) = metadata {
                 return bad(&format!("points into the {other}"));
             }
+        }
+        // The specification lets no cluster at offset 0 be an entry's own but in a data file.
+        if !allocated && entry & (COPIED | flag_zero) == COPIED {
+            return bad("has a cluster of its own, and none");
         }
         if self.extended_l2 {
             return self.decode_subclusters(entry, bitmap, offset, allocated, guest);
@@ -406,7 +425,7 @@ impl Qcow2Map {
             match be_u64(&self.l1, index) {
                 None if self.salvages => break,
                 None => return Ok(limit),
-                Some(entry) if entry & L1_OFFSET != 0 || entry & L1_RESERVED != 0 => break,
+                Some(entry) if entry != 0 => break,
                 Some(_) => len = len.saturating_add(span),
             }
         }

@@ -37,10 +37,10 @@ impl Qcow2Image {
     pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
         let (limits, salvages) = (opener.limits(), opener.salvages());
         let header = read_header(&source)?;
-        let regions = Regions::of(&header, source.size(), salvages)?;
+        let mut regions = Regions::of(&header, source.size(), salvages)?;
         let mut left_out = Vec::new();
-        let snapshots = snapshot::read_table(&header, &source, limits).map(|(all, _)| all);
-        let snapshots = match salvages && opener.snapshot().is_none() {
+        let snapshots = snapshot::read_table(&header, &source, limits);
+        let (snapshots, table_end) = match salvages && opener.snapshot().is_none() {
             true => or_nothing("snapshots", snapshots, &mut left_out),
             false => snapshots?,
         };
@@ -59,12 +59,17 @@ impl Qcow2Image {
         let mut references = Vec::new();
         let data = open_data_file(&header, &source, opener, &mut references)?;
         let (below, backing) = open_backing(&header, opener, &mut references)?;
-        let bitmaps = bitmap::read_directory(&header, &source, limits).map(|all| all.bitmaps);
-        let bitmaps = match salvages {
+        let bitmaps = bitmap::read_directory(&header, &source, limits);
+        let directory = match salvages {
             true => or_nothing("bitmaps", bitmaps, &mut left_out),
             false => bitmaps?,
         };
-        let bitmaps = bitmaps.into_iter().map(|bitmap| bitmap.info).collect();
+        regions.add_listed((header.snapshots_offset, table_end), &snapshots, &directory);
+        let bitmaps = directory
+            .bitmaps
+            .into_iter()
+            .map(|bitmap| bitmap.info)
+            .collect();
         let mut info = describe(&header, &source, &snapshots, bitmaps)?;
         info.virtual_size = size;
         info.warnings.extend(left_out);
@@ -204,10 +209,10 @@ pub(super) fn read_header(source: &dyn BlockSource) -> Result<Header> {
 }
 
 /// A list beside the data that may be damaged while the data is not, and why it is left out if it is.
-fn or_nothing<T>(what: &str, read: Result<Vec<T>>, left_out: &mut Vec<String>) -> Vec<T> {
+fn or_nothing<T: Default>(what: &str, read: Result<T>, left_out: &mut Vec<String>) -> T {
     read.unwrap_or_else(|error| {
         left_out.push(format!("the {what} are left out: {}", error.chain()));
-        Vec::new()
+        T::default()
     })
 }
 

@@ -70,6 +70,10 @@ pub(super) struct GrainMap<T> {
     /// Bytes of the guest that the extent holds.
     pub(super) size: u64,
     pub(super) regions: Regions,
+    /// Where the first grain can be, in bytes: before that is metadata.
+    pub(super) first_grain: u64,
+    /// Whether a table is compared with its copy.
+    pub(super) compares: bool,
     pub(super) seen: Seen,
     pub(super) cache: TableCache,
     /// What is kept if what can be is to be salvaged.
@@ -112,6 +116,9 @@ impl<T: Tables> GrainMap<T> {
         let read = || {
             let first = self.read_table(index, host);
             match (first, second()) {
+                (Ok(table), Some(second)) if self.compares => {
+                    self.compare(index, &table, second).map(|()| table)
+                }
                 (Err(error @ Error::Malformed { .. }), Some(second)) => self
                     .read_table(index, second)
                     .or_else(|_| self.read_both(index, host, second).ok_or(error)),
@@ -129,6 +136,36 @@ impl<T: Tables> GrainMap<T> {
         let table = self.read_entries(host)?;
         self.check_table(index, host, &table)?;
         Ok(Arc::new(table))
+    }
+
+    /// Fails where the copy of a table at `second` has another grain than the table: which of them is the right
+    /// one nothing tells. A copy that cannot be read, or an entry of it that makes no sense, says nothing.
+    ///
+    /// QEMU writes the table before its copy, which after a crash may lack what the table has.
+    fn compare(&self, index: u64, table: &[u8], second: u64) -> Result<()> {
+        let Ok(copy) = self.read_entries(second) else {
+            return Ok(());
+        };
+        if copy == table {
+            return Ok(());
+        }
+        let len = self.tables.entry_len();
+        let guests = (index * self.table_span()..self.size)
+            .step_by(usize::try_from(self.grain).unwrap_or(usize::MAX));
+        let pairs = table.chunks_exact(len).zip(copy.chunks_exact(len));
+        for ((raw, other), guest) in pairs.zip(guests) {
+            let own = self.tables.entry(raw)?;
+            let Ok(Grain::At(at)) = self.decode(other, guest) else {
+                continue;
+            };
+            if own != Grain::Zero && own != Grain::At(at) {
+                let problem = format!(
+                    "refers to byte {at} for guest offset {guest}, and the grain table does not"
+                );
+                return Err(malformed("redundant grain table", second, problem));
+            }
+        }
+        Ok(())
     }
 
     fn read_entries(&self, host: u64) -> Result<Vec<u8>> {
@@ -225,7 +262,7 @@ impl<T: Tables> GrainMap<T> {
         };
         let problem = if !in_file {
             format!("refers to byte {at}, and the file ends at {file_size}")
-        } else if self.regions.overlap(at, end) {
+        } else if at < self.first_grain || self.regions.overlap(at, end) {
             format!("refers to byte {at}, which is metadata")
         } else {
             return Ok(grain);

@@ -1,7 +1,7 @@
 //! Mending the two copies of the grain directory, and of each grain table, by each other.
 //!
 //! An entry of one copy that makes no sense is replaced by that of the other, if that does. Where both make
-//! sense and say different things, the first copy counts, as it does for a reader, and the redundant one is
+//! sense and say different things, the first copy counts, as it does for who salvages, and the redundant one is
 //! only brought up to it where it knows nothing.
 
 use std::sync::Arc;

@@ -192,6 +192,8 @@ pub(super) fn open(
         regions,
         seen,
         cache: TableCache::new(limits.cache_bytes),
+        first_grain: 0,
+        compares: false,
         salvage: Salvaging::asked_by(opener),
     })
 }

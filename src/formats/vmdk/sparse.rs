@@ -172,6 +172,13 @@ pub(super) fn open_hosted(
         zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
     };
     let map = GrainMap {
+        // A packed grain says itself where it belongs, and of an extent that was not closed it is known that its
+        // tables are not what they should be.
+        compares: !header.is_compressed() && header.unclean_shutdown == 0 && !salvages,
+        first_grain: match salvages {
+            true => 0,
+            false => header.over_head.saturating_mul(SECTOR),
+        },
         file,
         tables,
         storage,
@@ -228,6 +235,8 @@ pub(super) fn open_cowd(
         },
         file,
         storage: Storage::Plain,
+        first_grain: 0,
+        compares: false,
         grain: layout.grain,
         entries: layout.entries,
         size: size.unwrap_or(capacity),

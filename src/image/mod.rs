@@ -22,7 +22,7 @@ mod safety;
 mod value;
 mod writer;
 
-pub use check::{Clusters, Finding, FindingKind, Findings, Fixed, Scope};
+pub use check::{CheckedWithin, Clusters, Finding, FindingKind, Findings, Fixed, Scope};
 pub use create::{Backing, CreateOptions, OptionSet, parse_options, parse_size};
 pub use info::{BitmapInfo, FileInfo, ImageIds, ImageInfo, SnapshotInfo};
 pub use probe::{Evidence, Probe, Verdict};
@@ -99,8 +99,8 @@ pub trait Format: Debug + Send + Sync {
     /// [`Error::LimitExceeded`](crate::Error::LimitExceeded), and what `opener` and `source` fail with.
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>>;
 
-    /// Looks for everything that is wrong with the image in `source`, without reading the guest's data.
-    /// `None` for a format that has nothing to check, raw.
+    /// Looks for everything that is wrong with the image in `source`, without reading the guest's data,
+    /// unless the image has a checksum of it. `None` for a format that has nothing to check, raw.
     ///
     /// It goes on after what it finds. Backing files are not its matter: it asks `opener` only for the
     /// files that the image itself consists of.
@@ -196,6 +196,25 @@ pub trait Opener: Debug {
         declared: Option<FormatId>,
         resolver: Arc<dyn Resolver>,
     ) -> Result<Arc<dyn Image>>;
+
+    /// [Checks](Format::check) the image in `source`, as [`open_within`](Self::open_within) would open it.
+    /// Backing files stay closed.
+    ///
+    /// # Errors
+    /// As there, and as [`Format::check`].
+    fn check_within(
+        &self,
+        source: Arc<dyn BlockSource>,
+        declared: Option<FormatId>,
+        resolver: Arc<dyn Resolver>,
+    ) -> Result<CheckedWithin>;
+
+    /// [Checks](Format::check) the image that `reference` means, as [`open_image`](Self::open_image) would
+    /// open it; `None` if the caller's resolver left it closed. Backing files stay closed.
+    ///
+    /// # Errors
+    /// As there, and as [`Format::check`].
+    fn check_image(&self, reference: &Reference) -> Result<Option<CheckedWithin>>;
 
     /// Opens the image that `reference` means, in the format that the image or the caller declares:
     /// its content is never probed. `None` if the caller's resolver left it closed: reading what

@@ -22,7 +22,7 @@ impl OpenOptions {
 
 /// Leaves closed what is behind the image, and asks about the rest.
 #[derive(Debug)]
-struct OwnFiles(Arc<dyn Resolver>);
+pub(super) struct OwnFiles(pub(super) Arc<dyn Resolver>);
 
 impl Resolver for OwnFiles {
     fn resolve(&self, reference: &Reference) -> Result<Resolved> {

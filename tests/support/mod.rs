@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+pub mod appliance;
 pub mod crash;
 pub mod faults;
 pub mod model;

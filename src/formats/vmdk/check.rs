@@ -85,7 +85,7 @@ fn check_line(
         return Ok(());
     }
     match findings.sound(check_extent(&file, opener.limits()))? {
-        Some(Some(found)) => findings.merge(found),
+        Some(Some(found)) => findings.merge(found.of_file(&reference.name)),
         Some(None) => {
             let problem = format!("calls {name} a sparse extent, and the file is none");
             findings.add_damage(bad_descriptor(problem))?;

@@ -222,7 +222,7 @@ type Damage = (
     (u64, u64),
 );
 
-const DAMAGES: [Damage; 24] = [
+const DAMAGES: [Damage; 27] = [
     (
         "a count too low",
         "cluster-4k",
@@ -331,6 +331,40 @@ const DAMAGES: [Damage; 24] = [
         (1, 0),
     ),
     (
+        "a packed cluster that begins within another, counted right",
+        "zlib",
+        |b, l| {
+            let first = be64(b, l.packed[0]);
+            put64(b, l.packed[0], first + 512);
+        },
+        "packed cluster",
+        (1, 0),
+    ),
+    (
+        "a packed cluster that ends where another does not, counted right",
+        "zlib",
+        |b, l| {
+            let first = be64(b, l.packed[0]);
+            put64(b, l.packed[1], first - (1 << 58));
+        },
+        "packed cluster",
+        (1, 1),
+    ),
+    (
+        "a packed cluster within one that is not, counted right",
+        "zlib",
+        |b, l| {
+            let (stored, packed) = (be64(b, l.stored[0]), be64(b, l.packed[0]));
+            let cluster = |entry: u64| usize::try_from((entry & 0xffff_ffff) / 4096).unwrap();
+            put64(b, l.stored[0], stored & !(1 << 63));
+            put64(b, l.packed[0], 1 << 62 | (stored & 0xffff_ffff));
+            b[l.refcount_block + 2 * cluster(stored) + 1] += 1;
+            b[l.refcount_block + 2 * cluster(packed) + 1] -= 1;
+        },
+        "refcount",
+        (1, 0),
+    ),
+    (
         "a refcount table entry with a reserved bit",
         "cluster-4k",
         |b, l| b[l.refcount_table + 7] |= 1,
@@ -432,7 +466,10 @@ const DAMAGES: [Damage; 24] = [
 ];
 
 /// Where the counts are ours alone: QEMU knows no rule there, or goes on in another way.
-const NOT_QEMU: [&str; 4] = [
+const NOT_QEMU: [&str; 7] = [
+    "a packed cluster that begins within another, counted right",
+    "a packed cluster that ends where another does not, counted right",
+    "a packed cluster within one that is not, counted right",
     "a structure that is data too, counted right",
     "a snapshot's L1 table that is not aligned",
     "a bitmap's table with reserved bits",
@@ -783,6 +820,79 @@ fn a_check_keeps_to_its_limit_and_says_which() {
         );
         assert!(named, "{error}");
     }
+}
+
+/// What QEMU makes of a packed image over the years: written to, with snapshots that share packed clusters.
+#[test]
+fn packed_clusters_that_snapshots_share_are_sound() {
+    if !has_qemu() || !support::has_tool("qemu-io") || !support::can_unpack("zlib") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    let mut disk = sample_disk(8, 4 << 20);
+    disk.resize(8 << 20, 0);
+    fs::write(folder.join("disk.raw"), disk).unwrap();
+    for (cluster, kind) in [("4k", "zlib"), ("64k", "zlib"), ("64k", "zstd")] {
+        let line = format!(
+            "qemu-img convert -O qcow2 -c -o cluster_size={cluster},compression_type={kind} disk.raw a.qcow2"
+        );
+        common::must(folder, &line);
+        for (snapshot, place, free) in [
+            ("one", "70k", "4M"),
+            ("two", "1M", "5M"),
+            ("three", "2M", "6M"),
+        ] {
+            common::must(folder, &format!("qemu-img snapshot -c {snapshot} a.qcow2"));
+            let write = format!("write -P 9 {place} 100k");
+            // QEMU packs what is written only where nothing is.
+            let pack = format!("write -c -P 8 {free} 64k");
+            for write in [write, pack] {
+                let out = run(folder, "qemu-io", ["-c", &write, "a.qcow2"]);
+                let told = String::from_utf8_lossy(&out.stderr).into_owned();
+                assert!(out.status.success(), "{line}: {write}: {told}");
+            }
+        }
+        common::must(folder, "qemu-img snapshot -d two a.qcow2");
+        let path = folder.join("a.qcow2");
+        assert_eq!(
+            Some(our_check(&path, "qcow2")),
+            qemu_check(&path, "qcow2"),
+            "{line}"
+        );
+        let findings = check_bytes(fs::read(&path).unwrap(), "qcow2");
+        assert!(
+            findings.is_clean() && findings.told().is_empty(),
+            "{:?}",
+            findings.told()
+        );
+    }
+}
+
+#[test]
+fn without_room_for_packed_clusters_the_rest_is_checked() {
+    let disk = sample_disk(9, 8 << 20);
+    let target = Arc::new(Memory::default());
+    let targets: [Arc<dyn blockform::BlockTarget>; 1] = [Arc::clone(&target) as _];
+    let mut convert = ConvertOptions::to("qcow2").option("cluster_size", "4k");
+    convert = convert.compress(true);
+    if !support::can_unpack("zlib") {
+        return;
+    }
+    convert
+        .convert_to_targets(&Memory::new(disk), &targets)
+        .unwrap();
+    let source: Arc<dyn BlockSource> = target;
+    let mut limits = Limits::default();
+    limits.check_bytes = 5 << 10;
+    let options = OpenOptions::new().limits(limits);
+    let findings = Checked::of_source(&source, &options)
+        .unwrap()
+        .findings
+        .unwrap();
+    assert!(findings.is_clean());
+    assert_eq!(findings.told().len(), 1, "{:?}", findings.told());
+    assert!(findings.told()[0].problem.contains("Limits::check_bytes"));
 }
 
 #[test]

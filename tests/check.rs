@@ -669,18 +669,36 @@ fn damage_of_vmdk_is_found() {
         let first = le32(b, used[0]);
         put_le32(b, used[1], first);
     });
-    expect(&found, 1, 0, "grain", "two entries");
+    expect(&found, 2, 0, "grain", "two entries");
     let found = find(&|b| put_le32(b, used[0], 1 << 30));
     expect(&found, 1, 0, "grain table", "past the end");
     let found = find(&|b| put_le32(b, used[0], u32::try_from(directory / 512).unwrap()));
     expect(&found, 1, 0, "grain table", "in the grain table");
     let found = find(&|b| b.copy_within(directory..directory + 4, redundant));
     expect(&found, 1, 0, "grain table", "overlaps");
-    let found = find(&|b| b[used[0]] ^= 1);
-    assert!(
-        found.told().iter().any(|f| f.kind == FindingKind::Note),
-        "the copy differs"
-    );
+    // Of two copies that differ, both of which make sense, one is wrong.
+    let second = usize::try_from(le32(&image, redundant)).unwrap() * 512;
+    let copy = |at: usize| at - table + second;
+    for (one, two, corruptions) in [
+        (Some(0), None, 1),
+        (None, Some(0), 0),
+        (Some(1), None, 1),
+        (None, Some(le32(&image, used[1])), 1),
+        (None, Some(1), 0),
+        (None, Some(1 << 30), 0),
+    ] {
+        let found = find(&|b| {
+            for (at, entry) in [(used[0], one), (copy(used[0]), two)] {
+                entry.into_iter().for_each(|entry| put_le32(b, at, entry));
+            }
+        });
+        let told = found.told();
+        assert!(told.iter().any(|f| f.kind == FindingKind::Note), "{told:?}");
+        assert_eq!(found.corruptions, corruptions, "{one:?} {two:?} {told:?}");
+    }
+    let found = find(&|b| put_le32(b, directory, 0));
+    expect(&found, 1, 0, "redundant grain directory", "has a table");
+    assert!(find(&|b| put_le32(b, redundant, 0)).is_clean());
 }
 
 /// Eight bytes the other way round.

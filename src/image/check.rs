@@ -277,14 +277,18 @@ impl CheckedWithin {
     }
 }
 
-/// How much a repair may change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// How much a repair may change, from little to much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Scope {
     /// Only what wastes space: leaked clusters are given back.
     Leaks,
     /// All that can be mended without a guess about the guest's data.
     All,
+    /// Besides, what is empty in the table that counts and is there in its redundant copy, as grains of VMDK
+    /// can be, is taken from the copy. The disk then holds what it did not before: bytes that were lost, or
+    /// that were never its own.
+    Redundant,
 }
 
 /// What a repair mended.

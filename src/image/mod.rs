@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::limits::Limits;
 use crate::name::ImageName;
@@ -118,23 +118,33 @@ pub trait Format: Debug + Send + Sync {
         Ok(None)
     }
 
-    /// Mends the image in `file` in place; `None` for a format of which nothing can be mended.
+    /// What of an image of this format can be mended, in order: nothing by default.
+    fn mends(&self) -> &'static [Scope] {
+        &[]
+    }
+
+    /// Mends the image in `file` in place, in a `scope` that is one of those that it [has](Self::mends).
     ///
-    /// The guest's disk stays as it is. Writes are ordered by [`sync`](BlockTarget::sync) so that the
+    /// The guest's disk stays as it is, but for [`Scope::Redundant`]. Writes are ordered by [`sync`](BlockTarget::sync) so that the
     /// file, wherever they are cut off and whichever of those between two syncs are lost, is never
     /// worse than it was: new structures are written where nothing was, then put in force by one
     /// write, and then the old ones are given back.
     ///
     /// # Errors
-    /// As [`check`](Self::check), and what writing fails with.
+    /// As [`check`](Self::check), and what writing fails with; [`Error::Unsupported`](crate::Error::Unsupported)
+    /// by default.
     fn repair(
         &self,
         file: &Arc<dyn BlockTarget>,
         opener: &dyn Opener,
         scope: Scope,
-    ) -> Result<Option<Fixed>> {
+    ) -> Result<Fixed> {
         let _ = (file, opener, scope);
-        Ok(None)
+        Err(Error::Unsupported {
+            format: self.id(),
+            feature: "repair".to_owned(),
+            hint: "convert what can be read of it",
+        })
     }
 
     /// Opens an image of this format of which the start has arrived, and the rest may follow. Until its

@@ -612,6 +612,123 @@ fn damage_of_vhd_is_found() {
 }
 
 #[test]
+fn data_that_a_bitmap_of_vhd_hides_is_found() {
+    let mut disk = sample_disk(6, 9 << 20);
+    disk[4 << 20..][..1 << 20].fill(0);
+    disk[8 << 9..][..512].fill(3);
+    let scratch = tempfile::tempdir().unwrap();
+    fs::write(scratch.path().join("disk.raw"), &disk).unwrap();
+    let path = scratch.path().join("disk.vhd");
+    let convert = ConvertOptions::to("vhd").option("subformat", "dynamic");
+    let convert = convert.option("force_size", "on");
+    convert.convert_to_path(&Memory::new(disk), &path).unwrap();
+    let image = fs::read(&path).unwrap();
+    let table = usize::try_from(be64(&image, 512 + 16)).unwrap();
+    let block = |index: usize| {
+        let raw = image[table + 4 * index..][..4].try_into().unwrap();
+        usize::try_from(u32::from_be_bytes(raw)).unwrap() * 512
+    };
+    assert!(damaged("vhd", &image, |_| {}).is_clean());
+    // Whether a sector of zeros was written or not is one.
+    let found = damaged("vhd", &image, |b| b[block(2)..][..128].fill(0));
+    assert!(found.is_clean(), "{:?}", found.told());
+    let hide = |b: &mut Vec<u8>| b[block(0) + 1] &= 0x7f;
+    let found = damaged("vhd", &image, hide);
+    expect(&found, 1, 0, "sector bitmap", "that 1 sectors");
+    let place = (found.told()[0].offset, found.told()[0].guest);
+    assert_eq!(place, (Some(block(0) as u64), Some(8 << 9)));
+    // Two entries of one block are damage of their own, and it is not looked into.
+    let found = damaged("vhd", &image, |b| {
+        hide(b);
+        b.copy_within(table..table + 4, table + 4);
+    });
+    expect(&found, 1, 0, "block", "two entries");
+    // 7-Zip minds the bitmap, and QEMU does not: so much for what the disk holds.
+    if has_qemu() && support::has_tool("7z") {
+        let mut bytes = image.clone();
+        hide(&mut bytes);
+        fs::write(&path, bytes).unwrap();
+        let theirs = |program: &str, line: &str| {
+            let out = run(scratch.path(), program, line.split_whitespace());
+            out.status.success()
+        };
+        assert!(theirs(
+            "qemu-img",
+            "compare -f vpc -F raw disk.vhd disk.raw"
+        ));
+        assert!(!theirs("7z", "t disk.vhd"));
+        fs::write(&path, &image).unwrap();
+        assert!(theirs("7z", "t disk.vhd"));
+    }
+}
+
+/// Makes the sum of a header or a footer of VHD right.
+fn sum_vhd(bytes: &mut [u8], at: usize, len: usize, checksum: usize) {
+    bytes[at + checksum..at + checksum + 4].fill(0);
+    let sum: u32 = bytes[at..at + len]
+        .iter()
+        .map(|byte| u32::from(*byte))
+        .sum();
+    put32(bytes, at + checksum, !sum);
+}
+
+/// As Xen makes them: the second one stands behind the table, and says which blocks are there as a whole.
+#[test]
+fn two_bitmaps_of_a_vhd_say_the_same() {
+    let mut image = fs::read(testdata("vhd/good/child-name-only.vhd")).unwrap();
+    let footer = image.split_off(image.len() - 512);
+    let table = usize::try_from(be64(&image, 512 + 16)).unwrap();
+    let mut entries = image[table..table + 512].to_vec();
+    let sector = entries.chunks(4).position(|raw| raw != [0xff; 4]).unwrap();
+    let block = usize::try_from(u32::from_be_bytes(
+        entries[sector * 4..][..4].try_into().unwrap(),
+    ));
+    let block = block.unwrap() * 512;
+    assert_ne!(image[block..block + 512], [0xff; 512]);
+    let moved = image.len();
+    image.append(&mut entries);
+    put64(&mut image, 512 + 16, moved as u64);
+    put32(&mut image, 512 + 28, 512 / 4);
+    sum_vhd(&mut image, 512, 1024, 36);
+    let batmap = image.len();
+    image.resize(batmap + 1024, 0);
+    image[batmap..batmap + 8].copy_from_slice(b"tdbatmap");
+    put64(&mut image, batmap + 8, batmap as u64 + 512);
+    put32(&mut image, batmap + 16, 1);
+    put32(&mut image, batmap + 20, 0x0001_0002);
+    let end = image.len();
+    image.extend(footer);
+    for at in [0, end] {
+        image[at + 28..at + 32].copy_from_slice(b"tap\0");
+        put32(&mut image, at + 32, 0x0001_0003);
+        sum_vhd(&mut image, at, 512, 64);
+    }
+    let full = |b: &mut Vec<u8>| {
+        b[batmap + 512 + sector / 8] |= 0x80 >> (sector % 8);
+        let sum: u32 = b[batmap + 512..batmap + 1024]
+            .iter()
+            .map(|byte| u32::from(*byte))
+            .sum();
+        put32(b, batmap + 24, !sum);
+    };
+    put32(&mut image, batmap + 24, !0);
+    let found = damaged("vhd", &image, |_| {});
+    assert!(found.is_clean(), "{:?}", found.told());
+    expect(
+        &damaged("vhd", &image, full),
+        1,
+        0,
+        "sector bitmap",
+        "bitmap of full blocks",
+    );
+    let found = damaged("vhd", &image, |b| {
+        full(b);
+        b[block..block + 512].fill(0xff);
+    });
+    assert!(found.is_clean(), "{:?}", found.told());
+}
+
+#[test]
 fn damage_of_vhdx_is_found() {
     let image = written("vhdx", "");
     // The first entry of the region table is that of the block allocation table, or the second.

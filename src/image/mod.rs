@@ -99,8 +99,9 @@ pub trait Format: Debug + Send + Sync {
     /// [`Error::LimitExceeded`](crate::Error::LimitExceeded), and what `opener` and `source` fail with.
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>>;
 
-    /// Looks for everything that is wrong with the image in `source`, without reading the guest's data,
-    /// unless the image has a checksum of it. `None` for a format that has nothing to check, raw.
+    /// Looks for everything that is wrong with the image in `source`, without reading the guest's data, but
+    /// for what the image has a checksum of or says that it is zeros. `None` for a format that has nothing to
+    /// check, raw.
     ///
     /// It goes on after what it finds. Backing files are not its matter: it asks `opener` only for the
     /// files that the image itself consists of.

@@ -30,7 +30,8 @@ pub(super) struct VhdMap {
 /// The bitmaps of a differencing disk: which sectors of a block are its own.
 ///
 /// Those of a dynamic disk are not looked at. What stands in a block of it is the disk's, whatever
-/// the bitmap says: writers differ over clear bits, and none is known to leave other data under them.
+/// the bitmap says: writers differ over clear bits, and none is known to leave other data under them. Where
+/// there is some, a check tells.
 #[derive(Debug)]
 pub(super) struct SectorBitmaps {
     pub(super) cache: TableCache,
@@ -132,7 +133,7 @@ impl VhdMap {
 }
 
 impl SectorBitmaps {
-    fn is_full(&self, block: u64) -> bool {
+    pub(super) fn is_full(&self, block: u64) -> bool {
         let byte = |map: &Vec<u8>| {
             usize::try_from(block / 8)
                 .ok()
@@ -144,7 +145,7 @@ impl SectorBitmaps {
 
     /// Whether the sector `into` bytes into a block is the image's own, and for how many bytes, up to
     /// `limit`, that goes on.
-    fn run(&self, bitmap: &[u8], into: u64, limit: u64) -> (bool, u64) {
+    pub(super) fn run(&self, bitmap: &[u8], into: u64, limit: u64) -> (bool, u64) {
         let first = into / SECTOR;
         let end = (into + limit).div_ceil(SECTOR);
         let own = self.bit(bitmap, first);

@@ -126,10 +126,11 @@ impl VhdImage {
                 (None, Some(reference)) => Below::Detached(Box::new(reference.clone())),
                 (None, None) => Below::Nothing,
             };
+            let full_blocks = read_batmap(&source, &footers.footer, &tables, limits)?;
             sectors = Some(SectorBitmaps {
                 cache: TableCache::new(limits.cache_bytes),
-                lsb_first: is_tapdisk(&footers.footer) && footers.footer.creator_version == 1,
-                full_blocks: read_batmap(&source, &footers.footer, &tables, limits)?,
+                lsb_first: is_lsb_first(&footers.footer),
+                full_blocks,
             });
         }
         let mut map = VhdMap::new(Arc::clone(&source), tables, size, footers.data_end, sectors);
@@ -294,6 +295,11 @@ fn check_parent(parent: &dyn Image, tables: &Tables, info: &mut ImageInfo) -> Re
 
 fn is_tapdisk(footer: &Footer) -> bool {
     footer.creator_application == *b"tap\0"
+}
+
+/// Whether the bitmaps of the blocks begin with the least significant bits.
+pub(super) fn is_lsb_first(footer: &Footer) -> bool {
+    is_tapdisk(footer) && footer.creator_version == 1
 }
 
 /// Reads Xen's bitmap of full blocks, which stands where it puts it: behind the block allocation table.

@@ -16,7 +16,10 @@ impl OpenOptions {
         resolver: Arc<dyn Resolver>,
         identity: Option<FileIdentity>,
     ) -> impl Opener + use<> {
-        self.chain(Arc::new(OwnFiles(resolver)), identity)
+        let mut chain = self.chain(Arc::new(OwnFiles(resolver)), identity);
+        // To a check, what cannot be read is no matter to be passed over.
+        chain.salvages = false;
+        chain
     }
 }
 

@@ -155,12 +155,12 @@ impl Audit {
     }
 
     /// Whether several entries of the state's tables have the cluster at `host` for themselves. All tables
-    /// are read for the first answer. What cannot be read of them has nothing.
+    /// are read for the first answer, by `read`, which tells how much that is. What cannot be read has nothing.
     pub(super) fn is_contested(
         &self,
         host: u64,
         own: &dyn Fn(u64) -> Option<u64>,
-        file: &dyn BlockSource,
+        read: &dyn Fn(&mut [u8], u64) -> usize,
         limits: &Limits,
         stride: usize,
     ) -> Result<bool> {
@@ -170,7 +170,7 @@ impl Audit {
         let (mut clusters, mut contested) = (Claims::default(), Claims::default());
         let mut table = vec![0; 1 << self.cluster_bits];
         for offset in &self.l2_tables {
-            let n = file.read_at(&mut table, *offset).unwrap_or(0);
+            let n = read(&mut table, *offset);
             for host in owned(table.get(..n).unwrap_or_default(), stride, own) {
                 let cluster = host >> self.cluster_bits;
                 if !clusters.claim(cluster, limits)? {

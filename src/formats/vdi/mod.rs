@@ -78,7 +78,7 @@ impl Format for Vdi {
         source: &Arc<dyn BlockSource>,
         opener: &dyn Opener,
     ) -> Result<Option<Findings>> {
-        check::check(source, opener.limits()).map(Some)
+        check::check(source, opener).map(Some)
     }
 
     fn mends(&self) -> &'static [Scope] {

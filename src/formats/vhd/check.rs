@@ -2,8 +2,7 @@
 //! else's, and the bitmaps of the blocks hide nothing.
 
 use crate::error::Result;
-use crate::image::{Finding, FindingKind, Findings};
-use crate::limits::Limits;
+use crate::image::{Finding, FindingKind, Findings, Opener};
 use crate::map::{TableCache, Usage};
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -14,7 +13,8 @@ use super::map::SectorBitmaps;
 use super::open::{is_lsb_first, read_batmap};
 
 /// Checks the image in `source`.
-pub(super) fn check(source: &dyn BlockSource, limits: &Limits) -> Result<Findings> {
+pub(super) fn check(source: &dyn BlockSource, opener: &dyn Opener) -> Result<Findings> {
+    let limits = opener.limits();
     let footers = Footers::read(source)?;
     let mut findings = Findings::default();
     for warning in &footers.warnings {
@@ -41,7 +41,7 @@ pub(super) fn check(source: &dyn BlockSource, limits: &Limits) -> Result<Finding
         }
         return Ok(findings);
     }
-    let loaded = Tables::load(source, &footers, size, limits);
+    let loaded = Tables::load(source, &footers, size, opener);
     let Some((tables, regions)) = findings.sound(loaded)? else {
         return Ok(findings);
     };

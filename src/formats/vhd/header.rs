@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::Opener;
-use crate::limits::Limits;
+use crate::map::Unread;
 use crate::ondisk::on_disk;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -91,6 +91,8 @@ pub(super) struct Tables {
     /// Blocks that lie in metadata or in each other, in order, if what can be is to be salvaged: else
     /// there are none.
     pub(super) shared: Vec<u64>,
+    /// What of the block allocation table could not be read, if what can be is to be salvaged.
+    pub(super) unread: Unread,
 }
 
 impl Tables {
@@ -101,7 +103,7 @@ impl Tables {
         size: u64,
         opener: &dyn Opener,
     ) -> Result<Self> {
-        let (mut tables, regions) = Self::load(source, footers, size, opener.limits())?;
+        let (mut tables, regions) = Self::load(source, footers, size, opener)?;
         tables.check_blocks(&regions, size, opener.salvages())?;
         Ok(tables)
     }
@@ -111,7 +113,7 @@ impl Tables {
         source: &dyn BlockSource,
         footers: &Footers,
         size: u64,
-        limits: &Limits,
+        opener: &dyn Opener,
     ) -> Result<(Self, Regions)> {
         let at = footers.footer.data_offset;
         let mut regions = Regions::new(source.size());
@@ -142,6 +144,7 @@ impl Tables {
             let problem = format!("is {entries}, and a disk of {size} bytes needs {needed}");
             return Err(Header::malformed(at, "max_table_entries", problem));
         }
+        let limits = opener.limits();
         limits.check_metadata("the block allocation table", entries * 4)?;
         regions.claim("block allocation table", header.table_offset, entries * 4)?;
         if header.table_offset % SECTOR != 0 {
@@ -157,13 +160,14 @@ impl Tables {
             );
         }
         let mut table = vec![0; usize::try_from(needed * 4).unwrap_or(0)];
-        source.read_exact_at(&mut table, header.table_offset)?;
+        let unread = Unread::of_table(source, &mut table, header.table_offset, opener)?;
         let bat = table
             .chunks_exact(4)
             .filter_map(|raw| raw.first_chunk().copied().map(u32::from_be_bytes))
             .collect();
         let tables = Tables {
             shared: Vec::new(),
+            unread,
             damaged: checksum(&bytes, CHECKSUM_AT) != header.checksum,
             header,
             at,
@@ -191,7 +195,8 @@ impl Tables {
             .bat
             .iter()
             .zip(0_u64..)
-            .filter(|(sector, _)| **sector != UNUSED);
+            .filter(|(sector, _)| **sector != UNUSED)
+            .filter(|(_, index)| !self.unread.has(self.header.table_offset + index * 4, 4));
         let mut blocks: Vec<(u32, u32)> = blocks
             .map(|(sector, index)| (*sector, u32::try_from(index).unwrap_or(u32::MAX)))
             .collect();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
-use crate::map::{BlockMap, Run, Span, TableCache};
+use crate::map::{BlockMap, Run, Span, TableCache, Unread};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::header::{Tables, UNUSED, bitmap_len};
@@ -25,6 +25,9 @@ pub(super) struct VhdMap {
     shared: Vec<u64>,
     /// Whether what there is of a block that is cut short is told.
     pub(super) salvages: bool,
+    /// Where the table is, and what of it could not be read.
+    table_offset: u64,
+    unread: Unread,
 }
 
 /// The bitmaps of a differencing disk: which sectors of a block are its own.
@@ -59,12 +62,19 @@ impl VhdMap {
             sectors,
             shared: tables.shared,
             salvages: false,
+            table_offset: tables.header.table_offset,
+            unread: tables.unread,
         }
     }
 
     /// Where the block with the guest's bytes at `guest` starts in the file, if it is there at all.
     fn block(&self, guest: u64) -> Result<Option<u64>> {
         let index = guest / self.block_size;
+        if self.salvages {
+            let place = self.table_offset + index * 4;
+            let name = "block allocation table";
+            self.unread.check(VHD, name, place, 4)?;
+        }
         let entry = usize::try_from(index)
             .ok()
             .and_then(|index| self.bat.get(index));

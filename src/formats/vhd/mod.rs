@@ -79,7 +79,7 @@ impl Format for Vhd {
         source: &Arc<dyn BlockSource>,
         opener: &dyn Opener,
     ) -> Result<Option<Findings>> {
-        check::check(source, opener.limits()).map(Some)
+        check::check(source, opener).map(Some)
     }
 
     fn mends(&self) -> &'static [Scope] {

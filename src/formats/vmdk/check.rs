@@ -151,6 +151,7 @@ fn check_hosted(
         directory,
         second: None,
         cut: false,
+        unread: Vec::new(),
         zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
     };
     let (main, other) = (main.map(tables), other.map(tables));
@@ -194,6 +195,7 @@ fn check_cowd(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findings> 
         directory,
         second: None,
         cut: false,
+        unread: Vec::new(),
         zeroed_grains: false,
     };
     walk.run(&tables, findings)

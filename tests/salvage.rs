@@ -729,6 +729,59 @@ fn of_two_grain_tables_every_sound_entry_counts() {
 }
 
 #[cfg(feature = "zlib")]
+/// The header of a sparse extent tells what the disk is as well as its descriptor; but for a parent.
+#[test]
+fn a_vmdk_without_its_descriptor_is_what_its_header_says() {
+    if !has_tool("qemu-img") {
+        return;
+    }
+    let mut disk = full_disk(20 * MIB);
+    disk[3 * MIB..5 * MIB].fill(0);
+    let image = made(&disk, "vmdk", &[]);
+    let at = 512;
+    let text = image[at..at + 20 * 512].to_vec();
+    let line = |start: &str| {
+        let found = text
+            .windows(start.len())
+            .position(|w| w == start.as_bytes());
+        at + found.unwrap()
+    };
+    let refused = |image: &[u8]| {
+        let options = OpenOptions::new().format("vmdk");
+        options.open(Arc::new(Memory::new(image))).is_err()
+    };
+    // The line of the extent makes no sense; that there is no parent is still said.
+    let mut damaged = image.clone();
+    damaged[line("RW ") + 3] = b'x';
+    assert!(refused(&damaged));
+    loses("extent line", &damaged, "vmdk", &disk, &[]);
+    assert!(open(&damaged, "vmdk").info().warnings[0].contains("the header tells"));
+    // Nothing is: what is not recorded here may have been the parent's.
+    let gone = (3 * MIB, 5 * MIB);
+    let mut damaged = image.clone();
+    damaged[at..at + 20 * 512].fill(0xee);
+    assert!(refused(&damaged));
+    loses("no descriptor", &damaged, "vmdk", &disk, &[gone]);
+    // A bad sector leaves the rest of the text.
+    let cid = line("parentCID") as u64;
+    for (bad, lost) in [(cid + 1, &[gone][..]), (at as u64 + 5 * 512, &[])] {
+        let broken = || -> Box<dyn Image> {
+            let options = OpenOptions::new().format("vmdk").salvage(true);
+            options
+                .open(Broken::of(image.clone(), &[(bad, bad + 1)]))
+                .unwrap()
+        };
+        let (bytes, losses) = salvaged(&broken);
+        assert_eq!(ranges(&losses), lost, "{losses:?}");
+        assert!(bytes == disk);
+    }
+    // An extent of a disk in several has none, and is no disk.
+    let mut damaged = image.clone();
+    damaged[at..at + 20 * 512].fill(0);
+    let options = OpenOptions::new().format("vmdk").salvage(true);
+    assert!(options.open(Arc::new(Memory::new(damaged))).is_err());
+}
+
 #[test]
 fn the_grains_of_a_stream_say_where_they_belong() {
     if !has_tool("qemu-img") {

@@ -782,6 +782,57 @@ fn a_vmdk_without_its_descriptor_is_what_its_header_says() {
     assert!(options.open(Arc::new(Memory::new(damaged))).is_err());
 }
 
+/// The blocks of a VHD lie as only one header would have them.
+#[test]
+fn a_vhd_without_its_header_is_what_its_blocks_prove() {
+    if !has_tool("qemu-img") {
+        return;
+    }
+    let mut disk = full_disk(9 * MIB);
+    disk[2 * MIB..4 * MIB].fill(0);
+    let image = made(&disk, "vpc", &["-o", "subformat=dynamic,force_size=on"]);
+    for (name, damage) in [
+        ("checksum", 512 + 36..512 + 40),
+        ("cookie", 512..520),
+        ("size of a block", 512 + 32..512 + 36),
+        ("place of the table", 512 + 16..512 + 24),
+        ("all of it", 512..1536),
+    ] {
+        let mut damaged = image.clone();
+        damaged[damage.clone()].fill(0x55);
+        let strict = OpenOptions::new().format("vhd");
+        let opened = strict.open(Arc::new(Memory::new(damaged.clone())));
+        let read = opened.and_then(|image| image.read_at(&mut [0; 512], 0));
+        assert!(read.is_err(), "{name}");
+        loses(name, &damaged, "vhd", &disk, &[]);
+        let bad = [(damage.start as u64, damage.end as u64)];
+        let broken = || -> Box<dyn Image> {
+            let options = OpenOptions::new().format("vhd").salvage(true);
+            options.open(Broken::of(image.clone(), &bad)).unwrap()
+        };
+        assert!(salvaged(&broken).0 == disk, "{name}");
+    }
+    // Blocks of another size, too.
+    let target = Arc::new(Memory::default());
+    let file: Arc<dyn blockform::BlockTarget> = target.clone();
+    ConvertOptions::to("vhd")
+        .option("subformat", "dynamic")
+        .option("force_size", "on")
+        .option("block_size", "512k")
+        .convert_to_targets(&Memory::new(disk.clone()), &[file])
+        .unwrap();
+    let mut damaged = target.to_bytes();
+    damaged[512..1536].fill(0);
+    loses("512k", &damaged, "vhd", &disk, &[]);
+    // Where they prove nothing, nothing is guessed.
+    let table = 1536;
+    let mut damaged = image.clone();
+    damaged[512..1536].fill(0x55);
+    damaged[table + 3] += 8;
+    let options = OpenOptions::new().format("vhd").salvage(true);
+    assert!(options.open(Arc::new(Memory::new(damaged))).is_err());
+}
+
 #[test]
 fn the_grains_of_a_stream_say_where_they_belong() {
     if !has_tool("qemu-img") {

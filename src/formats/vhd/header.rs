@@ -8,6 +8,7 @@ use crate::source::{BlockSource, BlockSourceExt};
 
 use super::footer::{Footers, checksum};
 use super::locator::Locator;
+use super::proof::{self, is_proven};
 use super::{SECTOR, VHD};
 
 pub(super) const COOKIE: [u8; 8] = *b"cxsparse";
@@ -108,6 +109,32 @@ impl Tables {
         Ok(tables)
     }
 
+    /// Reads the tables of a dynamic disk of which the header may be damaged, if the blocks prove what it has to
+    /// say. A word about that comes with them.
+    pub(super) fn read_or_find(
+        source: &dyn BlockSource,
+        footers: &Footers,
+        size: u64,
+        opener: &dyn Opener,
+    ) -> Result<(Self, Option<&'static str>)> {
+        const WORD: &str = "the dynamic disk header is damaged; the blocks tell what it said";
+        let read = Self::read(source, footers, size, opener);
+        let found = match &read {
+            Ok(tables) if !tables.damaged => return read.map(|tables| (tables, None)),
+            Ok(tables) if is_proven(tables, footers, size) => None,
+            Ok(_) | Err(Error::Io { .. } | Error::Malformed { .. } | Error::Unsupported { .. }) => {
+                match proof::find(source, footers, size, opener)? {
+                    None => return read.map(|tables| (tables, None)),
+                    found => found,
+                }
+            }
+            Err(_) => return read.map(|tables| (tables, None)),
+        };
+        let mut tables = found.map_or(read, Ok)?;
+        tables.damaged = false;
+        Ok((tables, Some(WORD)))
+    }
+
     /// The same without a look at what the table says, and where the metadata is.
     pub(super) fn load(
         source: &dyn BlockSource,
@@ -116,9 +143,8 @@ impl Tables {
         opener: &dyn Opener,
     ) -> Result<(Self, Regions)> {
         let at = footers.footer.data_offset;
-        let mut regions = Regions::new(source.size());
-        regions.claim("copy of the footer", 0, SECTOR)?;
-        regions.claim("dynamic disk header", at, Header::LEN as u64)?;
+        // It has to be in the file, and apart from the footer.
+        Regions::of_headers(source.size(), at)?;
         let mut bytes = [0; Header::LEN];
         source.read_exact_at(&mut bytes, at)?;
         let header = Header::parse(&bytes, at)?;
@@ -132,6 +158,22 @@ impl Tables {
                 hint: "",
             });
         }
+        let damaged = checksum(&bytes, CHECKSUM_AT) != header.checksum;
+        let (mut tables, regions) = Self::of_header(source, footers, size, header, opener)?;
+        tables.damaged = damaged;
+        Ok((tables, regions))
+    }
+
+    /// The same with this header, whatever stands in the file.
+    pub(super) fn of_header(
+        source: &dyn BlockSource,
+        footers: &Footers,
+        size: u64,
+        header: Header,
+        opener: &dyn Opener,
+    ) -> Result<(Self, Regions)> {
+        let at = footers.footer.data_offset;
+        let mut regions = Regions::of_headers(source.size(), at)?;
         let block_size = u64::from(header.block_size);
         if !block_size.is_power_of_two() || !(SECTOR..=MAX_BLOCK).contains(&block_size) {
             let problem =
@@ -168,7 +210,7 @@ impl Tables {
         let tables = Tables {
             shared: Vec::new(),
             unread,
-            damaged: checksum(&bytes, CHECKSUM_AT) != header.checksum,
+            damaged: false,
             header,
             at,
             block_size,
@@ -190,7 +232,12 @@ impl Tables {
 
     /// No block may lie in metadata or in another block; if what can be is to be salvaged, those that do
     /// are noted.
-    fn check_blocks(&mut self, regions: &Regions, size: u64, salvages: bool) -> Result<()> {
+    pub(super) fn check_blocks(
+        &mut self,
+        regions: &Regions,
+        size: u64,
+        salvages: bool,
+    ) -> Result<()> {
         let blocks = self
             .bat
             .iter()
@@ -250,11 +297,15 @@ impl Regions {
         &self.taken
     }
 
-    fn new(file_size: u64) -> Self {
-        Regions {
+    /// The copy of the footer and the header, which is at `at`.
+    fn of_headers(file_size: u64, at: u64) -> Result<Self> {
+        let mut regions = Regions {
             file_size,
             taken: Vec::new(),
-        }
+        };
+        regions.claim("copy of the footer", 0, SECTOR)?;
+        regions.claim("dynamic disk header", at, Header::LEN as u64)?;
+        Ok(regions)
     }
 
     fn claim(&mut self, name: &'static str, start: u64, len: u64) -> Result<()> {

@@ -14,6 +14,7 @@ mod header;
 mod locator;
 mod map;
 mod open;
+mod proof;
 mod repair;
 mod write;
 

@@ -101,7 +101,13 @@ impl VhdImage {
         info: &mut ImageInfo,
     ) -> Result<Self> {
         let limits = opener.limits();
-        let tables = Tables::read(&source, footers, size, opener)?;
+        // What a child does not record its parent has, whose name only the header tells.
+        let may_find = opener.salvages() && footers.kind == DiskType::Dynamic && !footers.damaged;
+        let (tables, word) = match may_find {
+            true => Tables::read_or_find(&source, footers, size, opener)?,
+            false => (Tables::read(&source, footers, size, opener)?, None),
+        };
+        info.warnings.extend(word.map(str::to_owned));
         let damaged = match (footers.damaged, tables.damaged) {
             (true, _) => Some(("footer", footers.at)),
             (false, true) => Some(("dynamic disk header", tables.at)),

@@ -522,6 +522,29 @@ fn the_grain_tables_of_a_vmdk_mend_each_other() {
     let mut image = sound.clone();
     image[table + 40..table + 44].fill(0);
     assert!(mended("ahead", &image, "vmdk", 0) == image);
+    // Unless that is asked for; and what another has is not taken even then.
+    let taken = |image: &[u8]| {
+        let target = Arc::new(Memory::new(image));
+        let options = OpenOptions::new().format("vmdk");
+        let repaired = Repair::new(options, Scope::Redundant).target(target.clone());
+        (repaired.unwrap(), target.to_bytes())
+    };
+    let (repaired, result) = taken(&image);
+    assert!(repaired.fixed.corruptions == 1 && repaired.checked.findings.unwrap().is_clean());
+    judged("ahead, and taken", &result, true);
+    let mut image = sound.clone();
+    image[main + 4..main + 8].fill(0);
+    assert!(mended("no table", &image, "vmdk", 0) == image);
+    let (repaired, result) = taken(&image);
+    assert!(repaired.fixed.corruptions == 1 && repaired.checked.findings.unwrap().is_clean());
+    judged("no table, and taken", &result, true);
+    let mut image = sound.clone();
+    image[table + 40..table + 44].fill(0);
+    image.copy_within(second + 44..second + 48, second + 40);
+    image.copy_within(second + 48..second + 52, second + 44);
+    let (repaired, result) = taken(&image);
+    assert!(repaired.checked.findings.unwrap().corruptions > 0);
+    assert!(result[table..table + 2048] == image[table..table + 2048]);
     // In both nobody knows.
     let image = with(&[(table + 40, table + 44), (second + 40, second + 44)]);
     assert!(mended("lost", &image, "vmdk", 0) == image);

@@ -229,10 +229,168 @@ fn a_bad_sector_beneath_an_image_costs_what_lies_there() {
     let lost = [(9 * CLUSTER + 4608, 9 * CLUSTER + 5120)];
     assert_eq!(ranges(&losses), lost);
     assert!(bytes == zeroed(&disk, &lost));
-    // The table itself.
-    let (bytes, losses) = salvaged(&|| open(&[(l2 as u64 + 80, l2 as u64 + 81)]));
-    assert_eq!(ranges(&losses), [(0, disk.len())]);
-    assert!(bytes.iter().all(|byte| *byte == 0));
+}
+
+/// A bad sector in a table costs what its entries tell, and the rest of the table still counts.
+#[test]
+fn a_bad_sector_of_a_table_costs_its_entries() {
+    if !has_tool("qemu-img") {
+        return;
+    }
+    let disk = full_disk(200 * CLUSTER);
+    let all = disk.len();
+    type Ranges<'a> = &'a [(usize, usize)];
+    let loses =
+        |(name, disk): (&str, &[u8]), image: &[u8], format, bad: &[usize], lost: Ranges<'_>| {
+            let bad: Vec<(u64, u64)> = bad.iter().map(|at| (*at as u64, *at as u64 + 1)).collect();
+            let open = || -> Box<dyn Image> {
+                let options = OpenOptions::new().format(format).salvage(true);
+                options
+                    .open(Broken::of(image.to_vec(), &bad))
+                    .unwrap_or_else(|e| panic!("{name}: {e}"))
+            };
+            let (bytes, losses) = salvaged(&open);
+            assert_eq!(ranges(&losses), lost, "{name}: {losses:?}");
+            assert!(bytes == zeroed(disk, lost), "{name}");
+        };
+    let image = made(&disk, "qcow2", &[]);
+    let l2 = l2_of(&image);
+    let sector = |number: usize| (number * 64 * CLUSTER, (number + 1) * 64 * CLUSTER);
+    loses(("qcow2", &disk), &image, "qcow2", &[l2 + 520], &[sector(1)]);
+    let last = (192 * CLUSTER, all);
+    loses(
+        ("qcow2, two", &disk),
+        &image,
+        "qcow2",
+        &[l2, l2 + 2047],
+        &[sector(0), last],
+    );
+    let whole: Vec<usize> = (l2..l2 + CLUSTER).step_by(512).collect();
+    loses(
+        ("qcow2, all of it", &disk),
+        &image,
+        "qcow2",
+        &whole,
+        &[(0, all)],
+    );
+    // An L1 table of two sectors, of which each tells of 32 MiB.
+    let mut large = disk.clone();
+    large.resize(64 * MIB, 0);
+    let small = made(&large, "qcow2", &["-o", "cluster_size=2k"]);
+    let l1 = usize::try_from(be64(&small, 40)).unwrap();
+    let lost = (32 * MIB, 64 * MIB);
+    loses(("qcow2, L1", &large), &small, "qcow2", &[l1 + 600], &[lost]);
+    let extended = made(&disk, "qcow2", &["-o", "extended_l2=on,cluster_size=64k"]);
+    let l2 = l2_of(&extended);
+    let lost = (32 * CLUSTER, 64 * CLUSTER);
+    loses(
+        ("qcow2, extended", &disk),
+        &extended,
+        "qcow2",
+        &[l2 + 600],
+        &[lost],
+    );
+    let qed = made(&disk, "qed", &[]);
+    let number = |at: usize| {
+        usize::try_from(u64::from_le_bytes(qed[at..at + 8].try_into().unwrap())).unwrap()
+    };
+    let l2 = number(number(40));
+    loses(("qed", &disk), &qed, "qed", &[l2 + 512], &[sector(1)]);
+    // VMDK has two tables, of which each entry is to be had once.
+    let vmdk = made(&disk, "vmdk", &[]);
+    let tables = grain_tables(&vmdk);
+    let (first, second) = (tables[0], tables[1]);
+    loses(
+        ("vmdk, one table", &disk),
+        &vmdk,
+        "vmdk",
+        &[first + 600],
+        &[],
+    );
+    loses(
+        ("vmdk, both", &disk),
+        &vmdk,
+        "vmdk",
+        &[first + 600, second + 100],
+        &[],
+    );
+    let lost = (128 * CLUSTER, all);
+    loses(
+        ("vmdk, the same of both", &disk),
+        &vmdk,
+        "vmdk",
+        &[first + 600, second + 600],
+        &[lost],
+    );
+}
+
+/// So it does where one table tells of all.
+#[test]
+fn a_bad_sector_of_the_only_table_costs_its_entries() {
+    if !has_tool("qemu-img") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (raw, path) = (folder.path().join("disk"), folder.path().join("image"));
+    let disk = fs::File::create(&raw).unwrap();
+    disk.set_len(600 * MIB as u64).unwrap();
+    let data = full_disk(MIB);
+    let places = [150 * MIB as u64, 500 * MIB as u64];
+    for place in places {
+        std::os::unix::fs::FileExt::write_all_at(&disk, &data, place).unwrap();
+    }
+    let le64 = |b: &[u8], at: usize| u64::from_le_bytes(b[at..at + 8].try_into().unwrap());
+    for (format, options, ours) in [
+        ("vpc", "subformat=dynamic,force_size=on", "vhd"),
+        ("vdi", "static=off", "vdi"),
+        ("vhdx", "block_size=1M", "vhdx"),
+        ("parallels", "cluster_size=1M", "parallels"),
+    ] {
+        let mut convert = Command::new("qemu-img");
+        convert.args(["convert", "-f", "raw", "-O", format, "-o", options]);
+        run(convert.arg(&raw).arg(&path));
+        let image = fs::read(&path).unwrap();
+        // The sector with the entry of the first of both places.
+        let bad = match ours {
+            "vhd" => be64(&image, 512 + 16) + 75 * 4,
+            "vdi" => le32(&image, 340) as u64 + 150 * 4,
+            "vhdx" => {
+                let regions = &image[192 << 10..256 << 10];
+                let guid = [0x66, 0x77, 0xc2, 0x2d];
+                let entry = regions.windows(4).position(|w| w == guid).unwrap();
+                le64(regions, entry + 16) + 150 * 8
+            }
+            _ => 64 + 150 * 4,
+        };
+        let options = OpenOptions::new().format(ours).salvage(true);
+        let strict = OpenOptions::new().format(ours);
+        let opened =
+            |options: &OpenOptions| options.open(Broken::of(image.clone(), &[(bad, bad + 1)]));
+        if ours != "vhdx" {
+            assert!(opened(&strict).is_err(), "{ours}");
+        }
+        let image = opened(&options).unwrap_or_else(|e| panic!("{ours}: {e}"));
+        let salvage = Salvage::of(image);
+        let mut buf = vec![1; MIB];
+        salvage.read_at(&mut buf, places[1]).unwrap();
+        assert!(buf == data, "{ours}");
+        assert!(salvage.losses().list.is_empty(), "{ours}");
+        salvage.read_at(&mut buf, places[0]).unwrap();
+        assert!(buf.iter().all(|byte| *byte == 0), "{ours}");
+        let losses = salvage.losses();
+        assert_eq!(losses.bytes, MIB as u64, "{ours}: {losses:?}");
+        assert!(
+            losses.list[0].error.contains("cannot be read"),
+            "{losses:?}"
+        );
+        // What is absent by its neighbours is lost, too: its entry could have said anything.
+        salvage
+            .read_at(&mut buf, places[0] + 2 * MIB as u64)
+            .unwrap();
+        assert_eq!(salvage.losses().bytes, 2 * MIB as u64, "{ours}");
+        salvage.read_at(&mut buf, 590 * MIB as u64).unwrap();
+        assert_eq!(salvage.losses().bytes, 2 * MIB as u64, "{ours}");
+    }
 }
 
 #[cfg(feature = "zlib")]
@@ -571,6 +729,110 @@ fn of_two_grain_tables_every_sound_entry_counts() {
 }
 
 #[cfg(feature = "zlib")]
+/// The header of a sparse extent tells what the disk is as well as its descriptor; but for a parent.
+#[test]
+fn a_vmdk_without_its_descriptor_is_what_its_header_says() {
+    if !has_tool("qemu-img") {
+        return;
+    }
+    let mut disk = full_disk(20 * MIB);
+    disk[3 * MIB..5 * MIB].fill(0);
+    let image = made(&disk, "vmdk", &[]);
+    let at = 512;
+    let text = image[at..at + 20 * 512].to_vec();
+    let line = |start: &str| {
+        let found = text
+            .windows(start.len())
+            .position(|w| w == start.as_bytes());
+        at + found.unwrap()
+    };
+    let refused = |image: &[u8]| {
+        let options = OpenOptions::new().format("vmdk");
+        options.open(Arc::new(Memory::new(image))).is_err()
+    };
+    // The line of the extent makes no sense; that there is no parent is still said.
+    let mut damaged = image.clone();
+    damaged[line("RW ") + 3] = b'x';
+    assert!(refused(&damaged));
+    loses("extent line", &damaged, "vmdk", &disk, &[]);
+    assert!(open(&damaged, "vmdk").info().warnings[0].contains("the header tells"));
+    // Nothing is: what is not recorded here may have been the parent's.
+    let gone = (3 * MIB, 5 * MIB);
+    let mut damaged = image.clone();
+    damaged[at..at + 20 * 512].fill(0xee);
+    assert!(refused(&damaged));
+    loses("no descriptor", &damaged, "vmdk", &disk, &[gone]);
+    // A bad sector leaves the rest of the text.
+    let cid = line("parentCID") as u64;
+    for (bad, lost) in [(cid + 1, &[gone][..]), (at as u64 + 5 * 512, &[])] {
+        let broken = || -> Box<dyn Image> {
+            let options = OpenOptions::new().format("vmdk").salvage(true);
+            options
+                .open(Broken::of(image.clone(), &[(bad, bad + 1)]))
+                .unwrap()
+        };
+        let (bytes, losses) = salvaged(&broken);
+        assert_eq!(ranges(&losses), lost, "{losses:?}");
+        assert!(bytes == disk);
+    }
+    // An extent of a disk in several has none, and is no disk.
+    let mut damaged = image.clone();
+    damaged[at..at + 20 * 512].fill(0);
+    let options = OpenOptions::new().format("vmdk").salvage(true);
+    assert!(options.open(Arc::new(Memory::new(damaged))).is_err());
+}
+
+/// The blocks of a VHD lie as only one header would have them.
+#[test]
+fn a_vhd_without_its_header_is_what_its_blocks_prove() {
+    if !has_tool("qemu-img") {
+        return;
+    }
+    let mut disk = full_disk(9 * MIB);
+    disk[2 * MIB..4 * MIB].fill(0);
+    let image = made(&disk, "vpc", &["-o", "subformat=dynamic,force_size=on"]);
+    for (name, damage) in [
+        ("checksum", 512 + 36..512 + 40),
+        ("cookie", 512..520),
+        ("size of a block", 512 + 32..512 + 36),
+        ("place of the table", 512 + 16..512 + 24),
+        ("all of it", 512..1536),
+    ] {
+        let mut damaged = image.clone();
+        damaged[damage.clone()].fill(0x55);
+        let strict = OpenOptions::new().format("vhd");
+        let opened = strict.open(Arc::new(Memory::new(damaged.clone())));
+        let read = opened.and_then(|image| image.read_at(&mut [0; 512], 0));
+        assert!(read.is_err(), "{name}");
+        loses(name, &damaged, "vhd", &disk, &[]);
+        let bad = [(damage.start as u64, damage.end as u64)];
+        let broken = || -> Box<dyn Image> {
+            let options = OpenOptions::new().format("vhd").salvage(true);
+            options.open(Broken::of(image.clone(), &bad)).unwrap()
+        };
+        assert!(salvaged(&broken).0 == disk, "{name}");
+    }
+    // Blocks of another size, too.
+    let target = Arc::new(Memory::default());
+    let file: Arc<dyn blockform::BlockTarget> = target.clone();
+    ConvertOptions::to("vhd")
+        .option("subformat", "dynamic")
+        .option("force_size", "on")
+        .option("block_size", "512k")
+        .convert_to_targets(&Memory::new(disk.clone()), &[file])
+        .unwrap();
+    let mut damaged = target.to_bytes();
+    damaged[512..1536].fill(0);
+    loses("512k", &damaged, "vhd", &disk, &[]);
+    // Where they prove nothing, nothing is guessed.
+    let table = 1536;
+    let mut damaged = image.clone();
+    damaged[512..1536].fill(0x55);
+    damaged[table + 3] += 8;
+    let options = OpenOptions::new().format("vhd").salvage(true);
+    assert!(options.open(Arc::new(Memory::new(damaged))).is_err());
+}
+
 #[test]
 fn the_grains_of_a_stream_say_where_they_belong() {
     if !has_tool("qemu-img") {

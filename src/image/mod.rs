@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::limits::Limits;
 use crate::name::ImageName;
@@ -22,7 +22,7 @@ mod safety;
 mod value;
 mod writer;
 
-pub use check::{Clusters, Finding, FindingKind, Findings, Fixed, Scope};
+pub use check::{CheckedWithin, Clusters, Finding, FindingKind, Findings, Fixed, Scope};
 pub use create::{Backing, CreateOptions, OptionSet, parse_options, parse_size};
 pub use info::{BitmapInfo, FileInfo, ImageIds, ImageInfo, SnapshotInfo};
 pub use probe::{Evidence, Probe, Verdict};
@@ -99,8 +99,9 @@ pub trait Format: Debug + Send + Sync {
     /// [`Error::LimitExceeded`](crate::Error::LimitExceeded), and what `opener` and `source` fail with.
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>>;
 
-    /// Looks for everything that is wrong with the image in `source`, without reading the guest's data.
-    /// `None` for a format that has nothing to check, raw.
+    /// Looks for everything that is wrong with the image in `source`, without reading the guest's data, but
+    /// for what the image has a checksum of or says that it is zeros. `None` for a format that has nothing to
+    /// check, raw.
     ///
     /// It goes on after what it finds. Backing files are not its matter: it asks `opener` only for the
     /// files that the image itself consists of.
@@ -118,23 +119,33 @@ pub trait Format: Debug + Send + Sync {
         Ok(None)
     }
 
-    /// Mends the image in `file` in place; `None` for a format of which nothing can be mended.
+    /// What of an image of this format can be mended, in order: nothing by default.
+    fn mends(&self) -> &'static [Scope] {
+        &[]
+    }
+
+    /// Mends the image in `file` in place, in a `scope` that is one of those that it [has](Self::mends).
     ///
-    /// The guest's disk stays as it is. Writes are ordered by [`sync`](BlockTarget::sync) so that the
+    /// The guest's disk stays as it is, but for [`Scope::Redundant`]. Writes are ordered by [`sync`](BlockTarget::sync) so that the
     /// file, wherever they are cut off and whichever of those between two syncs are lost, is never
     /// worse than it was: new structures are written where nothing was, then put in force by one
     /// write, and then the old ones are given back.
     ///
     /// # Errors
-    /// As [`check`](Self::check), and what writing fails with.
+    /// As [`check`](Self::check), and what writing fails with; [`Error::Unsupported`](crate::Error::Unsupported)
+    /// by default.
     fn repair(
         &self,
         file: &Arc<dyn BlockTarget>,
         opener: &dyn Opener,
         scope: Scope,
-    ) -> Result<Option<Fixed>> {
+    ) -> Result<Fixed> {
         let _ = (file, opener, scope);
-        Ok(None)
+        Err(Error::Unsupported {
+            format: self.id(),
+            feature: "repair".to_owned(),
+            hint: "convert what can be read of it",
+        })
     }
 
     /// Opens an image of this format of which the start has arrived, and the rest may follow. Until its
@@ -196,6 +207,25 @@ pub trait Opener: Debug {
         declared: Option<FormatId>,
         resolver: Arc<dyn Resolver>,
     ) -> Result<Arc<dyn Image>>;
+
+    /// [Checks](Format::check) the image in `source`, as [`open_within`](Self::open_within) would open it.
+    /// Backing files stay closed.
+    ///
+    /// # Errors
+    /// As there, and as [`Format::check`].
+    fn check_within(
+        &self,
+        source: Arc<dyn BlockSource>,
+        declared: Option<FormatId>,
+        resolver: Arc<dyn Resolver>,
+    ) -> Result<CheckedWithin>;
+
+    /// [Checks](Format::check) the image that `reference` means, as [`open_image`](Self::open_image) would
+    /// open it; `None` if the caller's resolver left it closed. Backing files stay closed.
+    ///
+    /// # Errors
+    /// As there, and as [`Format::check`].
+    fn check_image(&self, reference: &Reference) -> Result<Option<CheckedWithin>>;
 
     /// Opens the image that `reference` means, in the format that the image or the caller declares:
     /// its content is never probed. `None` if the caller's resolver left it closed: reading what

@@ -200,21 +200,21 @@ impl Audit {
     }
 
     /// Whether the cluster at `host` belongs to several entries of the state's tables or, if the one who asks
-    /// does not say that it is its own, to one that does. All tables are read for the first answer. What
-    /// cannot be read of them has nothing.
+    /// does not say that it is its own, to one that does. All tables are read for the first answer, by `read`,
+    /// which tells how much that is. What cannot be read has nothing.
     pub(super) fn is_contested(
         &self,
         host: u64,
         is_own: bool,
         own: &dyn Fn(u64) -> Option<u64>,
-        file: &dyn BlockSource,
+        read: &dyn Fn(&mut [u8], u64) -> usize,
         limits: &Limits,
         stride: usize,
     ) -> Result<bool> {
         let owners = match self.owners.get() {
             Some(owners) => owners,
             None => {
-                let found = self.find_owners(own, file, limits, stride)?;
+                let found = self.find_owners(own, read, limits, stride)?;
                 self.owners.get_or_init(|| found)
             }
         };
@@ -228,14 +228,14 @@ impl Audit {
     fn find_owners(
         &self,
         own: &dyn Fn(u64) -> Option<u64>,
-        file: &dyn BlockSource,
+        read: &dyn Fn(&mut [u8], u64) -> usize,
         limits: &Limits,
         stride: usize,
     ) -> Result<Owners> {
         let mut owners = Owners::default();
         let mut table = vec![0; 1 << self.cluster_bits];
         for offset in &self.l2_tables {
-            let n = file.read_at(&mut table, *offset).unwrap_or(0);
+            let n = read(&mut table, *offset);
             for host in owned(table.get(..n).unwrap_or_default(), stride, own) {
                 let cluster = host >> self.cluster_bits;
                 if !owners.own.claim(cluster, limits)? {

@@ -8,7 +8,7 @@ use crate::codec::{UnpackError, Unpacker};
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
 use crate::limits::Limits;
-use crate::map::{BlockMap, Run, Span, TableCache};
+use crate::map::{BlockMap, Run, Span, TableCache, Unread};
 use crate::packed::Codec;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -42,6 +42,9 @@ pub(super) struct Qcow2Map {
     /// Whether what is wrong with a table costs no more than it has to: what is missing of it is lost, and
     /// so is a cluster that two entries have.
     pub(super) salvages: bool,
+    /// Where the L1 table is, and what of the tables could not be read, if it is salvaged.
+    pub(super) l1_offset: u64,
+    pub(super) unread: Unread,
     /// Made when the first table is read: who only asks what an image is does not pay for it.
     audit: OnceLock<Audit>,
 }
@@ -78,6 +81,8 @@ impl Qcow2Map {
             header: header.clone(),
             limits: limits.clone(),
             salvages: false,
+            l1_offset: 0,
+            unread: Unread::default(),
             audit: OnceLock::new(),
         }
     }
@@ -115,14 +120,19 @@ impl Qcow2Map {
         }
         let own = |entry| self.own_cluster(entry);
         let is_own = own(entry).is_some();
-        match self.audit().is_contested(
-            host,
-            is_own,
-            &own,
-            &self.file,
-            &self.limits,
-            self.stride(),
-        )? {
+        let read = |table: &mut [u8], at: u64| {
+            let there = self.file.size().saturating_sub(at);
+            let n = usize::try_from(there).map_or(table.len(), |there| there.min(table.len()));
+            let there = table.get_mut(..n).unwrap_or_default();
+            match self.unread.read(&self.file, there, at, &self.limits) {
+                Ok(()) => n,
+                Err(_) => 0,
+            }
+        };
+        match self
+            .audit()
+            .is_contested(host, is_own, &own, &read, &self.limits, self.stride())?
+        {
             false => Ok(()),
             true => {
                 let problem = format!(
@@ -161,6 +171,12 @@ impl Qcow2Map {
     /// Host offset of the L2 table that answers for `guest`, if there is one.
     fn l2_offset(&self, guest: u64) -> Result<Option<u64>> {
         let index = usize::try_from(guest / self.table_span()).unwrap_or(usize::MAX);
+        if self.salvages {
+            let place = self
+                .l1_offset
+                .saturating_add((index as u64).saturating_mul(8));
+            self.unread.check(QCOW2, "L1 table", place, 8)?;
+        }
         // The L1 table may be shorter than the disk is after it was enlarged.
         let Some(entry) = be_u64(&self.l1, index) else {
             if self.salvages {
@@ -193,7 +209,8 @@ impl Qcow2Map {
         Ok(Some(offset))
     }
 
-    fn l2_table(&self, guest: u64) -> Result<Option<Arc<Vec<u8>>>> {
+    /// That table, and where it is.
+    fn l2_table(&self, guest: u64) -> Result<Option<(Arc<Vec<u8>>, u64)>> {
         let Some(offset) = self.l2_offset(guest)? else {
             return Ok(None);
         };
@@ -219,7 +236,7 @@ impl Qcow2Map {
             }
             Ok(Arc::new(table))
         })?;
-        Ok(Some(table))
+        Ok(Some((table, offset)))
     }
 
     /// Reads the L2 table at `offset`, which answers for `guest`: all of it, or what there is if that is to
@@ -235,7 +252,12 @@ impl Qcow2Map {
             return Err(self.malformed("L2 table", guest, problem));
         }
         let mut table = vec![0; usize::try_from(len).unwrap_or(0)];
-        self.file.read_exact_at(&mut table, offset)?;
+        match self.salvages {
+            true => self
+                .unread
+                .read(&self.file, &mut table, offset, &self.limits)?,
+            false => self.file.read_exact_at(&mut table, offset)?,
+        }
         Ok(table)
     }
 
@@ -368,7 +390,7 @@ impl Qcow2Map {
     /// runs go on over their units if `over_packed`.
     fn run_in_table(
         &self,
-        table: &[u8],
+        (table, offset): (&[u8], u64),
         guest: u64,
         limit: u64,
         over_packed: bool,
@@ -376,15 +398,27 @@ impl Qcow2Map {
         let span = self.table_span();
         let limit = limit.min(span - guest % span);
         let index_of = |at: u64| usize::try_from((at % span) >> self.cluster_bits).unwrap_or(0);
-        let first_entry = self.entry(table, index_of(guest));
+        let entry_at = |at| {
+            let index = index_of(at);
+            if self.salvages {
+                let place = offset + index as u64 * self.entry_size();
+                self.unread
+                    .check(QCOW2, "L2 table", place, self.entry_size())?;
+            }
+            Ok(self.entry(table, index))
+        };
+        let first_entry = entry_at(guest)?;
         let (first, mut len) = self.decode(first_entry, guest)?;
-        if first_entry.is_some_and(|first| first.entry == 0 && first.bitmap == 0) {
+        let empty = first_entry.is_some_and(|first| first.entry == 0 && first.bitmap == 0);
+        // What could not be read is zeros, too.
+        if empty && !(self.salvages && self.unread.has(offset, self.cluster_size())) {
             len = self.empty_span(table, index_of(guest), guest);
         }
         while len < limit {
             let at = guest + len;
             // What is wrong with a later entry is told when it is its turn.
-            let Ok((next, more)) = self.decode(self.entry(table, index_of(at)), at) else {
+            let next = entry_at(at).and_then(|entry| self.decode(entry, at));
+            let Ok((next, more)) = next else {
                 break;
             };
             let goes_on = match (first, next) {
@@ -422,6 +456,10 @@ impl Qcow2Map {
         let mut len = span - guest % span;
         while len < limit {
             let index = usize::try_from((guest + len) / span).unwrap_or(usize::MAX);
+            let place = self.l1_offset.saturating_add(index as u64 * 8);
+            if self.salvages && self.unread.has(place, 8) {
+                break;
+            }
             match be_u64(&self.l1, index) {
                 None if self.salvages => break,
                 None => return Ok(limit),
@@ -440,16 +478,16 @@ impl BlockMap for Qcow2Map {
 
     fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
         match self.l2_table(guest)? {
-            Some(table) => self.run_in_table(&table, guest, limit, false),
+            Some((table, at)) => self.run_in_table((&table, at), guest, limit, false),
             None => Ok((Run::Unallocated, self.absent_span(guest, limit)?)),
         }
     }
 
     fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
-        let Some(table) = self.l2_table(guest)? else {
+        let Some((table, at)) = self.l2_table(guest)? else {
             return Ok((Span::Unallocated, self.absent_span(guest, limit)?));
         };
-        let (run, len) = self.run_in_table(&table, guest, limit, true)?;
+        let (run, len) = self.run_in_table((&table, at), guest, limit, true)?;
         let span = match run {
             Run::Stored { host } => Span::Recorded(ExtentKind::Data, Some(host)),
             Run::Packed { .. } => Span::Recorded(ExtentKind::Compressed, None),

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
 use crate::image::{BitmapInfo, Image, ImageInfo, Opener, Value};
-use crate::map::{Below, Detached, Mapped};
+use crate::map::{Below, Detached, Mapped, Unread};
 use crate::name::ImageName;
 use crate::packed::PackedSource;
 use crate::reference::{Reference, ReferenceKind};
@@ -54,7 +54,7 @@ impl Qcow2Image {
             selected,
             size,
         };
-        let l1 = l1.read(&source, &regions, opener)?;
+        let (l1, l1_offset, unread) = l1.read(&source, &regions, opener)?;
 
         let mut references = Vec::new();
         let data = open_data_file(&header, &source, opener, &mut references)?;
@@ -75,6 +75,8 @@ impl Qcow2Image {
         info.warnings.extend(left_out);
         let mut map = Qcow2Map::new(&header, Arc::clone(&source), l1, regions, limits);
         map.salvages = salvages;
+        map.l1_offset = l1_offset;
+        map.unread = unread;
         let mapped = Mapped::new(map, data, below, size);
         Ok(Qcow2Image {
             file: source,
@@ -225,13 +227,14 @@ struct L1<'a> {
 }
 
 impl L1<'_> {
-    /// Reads it; if what can be is to be salvaged, as far as it is there.
+    /// Reads it; if what can be is to be salvaged, as far as it is there and can be read. With it comes where it
+    /// is.
     fn read(
         &self,
         source: &dyn BlockSource,
         regions: &Regions,
         opener: &dyn Opener,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<(Vec<u8>, u64, Unread)> {
         let header = self.header;
         let (offset, entries) = match self.selected {
             None => (header.l1_table_offset, header.l1_size),
@@ -264,8 +267,8 @@ impl L1<'_> {
             return Err(Error::malformed(QCOW2, "L1 table", offset, problem));
         }
         let mut l1 = vec![0; usize::try_from(len.min(there)).unwrap_or(0)];
-        source.read_exact_at(&mut l1, offset)?;
-        Ok(l1)
+        let unread = Unread::of_table(source, &mut l1, offset, opener)?;
+        Ok((l1, offset, unread))
     }
 }
 

@@ -833,6 +833,54 @@ fn a_vhd_without_its_header_is_what_its_blocks_prove() {
     assert!(options.open(Arc::new(Memory::new(damaged))).is_err());
 }
 
+/// The items of VHDX's metadata are in one of two places, whatever its table says.
+#[test]
+fn a_vhdx_without_its_metadata_table_has_its_items_still() {
+    if !has_tool("qemu-img") {
+        return;
+    }
+    let mut disk = full_disk(9 * MIB);
+    disk[2 * MIB..4 * MIB].fill(0);
+    let image = made(&disk, "vhdx", &["-o", "block_size=1M"]);
+    let table = image.windows(8).position(|w| w == b"metadata").unwrap();
+    let items = table + (64 << 10);
+    let refused = |image: &[u8], options: OpenOptions| {
+        options
+            .format("vhdx")
+            .open(Arc::new(Memory::new(image)))
+            .is_err()
+    };
+    // As Hyper-V has them.
+    let mut other = image.clone();
+    other.copy_within(items + 32..items + 40, items + 16);
+    other[items + 24..items + 40].fill(7);
+    for (name, image) in [("QEMU", &image), ("Hyper-V", &other)] {
+        for (what, range) in [
+            ("signature", table..table + 8),
+            ("entry", table + 32..table + 64),
+            ("all of it", table..items),
+        ] {
+            let mut damaged = image.clone();
+            damaged[range.clone()].fill(0x55);
+            assert!(refused(&damaged, OpenOptions::new()), "{name}, {what}");
+            loses(&format!("{name}, {what}"), &damaged, "vhdx", &disk, &[]);
+        }
+    }
+    let bad = [(table as u64 + 3000, table as u64 + 3001)];
+    let broken = || -> Box<dyn Image> {
+        let options = OpenOptions::new().format("vhdx").salvage(true);
+        options.open(Broken::of(image.clone(), &bad)).unwrap()
+    };
+    assert!(salvaged(&broken).0 == disk);
+    // Items that make no sense, or tell of a parent whose name is lost, are none.
+    for (at, value) in [(0, 3), (4, 2), (32, 7), (8, 1)] {
+        let mut damaged = image.clone();
+        damaged[table] = 0;
+        damaged[items + at] = value;
+        assert!(refused(&damaged, OpenOptions::new().salvage(true)), "{at}");
+    }
+}
+
 #[test]
 fn the_grains_of_a_stream_say_where_they_belong() {
     if !has_tool("qemu-img") {

@@ -442,6 +442,12 @@ fn the_command_asks_where_to_and_tells_what_was_mended() {
     assert_eq!(json["leaks-fixed"], 1);
     assert_eq!(json["filename"], "new.qcow2");
 
+    // Of qcow2 there is no more than all.
+    let more = ours("-r redundant --to more.qcow2 image.qcow2");
+    assert_eq!(more.status.code(), Some(0));
+    let made = |name: &str| fs::read(folder.join(name)).unwrap();
+    assert!(made("more.qcow2") == made("new.qcow2"));
+
     let text = ours("-r all --in-place image.qcow2");
     assert_eq!(text.status.code(), Some(0));
     assert!(fs::read(&image).unwrap() == fs::read(folder.join("new.qcow2")).unwrap());

@@ -23,6 +23,7 @@ use blockform::storage::Memory;
 use blockform::{BlockSource, DetachReferences, Error, Limits, OpenOptions, PathPolicy};
 use common::{example, has_qemu, run};
 use serde_json::Value;
+use support::patch::{be64, le32, le64, put_be32, put_be64, put_le32, put_le64};
 use support::{goldens, sample_disk, testdata};
 
 fn check_bytes(bytes: Vec<u8>, format: &str) -> Findings {
@@ -169,14 +170,6 @@ fn what_we_write_is_clean() {
     }
 }
 
-fn be64(bytes: &[u8], at: usize) -> u64 {
-    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
-}
-
-fn put64(bytes: &mut [u8], at: usize, value: u64) {
-    bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
-}
-
 /// Where the tables of a qcow2 image are, and the first of their entries that is in use.
 struct Layout {
     l1: usize,
@@ -251,7 +244,7 @@ const DAMAGES: [Damage; 27] = [
     (
         "an L2 table lost",
         "cluster-4k",
-        |b, l| put64(b, l.l1, 0),
+        |b, l| put_be64(b, l.l1, 0),
         "refcount",
         (0, 7),
     ),
@@ -288,7 +281,7 @@ const DAMAGES: [Damage; 27] = [
         "cluster-4k",
         |b, l| {
             let first = be64(b, l.stored[0]);
-            put64(b, l.stored[1], first);
+            put_be64(b, l.stored[1], first);
         },
         "refcount",
         (1, 1),
@@ -297,7 +290,7 @@ const DAMAGES: [Damage; 27] = [
         "a cluster that is an L2 table",
         "cluster-4k",
         |b, l| {
-            put64(b, l.stored[0], 1 << 63 | l.l2 as u64);
+            put_be64(b, l.stored[0], 1 << 63 | l.l2 as u64);
         },
         "refcount",
         (1, 1),
@@ -305,7 +298,7 @@ const DAMAGES: [Damage; 27] = [
     (
         "a cluster past the end",
         "cluster-4k",
-        |b, l| put64(b, l.stored[0], 1 << 63 | 1 << 40),
+        |b, l| put_be64(b, l.stored[0], 1 << 63 | 1 << 40),
         "data cluster",
         (2, 1),
     ),
@@ -335,7 +328,7 @@ const DAMAGES: [Damage; 27] = [
         "zlib",
         |b, l| {
             let first = be64(b, l.packed[0]);
-            put64(b, l.packed[0], first + 512);
+            put_be64(b, l.packed[0], first + 512);
         },
         "packed cluster",
         (1, 0),
@@ -345,7 +338,7 @@ const DAMAGES: [Damage; 27] = [
         "zlib",
         |b, l| {
             let first = be64(b, l.packed[0]);
-            put64(b, l.packed[1], first - (1 << 58));
+            put_be64(b, l.packed[1], first - (1 << 58));
         },
         "packed cluster",
         (1, 1),
@@ -356,8 +349,8 @@ const DAMAGES: [Damage; 27] = [
         |b, l| {
             let (stored, packed) = (be64(b, l.stored[0]), be64(b, l.packed[0]));
             let cluster = |entry: u64| usize::try_from((entry & 0xffff_ffff) / 4096).unwrap();
-            put64(b, l.stored[0], stored & !(1 << 63));
-            put64(b, l.packed[0], 1 << 62 | (stored & 0xffff_ffff));
+            put_be64(b, l.stored[0], stored & !(1 << 63));
+            put_be64(b, l.packed[0], 1 << 62 | (stored & 0xffff_ffff));
             b[l.refcount_block + 2 * cluster(stored) + 1] += 1;
             b[l.refcount_block + 2 * cluster(packed) + 1] -= 1;
         },
@@ -375,7 +368,7 @@ const DAMAGES: [Damage; 27] = [
         "a refcount block past the end",
         "cluster-4k",
         |b, l| {
-            put64(b, l.refcount_table, 1 << 40);
+            put_be64(b, l.refcount_table, 1 << 40);
         },
         "refcount table",
         (18, 0),
@@ -385,7 +378,7 @@ const DAMAGES: [Damage; 27] = [
         "cluster-4k",
         |b, l| {
             let first = be64(b, l.refcount_table);
-            put64(b, l.refcount_table + 8, first);
+            put_be64(b, l.refcount_table + 8, first);
         },
         "refcount table",
         (2, 0),
@@ -393,7 +386,7 @@ const DAMAGES: [Damage; 27] = [
     (
         "no refcount block",
         "cluster-4k",
-        |b, l| put64(b, l.refcount_table, 0),
+        |b, l| put_be64(b, l.refcount_table, 0),
         "refcount",
         (17, 0),
     ),
@@ -403,7 +396,7 @@ const DAMAGES: [Damage; 27] = [
         |b, l| {
             let last = be64(b, l.stored[0]) & 0x00ff_ffff_ffff_fe00;
             let cluster = usize::try_from(last / 4096).unwrap();
-            put64(b, l.stored[0], l.refcount_table as u64);
+            put_be64(b, l.stored[0], l.refcount_table as u64);
             b[l.refcount_block + 2 * cluster + 1] = 0;
             b[l.refcount_block + 2 * (l.refcount_table / 4096) + 1] = 2;
         },
@@ -415,7 +408,7 @@ const DAMAGES: [Damage; 27] = [
         "refcount-1",
         |b, l| {
             let first = be64(b, l.stored[0]);
-            put64(b, l.stored[1], first);
+            put_be64(b, l.stored[1], first);
         },
         "data cluster",
         (1, 1),
@@ -510,14 +503,6 @@ fn every_kind_of_damage_is_found_and_counted_as_qemu_img_counts() {
             findings.told()
         );
     }
-}
-
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
-}
-
-fn put_le32(bytes: &mut [u8], at: usize, value: u32) {
-    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
 /// The places of the entries of a table of 32-bit numbers that are in use.
@@ -669,7 +654,7 @@ fn sum_vhd(bytes: &mut [u8], at: usize, len: usize, checksum: usize) {
         .iter()
         .map(|byte| u32::from(*byte))
         .sum();
-    put32(bytes, at + checksum, !sum);
+    put_be32(bytes, at + checksum, !sum);
 }
 
 /// As Xen makes them: the second one stands behind the table, and says which blocks are there as a whole.
@@ -687,20 +672,20 @@ fn two_bitmaps_of_a_vhd_say_the_same() {
     assert_ne!(image[block..block + 512], [0xff; 512]);
     let moved = image.len();
     image.append(&mut entries);
-    put64(&mut image, 512 + 16, moved as u64);
-    put32(&mut image, 512 + 28, 512 / 4);
+    put_be64(&mut image, 512 + 16, moved as u64);
+    put_be32(&mut image, 512 + 28, 512 / 4);
     sum_vhd(&mut image, 512, 1024, 36);
     let batmap = image.len();
     image.resize(batmap + 1024, 0);
     image[batmap..batmap + 8].copy_from_slice(b"tdbatmap");
-    put64(&mut image, batmap + 8, batmap as u64 + 512);
-    put32(&mut image, batmap + 16, 1);
-    put32(&mut image, batmap + 20, 0x0001_0002);
+    put_be64(&mut image, batmap + 8, batmap as u64 + 512);
+    put_be32(&mut image, batmap + 16, 1);
+    put_be32(&mut image, batmap + 20, 0x0001_0002);
     let end = image.len();
     image.extend(footer);
     for at in [0, end] {
         image[at + 28..at + 32].copy_from_slice(b"tap\0");
-        put32(&mut image, at + 32, 0x0001_0003);
+        put_be32(&mut image, at + 32, 0x0001_0003);
         sum_vhd(&mut image, at, 512, 64);
     }
     let full = |b: &mut Vec<u8>| {
@@ -709,9 +694,9 @@ fn two_bitmaps_of_a_vhd_say_the_same() {
             .iter()
             .map(|byte| u32::from(*byte))
             .sum();
-        put32(b, batmap + 24, !sum);
+        put_be32(b, batmap + 24, !sum);
     };
-    put32(&mut image, batmap + 24, !0);
+    put_be32(&mut image, batmap + 24, !0);
     let found = damaged("vhd", &image, |_| {});
     assert!(found.is_clean(), "{:?}", found.told());
     expect(
@@ -775,7 +760,7 @@ fn two_blocks_of_vhdx_share_no_bytes() {
 #[test]
 fn damage_of_vmdk_is_found() {
     let image = written("vmdk", "subformat=monolithicSparse");
-    let sectors = |at: usize| usize::try_from(be64(&swapped(&image, at), 0)).unwrap() * 512;
+    let sectors = |at: usize| usize::try_from(le64(&image, at)).unwrap() * 512;
     let (redundant, directory) = (sectors(48), sectors(56));
     let table = usize::try_from(le32(&image, directory)).unwrap() * 512;
     let used = used32(&image, table, 144, &[0]);
@@ -818,11 +803,6 @@ fn damage_of_vmdk_is_found() {
     assert!(find(&|b| put_le32(b, redundant, 0)).is_clean());
 }
 
-/// Eight bytes the other way round.
-fn swapped(bytes: &[u8], at: usize) -> Vec<u8> {
-    bytes[at..at + 8].iter().rev().copied().collect()
-}
-
 #[test]
 fn damage_of_a_stream_is_found() {
     if !support::can_unpack("zlib") {
@@ -832,7 +812,7 @@ fn damage_of_a_stream_is_found() {
     let found = damaged("vmdk", &image, |b| b.truncate(b.len() / 2 / 512 * 512));
     expect(&found, 1, 0, "stream", "no footer");
     // The first grain stands behind what the header calls overhead.
-    let first = usize::try_from(be64(&swapped(&image, 64), 0)).unwrap() * 512;
+    let first = usize::try_from(le64(&image, 64)).unwrap() * 512;
     let found = damaged("vmdk", &image, |b| b[first] ^= 1);
     expect(&found, 1, 0, "grain table", "no grain");
 }
@@ -880,7 +860,7 @@ fn damage_of_qed_qcow_and_parallels_is_found_and_counted_as_qemu_img_counts() {
         (
             "qcow",
             "qcow/good/some.qcow",
-            |b| put64(b, 48, 1 << 40),
+            |b| put_be64(b, 48, 1 << 40),
             (1, 0),
         ),
         (
@@ -916,17 +896,13 @@ fn damage_of_qed_qcow_and_parallels_is_found_and_counted_as_qemu_img_counts() {
     }
 }
 
-fn put_le64(bytes: &mut [u8], at: usize, value: u64) {
-    bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
-}
-
 fn qed_l1(bytes: &[u8]) -> usize {
-    usize::try_from(be64(&swapped(bytes, 40), 0)).unwrap()
+    usize::try_from(le64(bytes, 40)).unwrap()
 }
 
 /// The first entry in use of the first L2 table.
 fn qed_l2(bytes: &[u8]) -> usize {
-    let number = |at: usize| be64(&swapped(bytes, at), 0);
+    let number = |at: usize| le64(bytes, at);
     let table = (qed_l1(bytes)..).step_by(8).find(|at| number(*at) != 0);
     let table = usize::try_from(number(table.unwrap())).unwrap();
     (table..).step_by(8).find(|at| number(*at) > 1).unwrap()
@@ -1035,23 +1011,19 @@ fn findings_are_counted_to_the_last_and_kept_to_the_thousandth() {
     let mut bytes = fs::read(testdata("qcow2/good/cluster-4k.qcow2")).unwrap();
     let layout = Layout::of(&bytes);
     for entry in (layout.l2..layout.l2 + 4096).step_by(8).skip(1) {
-        put64(&mut bytes, entry, 1 << 63 | 1 << 40);
+        put_be64(&mut bytes, entry, 1 << 63 | 1 << 40);
     }
     // All entries of a second L2 table, too, so that there are more than a thousand.
     let copy = bytes[layout.l2..layout.l2 + 4096].to_vec();
     let at = bytes.len().next_multiple_of(4096);
     bytes.resize(at, 0);
     bytes.extend(copy);
-    put64(&mut bytes, layout.l1 + 8, 1 << 63 | at as u64);
-    put32(&mut bytes, 36, 2);
+    put_be64(&mut bytes, layout.l1 + 8, 1 << 63 | at as u64);
+    put_be32(&mut bytes, 36, 2);
     let findings = check_bytes(bytes, "qcow2");
     assert_eq!(findings.told().len(), Findings::TOLD);
     assert!(findings.left_out() > 1000);
     assert!(findings.corruptions > 2000);
-}
-
-fn put32(bytes: &mut [u8], at: usize, value: u32) {
-    bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
 }
 
 #[test]

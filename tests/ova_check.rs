@@ -254,6 +254,27 @@ fn one_disk_that_several_names_mean_is_looked_at_once() {
 }
 
 #[test]
+fn every_chunk_of_a_file_belongs_to_the_package() {
+    let ovf = "<Envelope xmlns:ovf=\"u\"><References><File ovf:href=\"d\" ovf:id=\"f\" ovf:size=\"6\" \
+               ovf:chunkSize=\"4\"/></References></Envelope>";
+    let line = format!("SHA256(a.ovf)= {}\n", sha256(ovf.as_bytes()));
+    let found = findings(&archive(&[
+        ("a.ovf", ovf.as_bytes()),
+        ("a.mf", line.as_bytes()),
+        ("d.000000000", b"abcd"),
+        ("d.000000001", b"ef"),
+        ("e", b"other"),
+    ]));
+    assert_eq!(found.corruptions, 2, "{:?}", found.told());
+    assert!(told(
+        &found,
+        FindingKind::Corruption,
+        "not speak of \"d.000000001\""
+    ));
+    assert!(told(&found, FindingKind::Note, "not speak of \"e\", nor"));
+}
+
+#[test]
 fn a_sparse_file_without_end_has_no_digest() {
     let ovf = b"<Envelope xmlns=\"http://schemas.dmtf.org/ovf/envelope/1\"/>";
     let line = format!(

@@ -17,6 +17,7 @@ mod common;
 mod support;
 
 use std::fs;
+use std::io::{Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::Command;
@@ -28,7 +29,8 @@ use blockform::storage::Memory;
 use blockform::{BlockSource, Error, Extent, Image, Limits, OpenOptions, Result};
 use common::example;
 use serde_json::Value;
-use support::{Rng, files_below, goldens, has_tool, run, sample_disk, sha256, testdata};
+use support::patch::{self, be64, grain_tables, le32, le64, made, pick, place};
+use support::{Rng, files_below, goldens, has_tool, run, sha256, testdata};
 
 const CLUSTER: usize = 64 << 10;
 const MIB: usize = 1 << 20;
@@ -132,32 +134,14 @@ fn loses(name: &str, image: &[u8], format: &str, disk: &[u8], lost: &[(usize, us
     assert!(bytes == zeroed(disk, lost), "{name}");
 }
 
-/// An image of a disk, made by qemu-img.
-fn made(disk: &[u8], format: &str, options: &[&str]) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let (raw, image) = (folder.path().join("disk"), folder.path().join("image"));
-    fs::write(&raw, disk).unwrap();
-    let mut convert = Command::new("qemu-img");
-    convert.args(["convert", "-f", "raw", "-O", format]);
-    run(convert.args(options).arg(&raw).arg(&image));
-    fs::read(&image).unwrap()
-}
-
-fn be64(bytes: &[u8], at: usize) -> u64 {
-    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
-}
-
 /// Where the only L2 table of a small qcow2 is.
 fn l2_of(image: &[u8]) -> usize {
     let l1 = usize::try_from(be64(image, 40)).unwrap();
     usize::try_from(be64(image, l1) & 0x00ff_ffff_ffff_fe00).unwrap()
 }
 
-/// A disk of which no byte is zero, so that what is lost shows.
 fn full_disk(len: usize) -> Vec<u8> {
-    let mut disk = sample_disk(3, len);
-    disk.iter_mut().for_each(|byte| *byte |= 1);
-    disk
+    patch::full_disk(3, len)
 }
 
 #[test]
@@ -291,15 +275,12 @@ fn a_bad_sector_of_a_table_costs_its_entries() {
         &[lost],
     );
     let qed = made(&disk, "qed", &[]);
-    let number = |at: usize| {
-        usize::try_from(u64::from_le_bytes(qed[at..at + 8].try_into().unwrap())).unwrap()
-    };
+    let number = |at: usize| place(le64(&qed, at));
     let l2 = number(number(40));
     loses(("qed", &disk), &qed, "qed", &[l2 + 512], &[sector(1)]);
     // VMDK has two tables, of which each entry is to be had once.
     let vmdk = made(&disk, "vmdk", &[]);
-    let tables = grain_tables(&vmdk);
-    let (first, second) = (tables[0], tables[1]);
+    let [_, _, first, second] = grain_tables(&vmdk);
     loses(
         ("vmdk, one table", &disk),
         &vmdk,
@@ -332,14 +313,14 @@ fn a_bad_sector_of_the_only_table_costs_its_entries() {
     }
     let folder = tempfile::tempdir().unwrap();
     let (raw, path) = (folder.path().join("disk"), folder.path().join("image"));
-    let disk = fs::File::create(&raw).unwrap();
+    let mut disk = fs::File::create(&raw).unwrap();
     disk.set_len(600 * MIB as u64).unwrap();
     let data = full_disk(MIB);
     let places = [150 * MIB as u64, 500 * MIB as u64];
     for place in places {
-        std::os::unix::fs::FileExt::write_all_at(&disk, &data, place).unwrap();
+        disk.seek(SeekFrom::Start(place)).unwrap();
+        disk.write_all(&data).unwrap();
     }
-    let le64 = |b: &[u8], at: usize| u64::from_le_bytes(b[at..at + 8].try_into().unwrap());
     for (format, options, ours) in [
         ("vpc", "subformat=dynamic,force_size=on", "vhd"),
         ("vdi", "static=off", "vdi"),
@@ -353,7 +334,7 @@ fn a_bad_sector_of_the_only_table_costs_its_entries() {
         // The sector with the entry of the first of both places.
         let bad = match ours {
             "vhd" => be64(&image, 512 + 16) + 75 * 4,
-            "vdi" => le32(&image, 340) as u64 + 150 * 4,
+            "vdi" => u64::from(le32(&image, 340)) + 150 * 4,
             "vhdx" => {
                 let regions = &image[192 << 10..256 << 10];
                 let guid = [0x66, 0x77, 0xc2, 0x2d];
@@ -588,10 +569,6 @@ fn the_command_tells_what_is_lost() {
     }
 }
 
-fn le32(bytes: &[u8], at: usize) -> usize {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
-}
-
 #[test]
 fn what_two_entries_have_is_lost_to_both() {
     if !has_tool("qemu-img") {
@@ -606,7 +583,7 @@ fn what_two_entries_have_is_lost_to_both() {
 
     let disk = full_disk(10 * MIB);
     let mut image = made(&disk, "vdi", &[]);
-    let map = le32(&image, 0x154);
+    let map = place(le32(&image, 0x154).into());
     image.copy_within(map + 4 * 2..map + 4 * 3, map + 4 * 7);
     let lost = [(2 * MIB, 3 * MIB), (7 * MIB, 8 * MIB)];
     loses("vdi", &image, "vdi", &disk, &lost);
@@ -622,14 +599,15 @@ fn what_two_entries_have_is_lost_to_both() {
     // The region table's entry of the BAT tells where it is.
     let mut entries = (0..2).map(|i| (192 << 10) + 16 + 32 * i);
     let entry = entries.find(|at| le32(&image, *at) == 0x2dc2_7766).unwrap();
-    let bat = le32(&image, entry + 16);
+    let bat = place(le32(&image, entry + 16).into());
     image.copy_within(bat + 8..bat + 16, bat + 8 * 9);
     let lost = [(MIB, 2 * MIB), (9 * MIB, 10 * MIB)];
     loses("vhdx", &image, "vhdx", &disk, &lost);
 
     let disk = full_disk(40 * CLUSTER);
     let mut image = made(&disk, "vmdk", &[]);
-    for table in grain_tables(&image) {
+    let [_, _, first, second] = grain_tables(&image);
+    for table in [first, second] {
         image.copy_within(table + 4 * 6..table + 4 * 7, table + 4 * 9);
     }
     let lost = [(6 * CLUSTER, 7 * CLUSTER), (9 * CLUSTER, 10 * CLUSTER)];
@@ -648,8 +626,8 @@ fn what_two_entries_have_is_lost_to_both() {
     );
 
     let mut image = made(&disk, "qed", &[]);
-    let l1 = usize::try_from(u64::from_le_bytes(image[40..48].try_into().unwrap())).unwrap();
-    let l2 = usize::try_from(u64::from_le_bytes(image[l1..l1 + 8].try_into().unwrap())).unwrap();
+    let l1 = place(le64(&image, 40));
+    let l2 = place(le64(&image, l1));
     image.copy_within(l2 + 8 * 3..l2 + 8 * 4, l2 + 8 * 8);
     let lost = [(3 * CLUSTER, 4 * CLUSTER), (8 * CLUSTER, 9 * CLUSTER)];
     loses("qed", &image, "qed", &disk, &lost);
@@ -663,15 +641,6 @@ fn what_two_entries_have_is_lost_to_both() {
 
 /// Where the first grain tables of both directories of a hosted sparse extent are: the redundant one's
 /// first, if it is used.
-fn grain_tables(image: &[u8]) -> Vec<usize> {
-    let number =
-        |at| usize::try_from(u64::from_le_bytes(image[at..at + 8].try_into().unwrap())).unwrap();
-    let directories = [number(48), number(56)];
-    directories
-        .map(|sector| le32(image, sector * 512) * 512)
-        .to_vec()
-}
-
 #[test]
 fn a_truncated_block_costs_what_is_missing_of_it() {
     if !has_tool("qemu-img") {
@@ -707,18 +676,18 @@ fn of_two_grain_tables_every_sound_entry_counts() {
     }
     let disk = full_disk(40 * CLUSTER);
     let image = made(&disk, "vmdk", &[]);
-    let tables = grain_tables(&image);
+    let [_, _, main, redundant] = grain_tables(&image);
     let mut both = image.clone();
     // One entry in the one, another in the other, and one in both.
-    for (table, index) in [(0, 3), (1, 5), (0, 9), (1, 9)] {
-        both[tables[table] + 4 * index..][..4].fill(0xee);
+    for (table, index) in [(redundant, 3), (main, 5), (redundant, 9), (main, 9)] {
+        both[table + 4 * index..][..4].fill(0xee);
     }
     loses("both", &both, "vmdk", &disk, &[(9 * CLUSTER, 10 * CLUSTER)]);
     // A directory that leads nowhere.
     let mut one = image;
-    let directory = usize::try_from(u64::from_le_bytes(one[56..64].try_into().unwrap())).unwrap();
+    let directory = place(le64(&one, 56));
     one[directory * 512..][..4].fill(0xee);
-    one[tables[0] + 4 * 7..][..4].fill(0xee);
+    one[redundant + 4 * 7..][..4].fill(0xee);
     loses(
         "redundant",
         &one,
@@ -728,7 +697,6 @@ fn of_two_grain_tables_every_sound_entry_counts() {
     );
 }
 
-#[cfg(feature = "zlib")]
 /// The header of a sparse extent tells what the disk is as well as its descriptor; but for a parent.
 #[test]
 fn a_vmdk_without_its_descriptor_is_what_its_header_says() {
@@ -833,6 +801,55 @@ fn a_vhd_without_its_header_is_what_its_blocks_prove() {
     assert!(options.open(Arc::new(Memory::new(damaged))).is_err());
 }
 
+/// The items of VHDX's metadata are in one of two places, whatever its table says.
+#[test]
+fn a_vhdx_without_its_metadata_table_has_its_items_still() {
+    if !has_tool("qemu-img") {
+        return;
+    }
+    let mut disk = full_disk(9 * MIB);
+    disk[2 * MIB..4 * MIB].fill(0);
+    let image = made(&disk, "vhdx", &["-o", "block_size=1M"]);
+    let table = image.windows(8).position(|w| w == b"metadata").unwrap();
+    let items = table + (64 << 10);
+    let refused = |image: &[u8], options: OpenOptions| {
+        options
+            .format("vhdx")
+            .open(Arc::new(Memory::new(image)))
+            .is_err()
+    };
+    // As Hyper-V has them.
+    let mut other = image.clone();
+    other.copy_within(items + 32..items + 40, items + 16);
+    other[items + 24..items + 40].fill(7);
+    for (name, image) in [("QEMU", &image), ("Hyper-V", &other)] {
+        for (what, range) in [
+            ("signature", table..table + 8),
+            ("entry", table + 32..table + 64),
+            ("all of it", table..items),
+        ] {
+            let mut damaged = image.clone();
+            damaged[range.clone()].fill(0x55);
+            assert!(refused(&damaged, OpenOptions::new()), "{name}, {what}");
+            loses(&format!("{name}, {what}"), &damaged, "vhdx", &disk, &[]);
+        }
+    }
+    let bad = [(table as u64 + 3000, table as u64 + 3001)];
+    let broken = || -> Box<dyn Image> {
+        let options = OpenOptions::new().format("vhdx").salvage(true);
+        options.open(Broken::of(image.clone(), &bad)).unwrap()
+    };
+    assert!(salvaged(&broken).0 == disk);
+    // Items that make no sense, or tell of a parent whose name is lost, are none.
+    for (at, value) in [(0, 3), (4, 2), (32, 7), (8, 1)] {
+        let mut damaged = image.clone();
+        damaged[table] = 0;
+        damaged[items + at] = value;
+        assert!(refused(&damaged, OpenOptions::new().salvage(true)), "{at}");
+    }
+}
+
+#[cfg(feature = "zlib")]
 #[test]
 fn the_grains_of_a_stream_say_where_they_belong() {
     if !has_tool("qemu-img") {
@@ -1006,8 +1023,4 @@ fn any_damage_is_lived_with() {
         }
     }
     assert!(agree > 10_000, "{agree} sectors");
-}
-
-fn pick(random: &mut Rng, end: u64) -> usize {
-    usize::try_from(random.below(end.max(1))).unwrap()
 }

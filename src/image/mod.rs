@@ -94,9 +94,9 @@ pub trait Format: Debug + Send + Sync {
     /// Opens an image of this format that lies in `source`.
     ///
     /// # Errors
-    /// [`Error::Malformed`](crate::Error::Malformed) if it is none or a damaged one,
-    /// [`Error::Unsupported`](crate::Error::Unsupported) for a feature that is not known,
-    /// [`Error::LimitExceeded`](crate::Error::LimitExceeded), and what `opener` and `source` fail with.
+    /// [`Error::Malformed`] if it is none or a damaged one,
+    /// [`Error::Unsupported`] for a feature that is not known,
+    /// [`Error::LimitExceeded`], and what `opener` and `source` fail with.
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>>;
 
     /// Looks for everything that is wrong with the image in `source`, without reading the guest's data, but
@@ -107,9 +107,9 @@ pub trait Format: Debug + Send + Sync {
     /// files that the image itself consists of.
     ///
     /// # Errors
-    /// Where the check cannot go on: [`Error::Malformed`](crate::Error::Malformed) for a header
-    /// without which nothing else can be found, [`Error::Unsupported`](crate::Error::Unsupported),
-    /// [`Error::LimitExceeded`](crate::Error::LimitExceeded), and what `opener` and `source` fail with.
+    /// Where the check cannot go on: [`Error::Malformed`] for a header
+    /// without which nothing else can be found, [`Error::Unsupported`],
+    /// [`Error::LimitExceeded`], and what `opener` and `source` fail with.
     fn check(
         &self,
         source: &Arc<dyn BlockSource>,
@@ -132,7 +132,7 @@ pub trait Format: Debug + Send + Sync {
     /// write, and then the old ones are given back.
     ///
     /// # Errors
-    /// As [`check`](Self::check), and what writing fails with; [`Error::Unsupported`](crate::Error::Unsupported)
+    /// As [`check`](Self::check), and what writing fails with; [`Error::Unsupported`]
     /// by default.
     fn repair(
         &self,
@@ -154,7 +154,7 @@ pub trait Format: Debug + Send + Sync {
     /// tables stand behind its data needs another way to find that.
     ///
     /// # Errors
-    /// As [`open`](Self::open), and [`Error::OutOfOrder`](crate::Error::OutOfOrder).
+    /// As [`open`](Self::open), and [`Error::OutOfOrder`].
     fn open_arriving(
         &self,
         source: Arc<dyn BlockSource>,
@@ -166,8 +166,8 @@ pub trait Format: Debug + Send + Sync {
     /// Lays out a new image of this format.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`](crate::Error::InvalidInput) for options that the format does not
-    /// have or that exclude each other, [`Error::Unsupported`](crate::Error::Unsupported) where
+    /// [`Error::InvalidInput`] for options that the format does not
+    /// have or that exclude each other, [`Error::Unsupported`] where
     /// this build cannot write it.
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>>;
 }
@@ -198,8 +198,8 @@ pub trait Opener: Debug {
     /// shows none, it is what this one declares. `resolver` decides about its references.
     ///
     /// # Errors
-    /// [`Error::Ambiguous`](crate::Error::Ambiguous) where a disk that is declared to be raw shows a
-    /// format, [`Error::InvalidInput`](crate::Error::InvalidInput) if it holds several disks itself,
+    /// [`Error::Ambiguous`] where a disk that is declared to be raw shows a
+    /// format, [`Error::InvalidInput`] if it holds several disks itself,
     /// and as [`open_image`](Self::open_image).
     fn open_within(
         &self,
@@ -229,12 +229,12 @@ pub trait Opener: Debug {
 
     /// Opens the image that `reference` means, in the format that the image or the caller declares:
     /// its content is never probed. `None` if the caller's resolver left it closed: reading what
-    /// lives in it has then to fail with [`Error::Detached`](crate::Error::Detached).
+    /// lives in it has then to fail with [`Error::Detached`].
     ///
     /// # Errors
     /// What the caller's [`Resolver`] refuses with,
-    /// [`Error::LimitExceeded`](crate::Error::LimitExceeded) where the chain is too long,
-    /// [`Error::InvalidInput`](crate::Error::InvalidInput) where it comes back to itself.
+    /// [`Error::LimitExceeded`] where the chain is too long,
+    /// [`Error::InvalidInput`] where it comes back to itself.
     fn open_image(&self, reference: &Reference) -> Result<Option<Arc<dyn Image>>>;
 
     /// As [`open_image`](Self::open_image), by the first of several names that leads to a file: which one

@@ -7,6 +7,8 @@ pub mod crash;
 pub mod faults;
 pub mod model;
 pub mod origins;
+pub mod patch;
+pub mod witness;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

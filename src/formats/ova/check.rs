@@ -70,7 +70,7 @@ fn check_manifest(appliance: &Appliance, archive: &Archive, findings: &mut Findi
     for other in others.filter(|other| other.header != own.header) {
         let name = other.name.quoted();
         // Only what belongs to the package has to be there.
-        if belong.contains(&other.header) {
+        if belong.contains(&other.header) || is_chunk(appliance, other) {
             let problem = format!("does not speak of {name}");
             findings.add_damage(malformed("manifest", member.header, problem))?;
         } else {
@@ -86,6 +86,16 @@ fn belonging(appliance: &Appliance, archive: &Archive) -> HashSet<u64> {
     let files = appliance.package().files.iter();
     let members = files.filter_map(|file| stored_member(archive, file));
     members.map(|member| member.header).collect()
+}
+
+/// Whether a member is a chunk of a file that the descriptor lists.
+fn is_chunk(appliance: &Appliance, member: &Member) -> bool {
+    let name = member.name.as_bytes();
+    let mut split = appliance.package().files.iter();
+    split.any(|file| {
+        let number = name.strip_prefix(file.href.as_bytes());
+        file.chunk_size.is_some() && number.is_some_and(|number| number.starts_with(b"."))
+    })
 }
 
 /// The member that has a file, or the first chunk of it.

@@ -48,9 +48,11 @@ ROWS = [
     ("Files cut: every length of the metadata, every 4 KiB of data",
      ["truncated files"],
      "a VMDK descriptor cut between two extents was a smaller disk, and said nothing (`damage`)"),
-    ("Flipped bits of the metadata that a reader looks at: every one, of the formats under `all` in `tests/damage.tsv`",
+    ("Flipped bits of the metadata that a reader looks at: every one of every format",
      ["flipped bits"],
-     "no panic; a VDI read from beside its blocks was not told of (`damage`); what goes unnoticed is counted there"),
+     "no panic; entries of qcow2 for clusters of others (`qcow2_tables`); VMDK tables unlike their copies, or in a "
+     "stream without their markers (`vmdk`); a VDI read from beside its blocks (`damage`); what goes unnoticed is "
+     "counted in `tests/damage.tsv`"),
     ("Images made by QEMU at random, read byte for byte as QEMU reads them",
      ["differential images"],
      "nothing"),

@@ -94,6 +94,19 @@ fn what_is_one_entrys_own_no_other_has() {
 }
 
 #[test]
+fn what_is_salvaged_leaves_a_cluster_to_its_owner() {
+    let mut sample = Sample::new();
+    let own = sample.number(sample.l2);
+    sample.set(sample.l2 + 8, own & !COPIED);
+    let source = Arc::new(Memory::new(sample.bytes));
+    let image = OpenOptions::new().salvage(true).open(source).unwrap();
+    let mut cluster = vec![0; 65_536];
+    image.read_exact_at(&mut cluster, 0).unwrap();
+    let error = image.read_exact_at(&mut cluster, CLUSTER).unwrap_err();
+    assert!(error.to_string().contains("so has another one"), "{error}");
+}
+
+#[test]
 fn clusters_that_are_shared_knowingly_may_be() {
     let mut sample = Sample::new();
     let shared = sample.number(sample.l2) & !COPIED;

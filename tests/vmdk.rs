@@ -256,6 +256,23 @@ fn a_table_and_its_copy_have_the_same_grains() {
     read_all(&image).unwrap();
 }
 
+#[test]
+#[cfg(feature = "zlib")]
+fn a_table_of_a_stream_has_its_marker() {
+    let whole = std::fs::read(testdata("vmdk/good/stream.vmdk")).unwrap();
+    // The one entry of the directory, before the footer and its marker.
+    let at = whole.len() - 4 * 512;
+    assert_eq!(whole[at..at + 4], 12_u32.to_le_bytes());
+    for sector in [13_u32, 8] {
+        let mut bytes = whole.clone();
+        bytes[at..at + 4].copy_from_slice(&sector.to_le_bytes());
+        let error = open_bytes(bytes)
+            .and_then(|image| read_all(&image))
+            .unwrap_err();
+        assert!(error.to_string().contains("grain table"), "{error}");
+    }
+}
+
 /// qemu-img passes over `RDONLY`, `NOACCESS` and `ZERO` lines, and what follows moves down.
 #[test]
 fn no_extent_is_passed_over() {

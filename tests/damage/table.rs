@@ -13,7 +13,7 @@ pub(crate) enum Ending {
     Warned,
     /// Something else, with a warning.
     Told,
-    /// The same but for the rest of the unit in which the file ends, which reads as zero.
+    /// The same but for the rest of the unit in which a cut file ends, which reads as zero.
     Tail,
     AnotherSize,
     Wrong,
@@ -24,8 +24,8 @@ pub(crate) type Table = BTreeMap<(String, String), BTreeMap<Ending, u64>>;
 
 const HEAD: &str = "\
 # What becomes of the images of testdata with one bit of their metadata flipped, or cut short.
-# told: something else is read, and a warning says why. tail: the rest of the unit in which the file
-# ends reads as zero. size: a disk of another size. wrong: other bytes, where no check can exist.
+# told: something else is read, and a warning says why. tail: the rest of the unit in which a cut file
+# ends reads as zero. size: a disk of another size. wrong: other bytes, and nothing tells.
 #extent\twhat\tformat\trefused\tsame\twarned\ttold\ttail\tsize\twrong";
 
 const ENDINGS: [Ending; 7] = [

@@ -12,9 +12,9 @@ use crate::map::{BlockMap, Claims, Run, Span, TableCache, Unread, read_what_is_l
 use crate::packed::Codec;
 use crate::source::{BlockSource, BlockSourceExt};
 
-use super::VMDK;
 use super::alias::{Regions, Seen};
-use super::header::{GRAIN_MARKER_LEN, Marker, SECTOR};
+use super::header::{GRAIN_MARKER_LEN, MARKER_GT, Marker, SECTOR};
+use super::{VMDK, stream};
 
 /// What a grain table entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +72,8 @@ pub(super) struct GrainMap<T> {
     pub(super) regions: Regions,
     /// Where the first grain can be, in bytes: before that is metadata.
     pub(super) first_grain: u64,
+    /// Whether a marker comes before each table.
+    pub(super) marked_tables: bool,
     /// Whether a table is compared with its copy.
     pub(super) compares: bool,
     pub(super) seen: Seen,
@@ -154,6 +156,17 @@ impl<T: Tables> GrainMap<T> {
     }
 
     fn read_table(&self, index: u64, host: u64) -> Result<Arc<Vec<u8>>> {
+        // Of what arrives the markers are gone by then, and it was followed by them.
+        let marker = self
+            .marked_tables
+            .then(|| host.checked_sub(SECTOR))
+            .flatten();
+        if let Some(Ok(marker)) = marker.map(|at| stream::marker_at(&self.file, at)) {
+            if marker.size != 0 || marker.kind != MARKER_GT {
+                let problem = "has no marker before it that says so";
+                return Err(malformed("grain table", host, problem));
+            }
+        }
         let copy = self.read_copy(host)?;
         if !copy.bad.is_empty() {
             let problem = "cannot be read as a whole";

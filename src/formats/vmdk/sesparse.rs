@@ -193,6 +193,7 @@ pub(super) fn open(
         seen,
         cache: TableCache::new(limits.cache_bytes),
         first_grain: 0,
+        marked_tables: false,
         compares: false,
         salvage: Salvaging::asked_by(opener),
     })

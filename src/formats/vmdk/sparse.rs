@@ -11,7 +11,7 @@ use crate::source::{BlockSource, BlockSourceExt};
 
 use super::alias::{Regions, Seen};
 use super::header::{
-    COWD_TABLE_ENTRIES, CowdHeader, Flags, SECTOR, SECTOR_LEN, SparseExtentHeader,
+    COWD_TABLE_ENTRIES, CowdHeader, Flags, GD_AT_END, SECTOR, SECTOR_LEN, SparseExtentHeader,
 };
 use super::map::{Grain, GrainMap, Salvaging, Storage, Tables, malformed};
 use super::{VMDK, scan, stream};
@@ -190,9 +190,9 @@ pub(super) fn open_hosted(
         zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
     };
     let map = GrainMap {
-        // A packed grain says itself where it belongs, and of an extent that was not closed it is known that its
-        // tables are not what they should be.
-        compares: !header.is_compressed() && header.unclean_shutdown == 0 && !salvages,
+        // Of an extent that was not closed it is known that its tables are not what they should be.
+        marked_tables: first.gd_offset == GD_AT_END,
+        compares: header.unclean_shutdown == 0 && !salvages,
         first_grain: match salvages {
             true => 0,
             false => header.over_head.saturating_mul(SECTOR),
@@ -261,6 +261,7 @@ pub(super) fn open_cowd(
         file,
         storage: Storage::Plain,
         first_grain: 0,
+        marked_tables: false,
         compares: false,
         grain: layout.grain,
         entries: layout.entries,

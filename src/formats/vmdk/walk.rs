@@ -78,6 +78,7 @@ impl Walk {
             seen: Seen::new(SECTOR, 0),
             cache: TableCache::new(0),
             first_grain: 0,
+            marked_tables: false,
             compares: false,
             salvage: None,
             file,

@@ -95,7 +95,7 @@ impl Incoming {
                 hashers,
                 spill: room.spill,
                 cancel,
-                failed: false,
+                failure: None,
             }),
         })
     }
@@ -275,6 +275,26 @@ mod tests {
                 stream.take_digests(),
                 [Algorithm::Md5.digest(&all).unwrap()]
             );
+        }
+    }
+
+    #[test]
+    fn everybody_is_told_with_what_the_reader_failed() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::ConnectionReset.into())
+            }
+        }
+        let room = Room {
+            window: 0,
+            tables: 0,
+            spill: None,
+        };
+        let stream = Incoming::new(Box::new(Broken), room, Vec::new(), Cancel::new()).unwrap();
+        for _ in 0..2 {
+            let error = read(&stream, 0, 1).unwrap_err();
+            assert_eq!(error.io_kind(), io::ErrorKind::ConnectionReset);
         }
     }
 

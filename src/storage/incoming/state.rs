@@ -23,6 +23,32 @@ const SLACK: u64 = 4 << 10;
 /// Bytes of the blocks that are kept because only a part of them was read.
 const BLOCKS: u64 = 4 << 20;
 
+/// An error of the reader that can be told more than once.
+#[derive(Debug)]
+pub(super) struct Failure {
+    kind: ErrorKind,
+    code: Option<i32>,
+    text: String,
+}
+
+impl Failure {
+    fn of(error: &io::Error) -> Self {
+        Failure {
+            kind: error.kind(),
+            code: error.raw_os_error(),
+            text: error.to_string(),
+        }
+    }
+
+    fn error(&self) -> Error {
+        let again = match self.code {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(self.kind, self.text.as_str()),
+        };
+        Error::io("read the stream", again)
+    }
+}
+
 pub(super) struct State {
     pub(super) reader: Box<dyn Read + Send>,
     /// The last bytes that arrived: byte `n` of the stream is at `n` modulo `ring_len`. It grows to that
@@ -51,8 +77,9 @@ pub(super) struct State {
     pub(super) hashers: Vec<Hasher>,
     pub(super) spill: Option<Spill>,
     pub(super) cancel: Cancel,
-    /// Whether the reader failed: nobody knows what would come next.
-    pub(super) failed: bool,
+    /// What the reader failed with: nobody knows what would come next, and whoever asks is told the same,
+    /// so that of several threads it does not matter which one says it.
+    pub(super) failure: Option<Failure>,
 }
 
 impl State {
@@ -65,9 +92,8 @@ impl State {
         if self.cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        let failed = |source| Error::io("read the stream", source);
-        if self.failed {
-            return Err(failed(io::Error::other("an earlier read failed")));
+        if let Some(failure) = &self.failure {
+            return Err(failure.error());
         }
         let at = self.in_ring(self.position);
         let end = (at + CHUNK).min(self.ring_len);
@@ -79,8 +105,8 @@ impl State {
             Ok(n) => n,
             Err(e) if e.kind() == ErrorKind::Interrupted => return Ok(()),
             Err(e) => {
-                self.failed = true;
-                return Err(failed(e));
+                self.failure = Some(Failure::of(&e));
+                return Err(Error::io("read the stream", e));
             }
         };
         if n == 0 {
@@ -88,10 +114,12 @@ impl State {
             return Ok(());
         }
         let Some(fresh) = room.get(..n) else {
-            self.failed = true;
-            return Err(Error::invalid(
-                "the reader returned more than was asked for",
-            ));
+            let problem = "the reader returned more than was asked for";
+            self.failure = Some(Failure::of(&io::Error::new(
+                ErrorKind::InvalidData,
+                problem,
+            )));
+            return Err(Error::invalid(problem));
         };
         for hasher in &mut self.hashers {
             hasher.update(fresh);

@@ -2,6 +2,9 @@
 
 use crate::error::{Error, Result};
 
+/// How many times its own length a packed file may unpack to without more ado.
+const USUAL_RATIO: u64 = 64;
+
 /// What an image may demand of whoever opens it. Every open has limits; these defaults pass every
 /// image that a real tool makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,6 +150,16 @@ impl Limits {
             count,
             self.snapshots,
         )
+    }
+
+    /// Checks how many bytes a file unpacks to that has `packed` bytes itself.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`] with `what` as the thing that was too large.
+    pub fn check_inflated(&self, what: &'static str, packed: u64, bytes: u64) -> Result<()> {
+        let usual = packed.saturating_mul(USUAL_RATIO);
+        let most = self.inflated_bytes.saturating_add(usual);
+        check("inflated_bytes", what, bytes, most)
     }
 
     /// Checks a virtual size in bytes.

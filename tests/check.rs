@@ -23,6 +23,7 @@ use blockform::storage::Memory;
 use blockform::{BlockSource, DetachReferences, Error, Limits, OpenOptions, PathPolicy};
 use common::{example, has_qemu, run};
 use serde_json::Value;
+use support::patch::{be64, le32, le64, put_be32, put_be64, put_le32, put_le64};
 use support::{goldens, sample_disk, testdata};
 
 fn check_bytes(bytes: Vec<u8>, format: &str) -> Findings {
@@ -169,14 +170,6 @@ fn what_we_write_is_clean() {
     }
 }
 
-fn be64(bytes: &[u8], at: usize) -> u64 {
-    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
-}
-
-fn put64(bytes: &mut [u8], at: usize, value: u64) {
-    bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
-}
-
 /// Where the tables of a qcow2 image are, and the first of their entries that is in use.
 struct Layout {
     l1: usize,
@@ -222,7 +215,7 @@ type Damage = (
     (u64, u64),
 );
 
-const DAMAGES: [Damage; 24] = [
+const DAMAGES: [Damage; 27] = [
     (
         "a count too low",
         "cluster-4k",
@@ -251,7 +244,7 @@ const DAMAGES: [Damage; 24] = [
     (
         "an L2 table lost",
         "cluster-4k",
-        |b, l| put64(b, l.l1, 0),
+        |b, l| put_be64(b, l.l1, 0),
         "refcount",
         (0, 7),
     ),
@@ -288,7 +281,7 @@ const DAMAGES: [Damage; 24] = [
         "cluster-4k",
         |b, l| {
             let first = be64(b, l.stored[0]);
-            put64(b, l.stored[1], first);
+            put_be64(b, l.stored[1], first);
         },
         "refcount",
         (1, 1),
@@ -297,7 +290,7 @@ const DAMAGES: [Damage; 24] = [
         "a cluster that is an L2 table",
         "cluster-4k",
         |b, l| {
-            put64(b, l.stored[0], 1 << 63 | l.l2 as u64);
+            put_be64(b, l.stored[0], 1 << 63 | l.l2 as u64);
         },
         "refcount",
         (1, 1),
@@ -305,7 +298,7 @@ const DAMAGES: [Damage; 24] = [
     (
         "a cluster past the end",
         "cluster-4k",
-        |b, l| put64(b, l.stored[0], 1 << 63 | 1 << 40),
+        |b, l| put_be64(b, l.stored[0], 1 << 63 | 1 << 40),
         "data cluster",
         (2, 1),
     ),
@@ -331,6 +324,40 @@ const DAMAGES: [Damage; 24] = [
         (1, 0),
     ),
     (
+        "a packed cluster that begins within another, counted right",
+        "zlib",
+        |b, l| {
+            let first = be64(b, l.packed[0]);
+            put_be64(b, l.packed[0], first + 512);
+        },
+        "packed cluster",
+        (1, 0),
+    ),
+    (
+        "a packed cluster that ends where another does not, counted right",
+        "zlib",
+        |b, l| {
+            let first = be64(b, l.packed[0]);
+            put_be64(b, l.packed[1], first - (1 << 58));
+        },
+        "packed cluster",
+        (1, 1),
+    ),
+    (
+        "a packed cluster within one that is not, counted right",
+        "zlib",
+        |b, l| {
+            let (stored, packed) = (be64(b, l.stored[0]), be64(b, l.packed[0]));
+            let cluster = |entry: u64| usize::try_from((entry & 0xffff_ffff) / 4096).unwrap();
+            put_be64(b, l.stored[0], stored & !(1 << 63));
+            put_be64(b, l.packed[0], 1 << 62 | (stored & 0xffff_ffff));
+            b[l.refcount_block + 2 * cluster(stored) + 1] += 1;
+            b[l.refcount_block + 2 * cluster(packed) + 1] -= 1;
+        },
+        "refcount",
+        (1, 0),
+    ),
+    (
         "a refcount table entry with a reserved bit",
         "cluster-4k",
         |b, l| b[l.refcount_table + 7] |= 1,
@@ -341,7 +368,7 @@ const DAMAGES: [Damage; 24] = [
         "a refcount block past the end",
         "cluster-4k",
         |b, l| {
-            put64(b, l.refcount_table, 1 << 40);
+            put_be64(b, l.refcount_table, 1 << 40);
         },
         "refcount table",
         (18, 0),
@@ -351,7 +378,7 @@ const DAMAGES: [Damage; 24] = [
         "cluster-4k",
         |b, l| {
             let first = be64(b, l.refcount_table);
-            put64(b, l.refcount_table + 8, first);
+            put_be64(b, l.refcount_table + 8, first);
         },
         "refcount table",
         (2, 0),
@@ -359,7 +386,7 @@ const DAMAGES: [Damage; 24] = [
     (
         "no refcount block",
         "cluster-4k",
-        |b, l| put64(b, l.refcount_table, 0),
+        |b, l| put_be64(b, l.refcount_table, 0),
         "refcount",
         (17, 0),
     ),
@@ -369,7 +396,7 @@ const DAMAGES: [Damage; 24] = [
         |b, l| {
             let last = be64(b, l.stored[0]) & 0x00ff_ffff_ffff_fe00;
             let cluster = usize::try_from(last / 4096).unwrap();
-            put64(b, l.stored[0], l.refcount_table as u64);
+            put_be64(b, l.stored[0], l.refcount_table as u64);
             b[l.refcount_block + 2 * cluster + 1] = 0;
             b[l.refcount_block + 2 * (l.refcount_table / 4096) + 1] = 2;
         },
@@ -381,7 +408,7 @@ const DAMAGES: [Damage; 24] = [
         "refcount-1",
         |b, l| {
             let first = be64(b, l.stored[0]);
-            put64(b, l.stored[1], first);
+            put_be64(b, l.stored[1], first);
         },
         "data cluster",
         (1, 1),
@@ -432,7 +459,10 @@ const DAMAGES: [Damage; 24] = [
 ];
 
 /// Where the counts are ours alone: QEMU knows no rule there, or goes on in another way.
-const NOT_QEMU: [&str; 4] = [
+const NOT_QEMU: [&str; 7] = [
+    "a packed cluster that begins within another, counted right",
+    "a packed cluster that ends where another does not, counted right",
+    "a packed cluster within one that is not, counted right",
     "a structure that is data too, counted right",
     "a snapshot's L1 table that is not aligned",
     "a bitmap's table with reserved bits",
@@ -473,14 +503,6 @@ fn every_kind_of_damage_is_found_and_counted_as_qemu_img_counts() {
             findings.told()
         );
     }
-}
-
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
-}
-
-fn put_le32(bytes: &mut [u8], at: usize, value: u32) {
-    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
 /// The places of the entries of a table of 32-bit numbers that are in use.
@@ -575,6 +597,123 @@ fn damage_of_vhd_is_found() {
 }
 
 #[test]
+fn data_that_a_bitmap_of_vhd_hides_is_found() {
+    let mut disk = sample_disk(6, 9 << 20);
+    disk[4 << 20..][..1 << 20].fill(0);
+    disk[8 << 9..][..512].fill(3);
+    let scratch = tempfile::tempdir().unwrap();
+    fs::write(scratch.path().join("disk.raw"), &disk).unwrap();
+    let path = scratch.path().join("disk.vhd");
+    let convert = ConvertOptions::to("vhd").option("subformat", "dynamic");
+    let convert = convert.option("force_size", "on");
+    convert.convert_to_path(&Memory::new(disk), &path).unwrap();
+    let image = fs::read(&path).unwrap();
+    let table = usize::try_from(be64(&image, 512 + 16)).unwrap();
+    let block = |index: usize| {
+        let raw = image[table + 4 * index..][..4].try_into().unwrap();
+        usize::try_from(u32::from_be_bytes(raw)).unwrap() * 512
+    };
+    assert!(damaged("vhd", &image, |_| {}).is_clean());
+    // Whether a sector of zeros was written or not is one.
+    let found = damaged("vhd", &image, |b| b[block(2)..][..128].fill(0));
+    assert!(found.is_clean(), "{:?}", found.told());
+    let hide = |b: &mut Vec<u8>| b[block(0) + 1] &= 0x7f;
+    let found = damaged("vhd", &image, hide);
+    expect(&found, 1, 0, "sector bitmap", "that 1 sectors");
+    let place = (found.told()[0].offset, found.told()[0].guest);
+    assert_eq!(place, (Some(block(0) as u64), Some(8 << 9)));
+    // Two entries of one block are damage of their own, and it is not looked into.
+    let found = damaged("vhd", &image, |b| {
+        hide(b);
+        b.copy_within(table..table + 4, table + 4);
+    });
+    expect(&found, 1, 0, "block", "two entries");
+    // 7-Zip minds the bitmap, and QEMU does not: so much for what the disk holds.
+    if has_qemu() && support::has_tool("7z") {
+        let mut bytes = image.clone();
+        hide(&mut bytes);
+        fs::write(&path, bytes).unwrap();
+        let theirs = |program: &str, line: &str| {
+            let out = run(scratch.path(), program, line.split_whitespace());
+            out.status.success()
+        };
+        assert!(theirs(
+            "qemu-img",
+            "compare -f vpc -F raw disk.vhd disk.raw"
+        ));
+        assert!(!theirs("7z", "t disk.vhd"));
+        fs::write(&path, &image).unwrap();
+        assert!(theirs("7z", "t disk.vhd"));
+    }
+}
+
+/// Makes the sum of a header or a footer of VHD right.
+fn sum_vhd(bytes: &mut [u8], at: usize, len: usize, checksum: usize) {
+    bytes[at + checksum..at + checksum + 4].fill(0);
+    let sum: u32 = bytes[at..at + len]
+        .iter()
+        .map(|byte| u32::from(*byte))
+        .sum();
+    put_be32(bytes, at + checksum, !sum);
+}
+
+/// As Xen makes them: the second one stands behind the table, and says which blocks are there as a whole.
+#[test]
+fn two_bitmaps_of_a_vhd_say_the_same() {
+    let mut image = fs::read(testdata("vhd/good/child-name-only.vhd")).unwrap();
+    let footer = image.split_off(image.len() - 512);
+    let table = usize::try_from(be64(&image, 512 + 16)).unwrap();
+    let mut entries = image[table..table + 512].to_vec();
+    let sector = entries.chunks(4).position(|raw| raw != [0xff; 4]).unwrap();
+    let block = usize::try_from(u32::from_be_bytes(
+        entries[sector * 4..][..4].try_into().unwrap(),
+    ));
+    let block = block.unwrap() * 512;
+    assert_ne!(image[block..block + 512], [0xff; 512]);
+    let moved = image.len();
+    image.append(&mut entries);
+    put_be64(&mut image, 512 + 16, moved as u64);
+    put_be32(&mut image, 512 + 28, 512 / 4);
+    sum_vhd(&mut image, 512, 1024, 36);
+    let batmap = image.len();
+    image.resize(batmap + 1024, 0);
+    image[batmap..batmap + 8].copy_from_slice(b"tdbatmap");
+    put_be64(&mut image, batmap + 8, batmap as u64 + 512);
+    put_be32(&mut image, batmap + 16, 1);
+    put_be32(&mut image, batmap + 20, 0x0001_0002);
+    let end = image.len();
+    image.extend(footer);
+    for at in [0, end] {
+        image[at + 28..at + 32].copy_from_slice(b"tap\0");
+        put_be32(&mut image, at + 32, 0x0001_0003);
+        sum_vhd(&mut image, at, 512, 64);
+    }
+    let full = |b: &mut Vec<u8>| {
+        b[batmap + 512 + sector / 8] |= 0x80 >> (sector % 8);
+        let sum: u32 = b[batmap + 512..batmap + 1024]
+            .iter()
+            .map(|byte| u32::from(*byte))
+            .sum();
+        put_be32(b, batmap + 24, !sum);
+    };
+    put_be32(&mut image, batmap + 24, !0);
+    let found = damaged("vhd", &image, |_| {});
+    assert!(found.is_clean(), "{:?}", found.told());
+    expect(
+        &damaged("vhd", &image, full),
+        1,
+        0,
+        "sector bitmap",
+        "bitmap of full blocks",
+    );
+    let found = damaged("vhd", &image, |b| {
+        full(b);
+        b[block..block + 512].fill(0xff);
+    });
+    assert!(found.is_clean(), "{:?}", found.told());
+}
+
+#[test]
 fn damage_of_vhdx_is_found() {
     let image = written("vhdx", "");
     // The first entry of the region table is that of the block allocation table, or the second.
@@ -621,7 +760,7 @@ fn two_blocks_of_vhdx_share_no_bytes() {
 #[test]
 fn damage_of_vmdk_is_found() {
     let image = written("vmdk", "subformat=monolithicSparse");
-    let sectors = |at: usize| usize::try_from(be64(&swapped(&image, at), 0)).unwrap() * 512;
+    let sectors = |at: usize| usize::try_from(le64(&image, at)).unwrap() * 512;
     let (redundant, directory) = (sectors(48), sectors(56));
     let table = usize::try_from(le32(&image, directory)).unwrap() * 512;
     let used = used32(&image, table, 144, &[0]);
@@ -632,23 +771,36 @@ fn damage_of_vmdk_is_found() {
         let first = le32(b, used[0]);
         put_le32(b, used[1], first);
     });
-    expect(&found, 1, 0, "grain", "two entries");
+    expect(&found, 2, 0, "grain", "two entries");
     let found = find(&|b| put_le32(b, used[0], 1 << 30));
     expect(&found, 1, 0, "grain table", "past the end");
     let found = find(&|b| put_le32(b, used[0], u32::try_from(directory / 512).unwrap()));
     expect(&found, 1, 0, "grain table", "in the grain table");
     let found = find(&|b| b.copy_within(directory..directory + 4, redundant));
     expect(&found, 1, 0, "grain table", "overlaps");
-    let found = find(&|b| b[used[0]] ^= 1);
-    assert!(
-        found.told().iter().any(|f| f.kind == FindingKind::Note),
-        "the copy differs"
-    );
-}
-
-/// Eight bytes the other way round.
-fn swapped(bytes: &[u8], at: usize) -> Vec<u8> {
-    bytes[at..at + 8].iter().rev().copied().collect()
+    // Of two copies that differ, both of which make sense, one is wrong.
+    let second = usize::try_from(le32(&image, redundant)).unwrap() * 512;
+    let copy = |at: usize| at - table + second;
+    for (one, two, corruptions) in [
+        (Some(0), None, 1),
+        (None, Some(0), 0),
+        (Some(1), None, 1),
+        (None, Some(le32(&image, used[1])), 1),
+        (None, Some(1), 0),
+        (None, Some(1 << 30), 0),
+    ] {
+        let found = find(&|b| {
+            for (at, entry) in [(used[0], one), (copy(used[0]), two)] {
+                entry.into_iter().for_each(|entry| put_le32(b, at, entry));
+            }
+        });
+        let told = found.told();
+        assert!(told.iter().any(|f| f.kind == FindingKind::Note), "{told:?}");
+        assert_eq!(found.corruptions, corruptions, "{one:?} {two:?} {told:?}");
+    }
+    let found = find(&|b| put_le32(b, directory, 0));
+    expect(&found, 1, 0, "redundant grain directory", "has a table");
+    assert!(find(&|b| put_le32(b, redundant, 0)).is_clean());
 }
 
 #[test]
@@ -660,7 +812,7 @@ fn damage_of_a_stream_is_found() {
     let found = damaged("vmdk", &image, |b| b.truncate(b.len() / 2 / 512 * 512));
     expect(&found, 1, 0, "stream", "no footer");
     // The first grain stands behind what the header calls overhead.
-    let first = usize::try_from(be64(&swapped(&image, 64), 0)).unwrap() * 512;
+    let first = usize::try_from(le64(&image, 64)).unwrap() * 512;
     let found = damaged("vmdk", &image, |b| b[first] ^= 1);
     expect(&found, 1, 0, "grain table", "no grain");
 }
@@ -708,7 +860,7 @@ fn damage_of_qed_qcow_and_parallels_is_found_and_counted_as_qemu_img_counts() {
         (
             "qcow",
             "qcow/good/some.qcow",
-            |b| put64(b, 48, 1 << 40),
+            |b| put_be64(b, 48, 1 << 40),
             (1, 0),
         ),
         (
@@ -744,17 +896,13 @@ fn damage_of_qed_qcow_and_parallels_is_found_and_counted_as_qemu_img_counts() {
     }
 }
 
-fn put_le64(bytes: &mut [u8], at: usize, value: u64) {
-    bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
-}
-
 fn qed_l1(bytes: &[u8]) -> usize {
-    usize::try_from(be64(&swapped(bytes, 40), 0)).unwrap()
+    usize::try_from(le64(bytes, 40)).unwrap()
 }
 
 /// The first entry in use of the first L2 table.
 fn qed_l2(bytes: &[u8]) -> usize {
-    let number = |at: usize| be64(&swapped(bytes, at), 0);
+    let number = |at: usize| le64(bytes, at);
     let table = (qed_l1(bytes)..).step_by(8).find(|at| number(*at) != 0);
     let table = usize::try_from(number(table.unwrap())).unwrap();
     (table..).step_by(8).find(|at| number(*at) > 1).unwrap()
@@ -785,28 +933,97 @@ fn a_check_keeps_to_its_limit_and_says_which() {
     }
 }
 
+/// What QEMU makes of a packed image over the years: written to, with snapshots that share packed clusters.
+#[test]
+fn packed_clusters_that_snapshots_share_are_sound() {
+    if !has_qemu() || !support::has_tool("qemu-io") || !support::can_unpack("zlib") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    let mut disk = sample_disk(8, 4 << 20);
+    disk.resize(8 << 20, 0);
+    fs::write(folder.join("disk.raw"), disk).unwrap();
+    for (cluster, kind) in [("4k", "zlib"), ("64k", "zlib"), ("64k", "zstd")] {
+        let line = format!(
+            "qemu-img convert -O qcow2 -c -o cluster_size={cluster},compression_type={kind} disk.raw a.qcow2"
+        );
+        common::must(folder, &line);
+        for (snapshot, place, free) in [
+            ("one", "70k", "4M"),
+            ("two", "1M", "5M"),
+            ("three", "2M", "6M"),
+        ] {
+            common::must(folder, &format!("qemu-img snapshot -c {snapshot} a.qcow2"));
+            let write = format!("write -P 9 {place} 100k");
+            // QEMU packs what is written only where nothing is.
+            let pack = format!("write -c -P 8 {free} 64k");
+            for write in [write, pack] {
+                let out = run(folder, "qemu-io", ["-c", &write, "a.qcow2"]);
+                let told = String::from_utf8_lossy(&out.stderr).into_owned();
+                assert!(out.status.success(), "{line}: {write}: {told}");
+            }
+        }
+        common::must(folder, "qemu-img snapshot -d two a.qcow2");
+        let path = folder.join("a.qcow2");
+        assert_eq!(
+            Some(our_check(&path, "qcow2")),
+            qemu_check(&path, "qcow2"),
+            "{line}"
+        );
+        let findings = check_bytes(fs::read(&path).unwrap(), "qcow2");
+        assert!(
+            findings.is_clean() && findings.told().is_empty(),
+            "{:?}",
+            findings.told()
+        );
+    }
+}
+
+#[test]
+fn without_room_for_packed_clusters_the_rest_is_checked() {
+    let disk = sample_disk(9, 8 << 20);
+    let target = Arc::new(Memory::default());
+    let targets: [Arc<dyn blockform::BlockTarget>; 1] = [Arc::clone(&target) as _];
+    let mut convert = ConvertOptions::to("qcow2").option("cluster_size", "4k");
+    convert = convert.compress(true);
+    if !support::can_unpack("zlib") {
+        return;
+    }
+    convert
+        .convert_to_targets(&Memory::new(disk), &targets)
+        .unwrap();
+    let source: Arc<dyn BlockSource> = target;
+    let mut limits = Limits::default();
+    limits.check_bytes = 5 << 10;
+    let options = OpenOptions::new().limits(limits);
+    let findings = Checked::of_source(&source, &options)
+        .unwrap()
+        .findings
+        .unwrap();
+    assert!(findings.is_clean());
+    assert_eq!(findings.told().len(), 1, "{:?}", findings.told());
+    assert!(findings.told()[0].problem.contains("Limits::check_bytes"));
+}
+
 #[test]
 fn findings_are_counted_to_the_last_and_kept_to_the_thousandth() {
     let mut bytes = fs::read(testdata("qcow2/good/cluster-4k.qcow2")).unwrap();
     let layout = Layout::of(&bytes);
     for entry in (layout.l2..layout.l2 + 4096).step_by(8).skip(1) {
-        put64(&mut bytes, entry, 1 << 63 | 1 << 40);
+        put_be64(&mut bytes, entry, 1 << 63 | 1 << 40);
     }
     // All entries of a second L2 table, too, so that there are more than a thousand.
     let copy = bytes[layout.l2..layout.l2 + 4096].to_vec();
     let at = bytes.len().next_multiple_of(4096);
     bytes.resize(at, 0);
     bytes.extend(copy);
-    put64(&mut bytes, layout.l1 + 8, 1 << 63 | at as u64);
-    put32(&mut bytes, 36, 2);
+    put_be64(&mut bytes, layout.l1 + 8, 1 << 63 | at as u64);
+    put_be32(&mut bytes, 36, 2);
     let findings = check_bytes(bytes, "qcow2");
     assert_eq!(findings.told().len(), Findings::TOLD);
     assert!(findings.left_out() > 1000);
     assert!(findings.corruptions > 2000);
-}
-
-fn put32(bytes: &mut [u8], at: usize, value: u32) {
-    bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
 }
 
 #[test]

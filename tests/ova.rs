@@ -24,13 +24,8 @@ use blockform::{
 };
 use proptest::prelude::*;
 use serde_json::Value;
+use support::appliance::{archive, manifest, path_of};
 use support::{has_tool, read_all, run, sha256, testdata};
-
-fn manifest(list: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(testdata("ova/manifest.json")).unwrap();
-    let manifest: Value = serde_json::from_str(&text).unwrap();
-    manifest[list].as_array().unwrap().clone()
-}
 
 /// The options for an entry of the manifest.
 fn options(entry: &Value) -> OpenOptions {
@@ -45,10 +40,6 @@ fn options(entry: &Value) -> OpenOptions {
         options = options.references(PathPolicy::SameDirectory);
     }
     options.verify_manifest(entry["verify"] == true)
-}
-
-fn path_of(folder: &str, entry: &Value) -> std::path::PathBuf {
-    testdata(&format!("ova/{folder}/{}", entry["file"].as_str().unwrap()))
 }
 
 #[test]
@@ -329,25 +320,6 @@ fn flate2_level(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
-}
-
-/// A plain archive, laid out here and not by the code under test.
-fn archive(members: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for (name, bytes) in members {
-        let mut header = [0; 512];
-        header[..name.len()].copy_from_slice(name.as_bytes());
-        header[124..135].copy_from_slice(format!("{:011o}", bytes.len()).as_bytes());
-        header[148..156].fill(b' ');
-        header[156] = if name.ends_with('/') { b'5' } else { b'0' };
-        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-        header[148..154].copy_from_slice(format!("{sum:06o}").as_bytes());
-        out.extend_from_slice(&header);
-        out.extend_from_slice(bytes);
-        out.resize(out.len().next_multiple_of(512), 0);
-    }
-    out.resize(out.len() + 1024, 0);
-    out
 }
 
 /// A disk with noise, text and zeros.

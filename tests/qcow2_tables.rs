@@ -1,12 +1,21 @@
 //! Tables that contradict themselves: refused, wherever they are read.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr
+)]
+
+mod support;
 
 use std::sync::Arc;
 
 use blockform::convert::ConvertOptions;
 use blockform::storage::Memory;
-use blockform::{BlockSource, BlockSourceExt, Error, OpenOptions};
+use blockform::{BlockSource, BlockSourceExt, Error, OpenOptions, PathPolicy, PathResolver};
+use support::testdata;
 
 const CLUSTER: u64 = 65_536;
 const COPIED: u64 = 1 << 63;
@@ -74,6 +83,30 @@ fn a_cluster_is_not_two_entries_own() {
 }
 
 #[test]
+fn what_is_one_entrys_own_no_other_has() {
+    // Before the owner, and behind it.
+    for (entry, other) in [(0, 1), (1, 0)] {
+        let mut sample = Sample::new();
+        let own = sample.number(sample.l2 + 8 * entry);
+        sample.set(sample.l2 + 8 * other, own & !COPIED);
+        refused(sample, "is its own, and another one has it");
+    }
+}
+
+#[test]
+fn what_is_salvaged_leaves_a_cluster_to_its_owner() {
+    let mut sample = Sample::new();
+    let own = sample.number(sample.l2);
+    sample.set(sample.l2 + 8, own & !COPIED);
+    let source = Arc::new(Memory::new(sample.bytes));
+    let image = OpenOptions::new().salvage(true).open(source).unwrap();
+    let mut cluster = vec![0; 65_536];
+    image.read_exact_at(&mut cluster, 0).unwrap();
+    let error = image.read_exact_at(&mut cluster, CLUSTER).unwrap_err();
+    assert!(error.to_string().contains("so has another one"), "{error}");
+}
+
+#[test]
 fn clusters_that_are_shared_knowingly_may_be() {
     let mut sample = Sample::new();
     let shared = sample.number(sample.l2) & !COPIED;
@@ -126,6 +159,58 @@ fn a_packed_cluster_is_one_entrys() {
 }
 
 #[test]
+#[cfg(feature = "zlib")]
+fn packed_data_is_in_no_other_cluster() {
+    let path = testdata("qcow2/good/zlib-mixed.qcow2");
+    let mut sample = Sample {
+        bytes: std::fs::read(path).unwrap(),
+        ..Sample::new()
+    };
+    sample.l1 = sample.number(40);
+    sample.l2 = sample.number(sample.l1) & !COPIED;
+    let cluster = 1 << sample.bytes[23];
+    let entries = (0..cluster / 8).map(|index| sample.l2 + 8 * index);
+    let (packed, others): (Vec<u64>, Vec<u64>) =
+        entries.partition(|at| sample.number(*at) & (1 << 62) != 0);
+    let host = sample.number(packed[0]) & ((1 << 54) - 1);
+    for flag in [0, COPIED] {
+        let mut damaged = Sample {
+            bytes: sample.bytes.clone(),
+            ..Sample::new()
+        };
+        damaged.set(others[0], (host / cluster * cluster) | flag);
+        refused(damaged, "packed data in it");
+    }
+}
+
+#[test]
+fn a_data_file_has_each_cluster_where_the_guest_has_it() {
+    let path = testdata("qcow2/good/data-file.qcow2");
+    let open = |bytes: Vec<u8>| {
+        let resolver = PathResolver::new(&path, PathPolicy::SameDirectory).unwrap();
+        let options = OpenOptions::new().resolver(Arc::new(resolver));
+        options.open(Arc::new(Memory::new(bytes))).unwrap()
+    };
+    let mut sample = Sample {
+        bytes: std::fs::read(&path).unwrap(),
+        ..Sample::new()
+    };
+    sample.l1 = sample.number(40);
+    sample.l2 = sample.number(sample.l1) & !COPIED;
+    let mut disk = vec![0; 65_536];
+    open(sample.bytes.clone())
+        .read_exact_at(&mut disk, 0)
+        .unwrap();
+    let entry = sample.number(sample.l2 + 8);
+    sample.set(sample.l2 + 8, entry ^ (1 << 14));
+    let error = open(sample.bytes).read_exact_at(&mut disk, 0).unwrap_err();
+    assert!(
+        error.to_string().contains("not where the guest has it"),
+        "{error}"
+    );
+}
+
+#[test]
 fn no_table_is_data() {
     let sample = Sample::new();
     for (table, name) in [
@@ -140,6 +225,42 @@ fn no_table_is_data() {
         let mut packed = Sample::new();
         packed.set(packed.l2, table | 1 << 62);
         refused(packed, name);
+    }
+}
+
+#[test]
+fn what_snapshots_and_bitmaps_have_is_no_data() {
+    for (file, name) in [
+        ("snapshots", "snapshot table"),
+        ("snapshots", "L1 table of a snapshot"),
+        ("bitmaps", "bitmap directory"),
+        ("bitmaps", "bitmap table"),
+    ] {
+        let mut sample = Sample {
+            bytes: std::fs::read(testdata(&format!("qcow2/good/{file}.qcow2"))).unwrap(),
+            ..Sample::new()
+        };
+        sample.l1 = sample.number(40);
+        sample.l2 = sample.number(sample.l1) & !COPIED;
+        let extension = sample
+            .bytes
+            .windows(4)
+            .position(|w| w == [0x23, 0x85, 0x28, 0x75]);
+        let directory = extension.map(|at| sample.number(at as u64 + 8 + 16));
+        let at = match name {
+            "snapshot table" => sample.number(64),
+            "L1 table of a snapshot" => sample.number(sample.number(64)),
+            "bitmap directory" => directory.unwrap(),
+            _ => sample.number(directory.unwrap()),
+        };
+        for flag in [0, COPIED, 1 << 62] {
+            let mut damaged = Sample {
+                bytes: sample.bytes.clone(),
+                ..Sample::new()
+            };
+            damaged.set(sample.l2, at | flag);
+            refused(damaged, name);
+        }
     }
 }
 
@@ -174,6 +295,16 @@ fn reserved_bits_are_not_overlooked() {
         sample.set(sample.l1, sample.number(sample.l1) | 1 << bit);
         refused(sample, "reserved bits");
     }
+}
+
+#[test]
+fn nothing_is_no_entrys_own() {
+    let mut sample = Sample::new();
+    sample.set(sample.l2 + 8, COPIED);
+    refused(sample, "has a cluster of its own, and none");
+    let mut sample = Sample::new();
+    sample.set(sample.l1, COPIED);
+    refused(sample, "has a table of its own, and none");
 }
 
 #[test]

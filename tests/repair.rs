@@ -16,15 +16,15 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use blockform::check::{Checked, FindingKind, Findings, Repair, Scope};
 use blockform::image::SnapshotSelector;
 use blockform::storage::Memory;
-use blockform::{
-    BlockSource, BlockTarget, DetachReferences, Error, Extent, OpenOptions, Result, Zeroes,
-};
+use blockform::{BlockSource, BlockTarget, DetachReferences, Error, OpenOptions};
 use common::{example, has_qemu, must, run};
+use support::patch::be64;
+use support::witness::{Step, Witness, write};
 use support::{Rng, read_all, testdata};
 
 fn options() -> OpenOptions {
@@ -58,89 +58,6 @@ fn contents(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
     Some(all)
 }
 
-/// What is done to storage.
-#[derive(Debug, Clone)]
-enum Op {
-    Write(u64, Vec<u8>),
-    Sync,
-}
-
-/// Memory that notes what is done to it, and fails from one of the calls on.
-#[derive(Debug)]
-struct Recorder {
-    inner: Memory,
-    ops: Mutex<Vec<Op>>,
-    most: usize,
-}
-
-impl Recorder {
-    fn new(bytes: &[u8], most: usize) -> Self {
-        Recorder {
-            inner: Memory::new(bytes),
-            ops: Mutex::default(),
-            most,
-        }
-    }
-
-    fn note(&self, op: Op) -> Result<()> {
-        let mut ops = self.ops.lock().unwrap();
-        if ops.len() >= self.most {
-            return Err(Error::io("write", std::io::ErrorKind::StorageFull.into()));
-        }
-        ops.push(op);
-        Ok(())
-    }
-}
-
-impl BlockSource for Recorder {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        self.inner.read_at(buf, offset)
-    }
-
-    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        self.inner.extent_at(offset, limit)
-    }
-}
-
-impl BlockTarget for Recorder {
-    fn write_all_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        self.note(Op::Write(offset, data.to_vec()))?;
-        self.inner.write_all_at(data, offset)
-    }
-
-    fn write_zeroes_at(&self, _: u64, _: u64, _: Zeroes) -> Result<()> {
-        panic!("a repair makes nothing zero")
-    }
-
-    fn allocate(&self, _: u64, _: u64) -> Result<()> {
-        panic!("a repair reserves nothing")
-    }
-
-    fn set_size(&self, _: u64) -> Result<()> {
-        panic!("a repair grows the file by writing")
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.note(Op::Sync)
-    }
-
-    fn reads_as_zero(&self) -> bool {
-        false
-    }
-}
-
-fn apply(bytes: &mut Vec<u8>, offset: u64, data: &[u8]) {
-    let at = usize::try_from(offset).unwrap();
-    if bytes.len() < at + data.len() {
-        bytes.resize(at + data.len(), 0);
-    }
-    bytes[at..at + data.len()].copy_from_slice(data);
-}
-
 /// What would make a writer lose data: counts that are too low, and flags that promise one owner.
 fn dangers(findings: &Findings) -> BTreeSet<(Option<u64>, &'static str)> {
     assert_eq!(findings.left_out(), 0);
@@ -151,10 +68,6 @@ fn dangers(findings: &Findings) -> BTreeSet<(Option<u64>, &'static str)> {
         _ => None,
     });
     dangerous.collect()
-}
-
-fn be64(bytes: &[u8], at: usize) -> u64 {
-    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
 /// Where the structures of an image are.
@@ -263,9 +176,9 @@ fn each_case(mut each: impl FnMut(&'static str, Vec<u8>, Option<Vec<Vec<u8>>>)) 
     }
 }
 
-fn mend(bytes: &[u8], scope: Scope) -> (Vec<u8>, Vec<Op>) {
-    let recorder = Arc::new(Recorder::new(bytes, usize::MAX));
-    let target: Arc<dyn BlockTarget> = Arc::clone(&recorder) as Arc<dyn BlockTarget>;
+fn mend(bytes: &[u8], scope: Scope) -> (Vec<u8>, Vec<Step>) {
+    let witness = Arc::new(Witness::of(bytes));
+    let target: Arc<dyn BlockTarget> = Arc::clone(&witness) as Arc<dyn BlockTarget>;
     let repaired = Repair::new(options(), scope).target(target).unwrap();
     let (before, after) = (check(bytes), repaired.checked.findings.unwrap());
     assert_eq!(
@@ -273,8 +186,10 @@ fn mend(bytes: &[u8], scope: Scope) -> (Vec<u8>, Vec<Op>) {
         before.corruptions - after.corruptions
     );
     assert_eq!(repaired.fixed.leaks, before.leaks - after.leaks);
-    let ops = recorder.ops.lock().unwrap().clone();
-    (recorder.inner.to_bytes(), ops)
+    let ops = witness.steps().clone();
+    let grows = |op: &Step| matches!(op, Step::Size(_));
+    assert!(!ops.iter().any(grows), "the file grows by writing");
+    (witness.file.to_bytes(), ops)
 }
 
 #[test]
@@ -328,10 +243,10 @@ fn cut_off(name: &str, bytes: &[u8], wanted: &Option<Vec<Vec<u8>>>, scope: Scope
     let mut settled = bytes.to_vec();
     let mut rng = Rng(7);
     let mut states = 0;
-    for epoch in ops.split(|op| matches!(op, Op::Sync)) {
+    for epoch in ops.split(|op| matches!(op, Step::Sync)) {
         let mut sectors = Vec::new();
         for op in epoch {
-            let Op::Write(offset, data) = op else {
+            let Step::Write(offset, data) = op else {
                 panic!("split at each sync")
             };
             let mut done = 0;
@@ -351,7 +266,7 @@ fn cut_off(name: &str, bytes: &[u8], wanted: &Option<Vec<Vec<u8>>>, scope: Scope
                     _ => rng.below(2) == 0,
                 };
                 if there {
-                    apply(&mut state, *at, data);
+                    write(&mut state, *at, data);
                 }
             }
             states += 1;
@@ -373,10 +288,10 @@ fn cut_off(name: &str, bytes: &[u8], wanted: &Option<Vec<Vec<u8>>>, scope: Scope
         }
         sectors
             .iter()
-            .for_each(|(at, data)| apply(&mut settled, *at, data));
+            .for_each(|(at, data)| write(&mut settled, *at, data));
     }
     assert!(settled == mended, "{name}: what was noted is what was done");
-    let synced = ops.last().is_none_or(|op| matches!(op, Op::Sync));
+    let synced = ops.last().is_none_or(|op| matches!(op, Step::Sync));
     assert!(synced, "{name}: all of it is on stable storage");
     states
 }
@@ -387,11 +302,11 @@ fn a_write_that_fails_is_told_and_leaves_no_damage() {
         let (_, ops) = mend(&bytes, Scope::All);
         let before = dangers(&check(&bytes));
         for most in 0..ops.len() {
-            let recorder = Arc::new(Recorder::new(&bytes, most));
-            let target: Arc<dyn BlockTarget> = Arc::clone(&recorder) as Arc<dyn BlockTarget>;
+            let witness = Arc::new(Witness::failing_after(&bytes, most));
+            let target: Arc<dyn BlockTarget> = Arc::clone(&witness) as Arc<dyn BlockTarget>;
             let error = Repair::new(options(), Scope::All).target(target);
             assert!(matches!(error, Err(Error::Io { .. })), "{name}, {most}");
-            let state = recorder.inner.to_bytes();
+            let state = witness.file.to_bytes();
             assert!(dangers(&check(&state)).is_subset(&before), "{name}, {most}");
         }
     });
@@ -464,7 +379,7 @@ fn an_unknown_autoclear_feature_is_cleared_before_its_clusters_are_given_back() 
     bytes[layout.block + 1] += 1;
     let (mended, ops) = mend(&bytes, Scope::Leaks);
     assert_eq!(be64(&mended, 88), known);
-    let first = matches!(&ops[..2], [Op::Write(88, _), Op::Sync]);
+    let first = matches!(&ops[..2], [Step::Write(88, _), Step::Sync]);
     assert!(first, "{ops:?}");
 }
 
@@ -526,6 +441,12 @@ fn the_command_asks_where_to_and_tells_what_was_mended() {
     assert_eq!(json["corruptions-fixed"], 1);
     assert_eq!(json["leaks-fixed"], 1);
     assert_eq!(json["filename"], "new.qcow2");
+
+    // Of qcow2 there is no more than all.
+    let more = ours("-r redundant --to more.qcow2 image.qcow2");
+    assert_eq!(more.status.code(), Some(0));
+    let made = |name: &str| fs::read(folder.join(name)).unwrap();
+    assert!(made("more.qcow2") == made("new.qcow2"));
 
     let text = ours("-r all --in-place image.qcow2");
     assert_eq!(text.status.code(), Some(0));

@@ -19,95 +19,18 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use blockform::check::{Repair, Scope};
 use blockform::salvage::Salvage;
 use blockform::storage::Memory;
-use blockform::{BlockSource, BlockSourceExt, BlockTarget, Extent, OpenOptions, Result, Zeroes};
-use support::{Rng, goldens, has_tool, run, sample_disk, testdata};
+use blockform::{BlockSource, BlockSourceExt, OpenOptions, Result};
+use support::patch::{self, grain_tables, made, pick};
+use support::witness::{Step, Witness};
+use support::{Rng, goldens, has_tool, run, testdata};
 
 const MIB: usize = 1 << 20;
 const CLUSTER: usize = 64 << 10;
-
-/// What was done to a file.
-#[derive(Debug, Clone)]
-enum Step {
-    Write(u64, Vec<u8>),
-    Size(u64),
-    Sync,
-}
-
-/// A file that keeps account of what is done to it.
-#[derive(Debug)]
-struct Witness {
-    file: Memory,
-    steps: Mutex<Vec<Step>>,
-}
-
-impl Witness {
-    fn note(&self, step: Step) {
-        self.steps.lock().unwrap().push(step);
-    }
-}
-
-impl BlockSource for Witness {
-    fn size(&self) -> u64 {
-        self.file.size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        self.file.read_at(buf, offset)
-    }
-
-    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        self.file.extent_at(offset, limit)
-    }
-}
-
-impl BlockTarget for Witness {
-    fn write_all_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        self.note(Step::Write(offset, data.to_vec()));
-        self.file.write_all_at(data, offset)
-    }
-
-    fn write_zeroes_at(&self, offset: u64, len: u64, zeroes: Zeroes) -> Result<()> {
-        let bytes = vec![0; usize::try_from(len).unwrap()];
-        self.note(Step::Write(offset, bytes));
-        self.file.write_zeroes_at(offset, len, zeroes)
-    }
-
-    fn allocate(&self, offset: u64, len: u64) -> Result<()> {
-        self.file.allocate(offset, len)
-    }
-
-    fn set_size(&self, size: u64) -> Result<()> {
-        self.note(Step::Size(size));
-        self.file.set_size(size)
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.note(Step::Sync);
-        Ok(())
-    }
-
-    fn reads_as_zero(&self) -> bool {
-        false
-    }
-}
-
-fn apply(file: &mut Vec<u8>, step: &Step) {
-    match step {
-        Step::Write(at, bytes) => {
-            let at = usize::try_from(*at).unwrap();
-            let end = at + bytes.len();
-            file.resize(file.len().max(end), 0);
-            file[at..end].copy_from_slice(bytes);
-        }
-        Step::Size(size) => file.resize(usize::try_from(*size).unwrap(), 0),
-        Step::Sync => {}
-    }
-}
 
 /// Sector by sector, what may be on the disk while these steps are on their way: each alone, and all but
 /// each.
@@ -128,11 +51,11 @@ fn torn(before: &[u8], steps: &[Step]) -> Vec<Vec<u8>> {
     let stride = (parts.len() / 3).max(1);
     for skipped in (0..parts.len()).step_by(stride) {
         let mut alone = before.to_vec();
-        apply(&mut alone, &parts[skipped]);
+        parts[skipped].apply(&mut alone);
         let mut without = before.to_vec();
         for (i, part) in parts.iter().enumerate() {
             if i != skipped {
-                apply(&mut without, part);
+                part.apply(&mut without);
             }
         }
         states.extend([alone, without]);
@@ -221,10 +144,7 @@ impl Readable {
 
 /// Mends an image and returns it, after a look at every state in which it could have been cut off.
 fn mended(name: &str, image: &[u8], format: &str, corruptions: u64) -> Vec<u8> {
-    let witness = Arc::new(Witness {
-        file: Memory::new(image),
-        steps: Mutex::default(),
-    });
+    let witness = Arc::new(Witness::of(image));
     let options = OpenOptions::new().format(format);
     let repair = Repair::new(options, Scope::All);
     let repaired = repair.target(witness.clone()).unwrap();
@@ -234,7 +154,7 @@ fn mended(name: &str, image: &[u8], format: &str, corruptions: u64) -> Vec<u8> {
     let clean = findings.corruptions == 0 && findings.errors == 0;
     let counted = name == "would be written over";
     assert!(clean || corruptions == 0 || counted, "{name}: {findings:?}");
-    let steps = witness.steps.lock().unwrap().clone();
+    let steps = witness.steps().clone();
     assert!(matches!(steps.last(), None | Some(Step::Sync)), "{name}");
     let before = Readable::of(image, format);
     let check = |state: &[u8], what: &str| {
@@ -247,7 +167,7 @@ fn mended(name: &str, image: &[u8], format: &str, corruptions: u64) -> Vec<u8> {
     let mut synced = file.clone();
     let mut open: Vec<Step> = Vec::new();
     for (i, step) in steps.iter().enumerate() {
-        apply(&mut file, step);
+        step.apply(&mut file);
         if matches!(step, Step::Sync) {
             for state in torn(&synced, &open) {
                 check(&state, &format!("torn before step {i}"));
@@ -277,16 +197,6 @@ fn in_folder(image: &[u8], name: &str) -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
-fn made(disk: &[u8], format: &str, options: &[&str]) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let (raw, image) = (folder.path().join("disk"), folder.path().join("image"));
-    fs::write(&raw, disk).unwrap();
-    let mut convert = Command::new("qemu-img");
-    convert.args(["convert", "-f", "raw", "-O", format]);
-    run(convert.args(options).arg(&raw).arg(&image));
-    fs::read(&image).unwrap()
-}
-
 /// What qemu-img makes of an image.
 fn as_qemu_reads_it(image: &[u8], format: &str) -> Vec<u8> {
     let (folder, path) = in_folder(image, "image");
@@ -304,8 +214,7 @@ fn as_we_read_it(image: &[u8], format: &str) -> Vec<u8> {
 }
 
 fn disk_of(len: usize) -> Vec<u8> {
-    let mut disk = sample_disk(5, len);
-    disk.iter_mut().for_each(|byte| *byte |= 1);
+    let mut disk = patch::full_disk(5, len);
     disk[len / 2..len / 2 + 2 * MIB.min(len / 8)].fill(0);
     disk
 }
@@ -438,18 +347,6 @@ fn the_count_of_a_vdi_leads_behind_its_blocks() {
     assert!(mended("would be written over", &less, "vdi", 1) == image);
 }
 
-fn grain_tables(image: &[u8]) -> [usize; 4] {
-    let number = |at: usize| {
-        usize::try_from(u64::from_le_bytes(image[at..at + 8].try_into().unwrap())).unwrap()
-    };
-    let [main, other] = [number(56) * 512, number(48) * 512];
-    let table = |at: usize| {
-        let sector = u32::from_le_bytes(image[at..at + 4].try_into().unwrap());
-        usize::try_from(sector).unwrap() * 512
-    };
-    [main, other, table(main), table(other)]
-}
-
 #[test]
 fn the_grain_tables_of_a_vmdk_mend_each_other() {
     if !has_tool("qemu-img") {
@@ -522,6 +419,29 @@ fn the_grain_tables_of_a_vmdk_mend_each_other() {
     let mut image = sound.clone();
     image[table + 40..table + 44].fill(0);
     assert!(mended("ahead", &image, "vmdk", 0) == image);
+    // Unless that is asked for; and what another has is not taken even then.
+    let taken = |image: &[u8]| {
+        let target = Arc::new(Memory::new(image));
+        let options = OpenOptions::new().format("vmdk");
+        let repaired = Repair::new(options, Scope::Redundant).target(target.clone());
+        (repaired.unwrap(), target.to_bytes())
+    };
+    let (repaired, result) = taken(&image);
+    assert!(repaired.fixed.corruptions == 1 && repaired.checked.findings.unwrap().is_clean());
+    judged("ahead, and taken", &result, true);
+    let mut image = sound.clone();
+    image[main + 4..main + 8].fill(0);
+    assert!(mended("no table", &image, "vmdk", 0) == image);
+    let (repaired, result) = taken(&image);
+    assert!(repaired.fixed.corruptions == 1 && repaired.checked.findings.unwrap().is_clean());
+    judged("no table, and taken", &result, true);
+    let mut image = sound.clone();
+    image[table + 40..table + 44].fill(0);
+    image.copy_within(second + 44..second + 48, second + 40);
+    image.copy_within(second + 48..second + 52, second + 44);
+    let (repaired, result) = taken(&image);
+    assert!(repaired.checked.findings.unwrap().corruptions > 0);
+    assert!(result[table..table + 2048] == image[table..table + 2048]);
     // In both nobody knows.
     let image = with(&[(table + 40, table + 44), (second + 40, second + 44)]);
     assert!(mended("lost", &image, "vmdk", 0) == image);
@@ -671,8 +591,4 @@ fn no_damage_is_made_worse() {
             }
         }
     }
-}
-
-fn pick(random: &mut Rng, end: u64) -> usize {
-    usize::try_from(random.below(end.max(1))).unwrap()
 }

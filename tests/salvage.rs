@@ -17,6 +17,7 @@ mod common;
 mod support;
 
 use std::fs;
+use std::io::{Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::Command;
@@ -28,7 +29,8 @@ use blockform::storage::Memory;
 use blockform::{BlockSource, Error, Extent, Image, Limits, OpenOptions, Result};
 use common::example;
 use serde_json::Value;
-use support::{Rng, files_below, goldens, has_tool, run, sample_disk, sha256, testdata};
+use support::patch::{self, be64, grain_tables, le32, le64, made, pick, place};
+use support::{Rng, files_below, goldens, has_tool, run, sha256, testdata};
 
 const CLUSTER: usize = 64 << 10;
 const MIB: usize = 1 << 20;
@@ -132,32 +134,14 @@ fn loses(name: &str, image: &[u8], format: &str, disk: &[u8], lost: &[(usize, us
     assert!(bytes == zeroed(disk, lost), "{name}");
 }
 
-/// An image of a disk, made by qemu-img.
-fn made(disk: &[u8], format: &str, options: &[&str]) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let (raw, image) = (folder.path().join("disk"), folder.path().join("image"));
-    fs::write(&raw, disk).unwrap();
-    let mut convert = Command::new("qemu-img");
-    convert.args(["convert", "-f", "raw", "-O", format]);
-    run(convert.args(options).arg(&raw).arg(&image));
-    fs::read(&image).unwrap()
-}
-
-fn be64(bytes: &[u8], at: usize) -> u64 {
-    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
-}
-
 /// Where the only L2 table of a small qcow2 is.
 fn l2_of(image: &[u8]) -> usize {
     let l1 = usize::try_from(be64(image, 40)).unwrap();
     usize::try_from(be64(image, l1) & 0x00ff_ffff_ffff_fe00).unwrap()
 }
 
-/// A disk of which no byte is zero, so that what is lost shows.
 fn full_disk(len: usize) -> Vec<u8> {
-    let mut disk = sample_disk(3, len);
-    disk.iter_mut().for_each(|byte| *byte |= 1);
-    disk
+    patch::full_disk(3, len)
 }
 
 #[test]
@@ -229,10 +213,165 @@ fn a_bad_sector_beneath_an_image_costs_what_lies_there() {
     let lost = [(9 * CLUSTER + 4608, 9 * CLUSTER + 5120)];
     assert_eq!(ranges(&losses), lost);
     assert!(bytes == zeroed(&disk, &lost));
-    // The table itself.
-    let (bytes, losses) = salvaged(&|| open(&[(l2 as u64 + 80, l2 as u64 + 81)]));
-    assert_eq!(ranges(&losses), [(0, disk.len())]);
-    assert!(bytes.iter().all(|byte| *byte == 0));
+}
+
+/// A bad sector in a table costs what its entries tell, and the rest of the table still counts.
+#[test]
+fn a_bad_sector_of_a_table_costs_its_entries() {
+    if !has_tool("qemu-img") {
+        return;
+    }
+    let disk = full_disk(200 * CLUSTER);
+    let all = disk.len();
+    type Ranges<'a> = &'a [(usize, usize)];
+    let loses =
+        |(name, disk): (&str, &[u8]), image: &[u8], format, bad: &[usize], lost: Ranges<'_>| {
+            let bad: Vec<(u64, u64)> = bad.iter().map(|at| (*at as u64, *at as u64 + 1)).collect();
+            let open = || -> Box<dyn Image> {
+                let options = OpenOptions::new().format(format).salvage(true);
+                options
+                    .open(Broken::of(image.to_vec(), &bad))
+                    .unwrap_or_else(|e| panic!("{name}: {e}"))
+            };
+            let (bytes, losses) = salvaged(&open);
+            assert_eq!(ranges(&losses), lost, "{name}: {losses:?}");
+            assert!(bytes == zeroed(disk, lost), "{name}");
+        };
+    let image = made(&disk, "qcow2", &[]);
+    let l2 = l2_of(&image);
+    let sector = |number: usize| (number * 64 * CLUSTER, (number + 1) * 64 * CLUSTER);
+    loses(("qcow2", &disk), &image, "qcow2", &[l2 + 520], &[sector(1)]);
+    let last = (192 * CLUSTER, all);
+    loses(
+        ("qcow2, two", &disk),
+        &image,
+        "qcow2",
+        &[l2, l2 + 2047],
+        &[sector(0), last],
+    );
+    let whole: Vec<usize> = (l2..l2 + CLUSTER).step_by(512).collect();
+    loses(
+        ("qcow2, all of it", &disk),
+        &image,
+        "qcow2",
+        &whole,
+        &[(0, all)],
+    );
+    // An L1 table of two sectors, of which each tells of 32 MiB.
+    let mut large = disk.clone();
+    large.resize(64 * MIB, 0);
+    let small = made(&large, "qcow2", &["-o", "cluster_size=2k"]);
+    let l1 = usize::try_from(be64(&small, 40)).unwrap();
+    let lost = (32 * MIB, 64 * MIB);
+    loses(("qcow2, L1", &large), &small, "qcow2", &[l1 + 600], &[lost]);
+    let extended = made(&disk, "qcow2", &["-o", "extended_l2=on,cluster_size=64k"]);
+    let l2 = l2_of(&extended);
+    let lost = (32 * CLUSTER, 64 * CLUSTER);
+    loses(
+        ("qcow2, extended", &disk),
+        &extended,
+        "qcow2",
+        &[l2 + 600],
+        &[lost],
+    );
+    let qed = made(&disk, "qed", &[]);
+    let number = |at: usize| place(le64(&qed, at));
+    let l2 = number(number(40));
+    loses(("qed", &disk), &qed, "qed", &[l2 + 512], &[sector(1)]);
+    // VMDK has two tables, of which each entry is to be had once.
+    let vmdk = made(&disk, "vmdk", &[]);
+    let [_, _, first, second] = grain_tables(&vmdk);
+    loses(
+        ("vmdk, one table", &disk),
+        &vmdk,
+        "vmdk",
+        &[first + 600],
+        &[],
+    );
+    loses(
+        ("vmdk, both", &disk),
+        &vmdk,
+        "vmdk",
+        &[first + 600, second + 100],
+        &[],
+    );
+    let lost = (128 * CLUSTER, all);
+    loses(
+        ("vmdk, the same of both", &disk),
+        &vmdk,
+        "vmdk",
+        &[first + 600, second + 600],
+        &[lost],
+    );
+}
+
+/// So it does where one table tells of all.
+#[test]
+fn a_bad_sector_of_the_only_table_costs_its_entries() {
+    if !has_tool("qemu-img") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (raw, path) = (folder.path().join("disk"), folder.path().join("image"));
+    let mut disk = fs::File::create(&raw).unwrap();
+    disk.set_len(600 * MIB as u64).unwrap();
+    let data = full_disk(MIB);
+    let places = [150 * MIB as u64, 500 * MIB as u64];
+    for place in places {
+        disk.seek(SeekFrom::Start(place)).unwrap();
+        disk.write_all(&data).unwrap();
+    }
+    for (format, options, ours) in [
+        ("vpc", "subformat=dynamic,force_size=on", "vhd"),
+        ("vdi", "static=off", "vdi"),
+        ("vhdx", "block_size=1M", "vhdx"),
+        ("parallels", "cluster_size=1M", "parallels"),
+    ] {
+        let mut convert = Command::new("qemu-img");
+        convert.args(["convert", "-f", "raw", "-O", format, "-o", options]);
+        run(convert.arg(&raw).arg(&path));
+        let image = fs::read(&path).unwrap();
+        // The sector with the entry of the first of both places.
+        let bad = match ours {
+            "vhd" => be64(&image, 512 + 16) + 75 * 4,
+            "vdi" => u64::from(le32(&image, 340)) + 150 * 4,
+            "vhdx" => {
+                let regions = &image[192 << 10..256 << 10];
+                let guid = [0x66, 0x77, 0xc2, 0x2d];
+                let entry = regions.windows(4).position(|w| w == guid).unwrap();
+                le64(regions, entry + 16) + 150 * 8
+            }
+            _ => 64 + 150 * 4,
+        };
+        let options = OpenOptions::new().format(ours).salvage(true);
+        let strict = OpenOptions::new().format(ours);
+        let opened =
+            |options: &OpenOptions| options.open(Broken::of(image.clone(), &[(bad, bad + 1)]));
+        if ours != "vhdx" {
+            assert!(opened(&strict).is_err(), "{ours}");
+        }
+        let image = opened(&options).unwrap_or_else(|e| panic!("{ours}: {e}"));
+        let salvage = Salvage::of(image);
+        let mut buf = vec![1; MIB];
+        salvage.read_at(&mut buf, places[1]).unwrap();
+        assert!(buf == data, "{ours}");
+        assert!(salvage.losses().list.is_empty(), "{ours}");
+        salvage.read_at(&mut buf, places[0]).unwrap();
+        assert!(buf.iter().all(|byte| *byte == 0), "{ours}");
+        let losses = salvage.losses();
+        assert_eq!(losses.bytes, MIB as u64, "{ours}: {losses:?}");
+        assert!(
+            losses.list[0].error.contains("cannot be read"),
+            "{losses:?}"
+        );
+        // What is absent by its neighbours is lost, too: its entry could have said anything.
+        salvage
+            .read_at(&mut buf, places[0] + 2 * MIB as u64)
+            .unwrap();
+        assert_eq!(salvage.losses().bytes, 2 * MIB as u64, "{ours}");
+        salvage.read_at(&mut buf, 590 * MIB as u64).unwrap();
+        assert_eq!(salvage.losses().bytes, 2 * MIB as u64, "{ours}");
+    }
 }
 
 #[cfg(feature = "zlib")]
@@ -430,10 +569,6 @@ fn the_command_tells_what_is_lost() {
     }
 }
 
-fn le32(bytes: &[u8], at: usize) -> usize {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
-}
-
 #[test]
 fn what_two_entries_have_is_lost_to_both() {
     if !has_tool("qemu-img") {
@@ -448,7 +583,7 @@ fn what_two_entries_have_is_lost_to_both() {
 
     let disk = full_disk(10 * MIB);
     let mut image = made(&disk, "vdi", &[]);
-    let map = le32(&image, 0x154);
+    let map = place(le32(&image, 0x154).into());
     image.copy_within(map + 4 * 2..map + 4 * 3, map + 4 * 7);
     let lost = [(2 * MIB, 3 * MIB), (7 * MIB, 8 * MIB)];
     loses("vdi", &image, "vdi", &disk, &lost);
@@ -464,14 +599,15 @@ fn what_two_entries_have_is_lost_to_both() {
     // The region table's entry of the BAT tells where it is.
     let mut entries = (0..2).map(|i| (192 << 10) + 16 + 32 * i);
     let entry = entries.find(|at| le32(&image, *at) == 0x2dc2_7766).unwrap();
-    let bat = le32(&image, entry + 16);
+    let bat = place(le32(&image, entry + 16).into());
     image.copy_within(bat + 8..bat + 16, bat + 8 * 9);
     let lost = [(MIB, 2 * MIB), (9 * MIB, 10 * MIB)];
     loses("vhdx", &image, "vhdx", &disk, &lost);
 
     let disk = full_disk(40 * CLUSTER);
     let mut image = made(&disk, "vmdk", &[]);
-    for table in grain_tables(&image) {
+    let [_, _, first, second] = grain_tables(&image);
+    for table in [first, second] {
         image.copy_within(table + 4 * 6..table + 4 * 7, table + 4 * 9);
     }
     let lost = [(6 * CLUSTER, 7 * CLUSTER), (9 * CLUSTER, 10 * CLUSTER)];
@@ -490,8 +626,8 @@ fn what_two_entries_have_is_lost_to_both() {
     );
 
     let mut image = made(&disk, "qed", &[]);
-    let l1 = usize::try_from(u64::from_le_bytes(image[40..48].try_into().unwrap())).unwrap();
-    let l2 = usize::try_from(u64::from_le_bytes(image[l1..l1 + 8].try_into().unwrap())).unwrap();
+    let l1 = place(le64(&image, 40));
+    let l2 = place(le64(&image, l1));
     image.copy_within(l2 + 8 * 3..l2 + 8 * 4, l2 + 8 * 8);
     let lost = [(3 * CLUSTER, 4 * CLUSTER), (8 * CLUSTER, 9 * CLUSTER)];
     loses("qed", &image, "qed", &disk, &lost);
@@ -505,15 +641,6 @@ fn what_two_entries_have_is_lost_to_both() {
 
 /// Where the first grain tables of both directories of a hosted sparse extent are: the redundant one's
 /// first, if it is used.
-fn grain_tables(image: &[u8]) -> Vec<usize> {
-    let number =
-        |at| usize::try_from(u64::from_le_bytes(image[at..at + 8].try_into().unwrap())).unwrap();
-    let directories = [number(48), number(56)];
-    directories
-        .map(|sector| le32(image, sector * 512) * 512)
-        .to_vec()
-}
-
 #[test]
 fn a_truncated_block_costs_what_is_missing_of_it() {
     if !has_tool("qemu-img") {
@@ -549,18 +676,18 @@ fn of_two_grain_tables_every_sound_entry_counts() {
     }
     let disk = full_disk(40 * CLUSTER);
     let image = made(&disk, "vmdk", &[]);
-    let tables = grain_tables(&image);
+    let [_, _, main, redundant] = grain_tables(&image);
     let mut both = image.clone();
     // One entry in the one, another in the other, and one in both.
-    for (table, index) in [(0, 3), (1, 5), (0, 9), (1, 9)] {
-        both[tables[table] + 4 * index..][..4].fill(0xee);
+    for (table, index) in [(redundant, 3), (main, 5), (redundant, 9), (main, 9)] {
+        both[table + 4 * index..][..4].fill(0xee);
     }
     loses("both", &both, "vmdk", &disk, &[(9 * CLUSTER, 10 * CLUSTER)]);
     // A directory that leads nowhere.
     let mut one = image;
-    let directory = usize::try_from(u64::from_le_bytes(one[56..64].try_into().unwrap())).unwrap();
+    let directory = place(le64(&one, 56));
     one[directory * 512..][..4].fill(0xee);
-    one[tables[0] + 4 * 7..][..4].fill(0xee);
+    one[redundant + 4 * 7..][..4].fill(0xee);
     loses(
         "redundant",
         &one,
@@ -568,6 +695,158 @@ fn of_two_grain_tables_every_sound_entry_counts() {
         &disk,
         &[(7 * CLUSTER, 8 * CLUSTER)],
     );
+}
+
+/// The header of a sparse extent tells what the disk is as well as its descriptor; but for a parent.
+#[test]
+fn a_vmdk_without_its_descriptor_is_what_its_header_says() {
+    if !has_tool("qemu-img") {
+        return;
+    }
+    let mut disk = full_disk(20 * MIB);
+    disk[3 * MIB..5 * MIB].fill(0);
+    let image = made(&disk, "vmdk", &[]);
+    let at = 512;
+    let text = image[at..at + 20 * 512].to_vec();
+    let line = |start: &str| {
+        let found = text
+            .windows(start.len())
+            .position(|w| w == start.as_bytes());
+        at + found.unwrap()
+    };
+    let refused = |image: &[u8]| {
+        let options = OpenOptions::new().format("vmdk");
+        options.open(Arc::new(Memory::new(image))).is_err()
+    };
+    // The line of the extent makes no sense; that there is no parent is still said.
+    let mut damaged = image.clone();
+    damaged[line("RW ") + 3] = b'x';
+    assert!(refused(&damaged));
+    loses("extent line", &damaged, "vmdk", &disk, &[]);
+    assert!(open(&damaged, "vmdk").info().warnings[0].contains("the header tells"));
+    // Nothing is: what is not recorded here may have been the parent's.
+    let gone = (3 * MIB, 5 * MIB);
+    let mut damaged = image.clone();
+    damaged[at..at + 20 * 512].fill(0xee);
+    assert!(refused(&damaged));
+    loses("no descriptor", &damaged, "vmdk", &disk, &[gone]);
+    // A bad sector leaves the rest of the text.
+    let cid = line("parentCID") as u64;
+    for (bad, lost) in [(cid + 1, &[gone][..]), (at as u64 + 5 * 512, &[])] {
+        let broken = || -> Box<dyn Image> {
+            let options = OpenOptions::new().format("vmdk").salvage(true);
+            options
+                .open(Broken::of(image.clone(), &[(bad, bad + 1)]))
+                .unwrap()
+        };
+        let (bytes, losses) = salvaged(&broken);
+        assert_eq!(ranges(&losses), lost, "{losses:?}");
+        assert!(bytes == disk);
+    }
+    // An extent of a disk in several has none, and is no disk.
+    let mut damaged = image.clone();
+    damaged[at..at + 20 * 512].fill(0);
+    let options = OpenOptions::new().format("vmdk").salvage(true);
+    assert!(options.open(Arc::new(Memory::new(damaged))).is_err());
+}
+
+/// The blocks of a VHD lie as only one header would have them.
+#[test]
+fn a_vhd_without_its_header_is_what_its_blocks_prove() {
+    if !has_tool("qemu-img") {
+        return;
+    }
+    let mut disk = full_disk(9 * MIB);
+    disk[2 * MIB..4 * MIB].fill(0);
+    let image = made(&disk, "vpc", &["-o", "subformat=dynamic,force_size=on"]);
+    for (name, damage) in [
+        ("checksum", 512 + 36..512 + 40),
+        ("cookie", 512..520),
+        ("size of a block", 512 + 32..512 + 36),
+        ("place of the table", 512 + 16..512 + 24),
+        ("all of it", 512..1536),
+    ] {
+        let mut damaged = image.clone();
+        damaged[damage.clone()].fill(0x55);
+        let strict = OpenOptions::new().format("vhd");
+        let opened = strict.open(Arc::new(Memory::new(damaged.clone())));
+        let read = opened.and_then(|image| image.read_at(&mut [0; 512], 0));
+        assert!(read.is_err(), "{name}");
+        loses(name, &damaged, "vhd", &disk, &[]);
+        let bad = [(damage.start as u64, damage.end as u64)];
+        let broken = || -> Box<dyn Image> {
+            let options = OpenOptions::new().format("vhd").salvage(true);
+            options.open(Broken::of(image.clone(), &bad)).unwrap()
+        };
+        assert!(salvaged(&broken).0 == disk, "{name}");
+    }
+    // Blocks of another size, too.
+    let target = Arc::new(Memory::default());
+    let file: Arc<dyn blockform::BlockTarget> = target.clone();
+    ConvertOptions::to("vhd")
+        .option("subformat", "dynamic")
+        .option("force_size", "on")
+        .option("block_size", "512k")
+        .convert_to_targets(&Memory::new(disk.clone()), &[file])
+        .unwrap();
+    let mut damaged = target.to_bytes();
+    damaged[512..1536].fill(0);
+    loses("512k", &damaged, "vhd", &disk, &[]);
+    // Where they prove nothing, nothing is guessed.
+    let table = 1536;
+    let mut damaged = image.clone();
+    damaged[512..1536].fill(0x55);
+    damaged[table + 3] += 8;
+    let options = OpenOptions::new().format("vhd").salvage(true);
+    assert!(options.open(Arc::new(Memory::new(damaged))).is_err());
+}
+
+/// The items of VHDX's metadata are in one of two places, whatever its table says.
+#[test]
+fn a_vhdx_without_its_metadata_table_has_its_items_still() {
+    if !has_tool("qemu-img") {
+        return;
+    }
+    let mut disk = full_disk(9 * MIB);
+    disk[2 * MIB..4 * MIB].fill(0);
+    let image = made(&disk, "vhdx", &["-o", "block_size=1M"]);
+    let table = image.windows(8).position(|w| w == b"metadata").unwrap();
+    let items = table + (64 << 10);
+    let refused = |image: &[u8], options: OpenOptions| {
+        options
+            .format("vhdx")
+            .open(Arc::new(Memory::new(image)))
+            .is_err()
+    };
+    // As Hyper-V has them.
+    let mut other = image.clone();
+    other.copy_within(items + 32..items + 40, items + 16);
+    other[items + 24..items + 40].fill(7);
+    for (name, image) in [("QEMU", &image), ("Hyper-V", &other)] {
+        for (what, range) in [
+            ("signature", table..table + 8),
+            ("entry", table + 32..table + 64),
+            ("all of it", table..items),
+        ] {
+            let mut damaged = image.clone();
+            damaged[range.clone()].fill(0x55);
+            assert!(refused(&damaged, OpenOptions::new()), "{name}, {what}");
+            loses(&format!("{name}, {what}"), &damaged, "vhdx", &disk, &[]);
+        }
+    }
+    let bad = [(table as u64 + 3000, table as u64 + 3001)];
+    let broken = || -> Box<dyn Image> {
+        let options = OpenOptions::new().format("vhdx").salvage(true);
+        options.open(Broken::of(image.clone(), &bad)).unwrap()
+    };
+    assert!(salvaged(&broken).0 == disk);
+    // Items that make no sense, or tell of a parent whose name is lost, are none.
+    for (at, value) in [(0, 3), (4, 2), (32, 7), (8, 1)] {
+        let mut damaged = image.clone();
+        damaged[table] = 0;
+        damaged[items + at] = value;
+        assert!(refused(&damaged, OpenOptions::new().salvage(true)), "{at}");
+    }
 }
 
 #[cfg(feature = "zlib")]
@@ -744,8 +1023,4 @@ fn any_damage_is_lived_with() {
         }
     }
     assert!(agree > 10_000, "{agree} sectors");
-}
-
-fn pick(random: &mut Rng, end: u64) -> usize {
-    usize::try_from(random.below(end.max(1))).unwrap()
 }

@@ -196,7 +196,6 @@ fn no_flipped_bit_makes_a_panic() {
     }
 }
 
-/// qemu-img passes over `RDONLY`, `NOACCESS` and `ZERO` lines, and what follows moves down.
 #[test]
 fn a_directory_that_lost_a_table_is_not_a_disk_of_zeros() {
     let bytes = std::fs::read(testdata("vmdk/good/monolithicSparse.vmdk")).unwrap();
@@ -216,6 +215,65 @@ fn a_directory_that_lost_a_table_is_not_a_disk_of_zeros() {
     assert!(open_bytes(damaged).is_ok());
 }
 
+#[test]
+fn a_table_and_its_copy_have_the_same_grains() {
+    let mut whole = std::fs::read(testdata("vmdk/good/monolithicSparse.vmdk")).unwrap();
+    // Room for one more grain.
+    whole.resize((512 + 128) * 512, 0);
+    let whole = whole;
+    let at = |at: usize| {
+        let sector = u32::from_le_bytes(whole[at..at + 4].try_into().unwrap());
+        usize::try_from(sector).unwrap() * 512
+    };
+    let [copy, own] = [48, 56].map(|field| at(at(field)));
+    let read = |patches: &[(usize, u32)]| {
+        let mut bytes = whole.clone();
+        for (at, sector) in patches {
+            bytes[*at..at + 4].copy_from_slice(&sector.to_le_bytes());
+        }
+        read_all(&open_bytes(bytes).unwrap()).map(drop)
+    };
+    // The first grain is at sector 128, the last one at 384, and none is in the second place.
+    for patches in [&[(own, 512)][..], &[(own, 0)], &[(copy + 4, 512)]] {
+        let error = read(patches).unwrap_err().to_string();
+        assert!(error.contains("redundant grain table"), "{error}");
+    }
+    // What is before the first grain is metadata.
+    let error = read(&[(own + 4, 32), (copy + 4, 32)])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("is metadata"), "{error}");
+    // A copy that lacks a grain, as after a crash, or makes no sense says nothing.
+    for patches in [&[(copy, 0)][..], &[(copy, 1 << 30)]] {
+        read(patches).unwrap();
+    }
+    // Of an extent that was not closed no more can be expected.
+    let mut bytes = whole.clone();
+    bytes[72] = 1;
+    bytes[copy + 4..copy + 8].copy_from_slice(&512_u32.to_le_bytes());
+    let image = open_bytes(bytes).unwrap();
+    assert!(!image.info().warnings.is_empty());
+    read_all(&image).unwrap();
+}
+
+#[test]
+#[cfg(feature = "zlib")]
+fn a_table_of_a_stream_has_its_marker() {
+    let whole = std::fs::read(testdata("vmdk/good/stream.vmdk")).unwrap();
+    // The one entry of the directory, before the footer and its marker.
+    let at = whole.len() - 4 * 512;
+    assert_eq!(whole[at..at + 4], 12_u32.to_le_bytes());
+    for sector in [13_u32, 8] {
+        let mut bytes = whole.clone();
+        bytes[at..at + 4].copy_from_slice(&sector.to_le_bytes());
+        let error = open_bytes(bytes)
+            .and_then(|image| read_all(&image))
+            .unwrap_err();
+        assert!(error.to_string().contains("grain table"), "{error}");
+    }
+}
+
+/// qemu-img passes over `RDONLY`, `NOACCESS` and `ZERO` lines, and what follows moves down.
 #[test]
 fn no_extent_is_passed_over() {
     let image = options()

@@ -20,8 +20,8 @@ pub(crate) struct Arguments {
     /// The form of what is printed
     #[arg(long, value_name = "human|json", default_value = "human")]
     pub(crate) output: Form,
-    /// Repairs the image: leaked clusters, or all that can be mended
-    #[arg(short, long, value_name = "leaks|all", requires = "where_to")]
+    /// Repairs the image: leaked clusters, all that can be mended, or also by what only a second copy has
+    #[arg(short, long, value_name = "leaks|all|redundant", requires = "where_to")]
     repair: Option<Mended>,
     /// Writes the repaired image to a new file
     #[arg(long, value_name = "NEW", group = "where_to", requires = "repair", value_parser = common::path())]
@@ -61,6 +61,7 @@ pub(crate) struct Arguments {
 enum Mended {
     Leaks,
     All,
+    Redundant,
 }
 
 impl Arguments {
@@ -69,6 +70,7 @@ impl Arguments {
         self.repair.map(|mended| match mended {
             Mended::Leaks => Scope::Leaks,
             Mended::All => Scope::All,
+            Mended::Redundant => Scope::Redundant,
         })
     }
 

@@ -14,9 +14,11 @@
 //! ```
 //!
 //! Everything is looked at that says where the disk's bytes are, and none of those bytes: reference
-//! counts, tables, headers with their copies and checksums, bitmaps and snapshots. Backing files are not
-//! followed; files that an image consists of are opened as far as the reference policy goes. What is
-//! kept meanwhile is bounded by [`Limits::check_bytes`](crate::Limits::check_bytes).
+//! counts, tables, headers with their copies and checksums, bitmaps and snapshots. Of an appliance, whose
+//! manifest has the digests of its files, these are read, and of a VHD the sectors that were never written by its
+//! own account. Backing files are not followed; files that an image consists of are opened as far as the
+//! reference policy goes. What is kept meanwhile is bounded by
+//! [`Limits::check_bytes`](crate::Limits::check_bytes).
 //!
 //! A [`Repair`] mends what it can in a new file, or, where that is asked for, in place.
 

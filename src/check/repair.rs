@@ -99,12 +99,12 @@ impl Repair {
         let opener = self
             .options
             .own_files(Arc::clone(&resolver), file.identity());
-        let Some(fixed) = format.repair(&file, &opener, self.scope)? else {
-            return Err(Error::Unsupported {
-                format: format.id(),
-                feature: "repair".to_owned(),
-                hint: "convert what can be read of it",
-            });
+        let mends = format.mends();
+        let within = mends.iter().filter(|scope| **scope <= self.scope).max();
+        let fixed = match within {
+            // Nothing of it is so small a matter.
+            None if !mends.is_empty() => Fixed::default(),
+            within => format.repair(&file, &opener, *within.unwrap_or(&self.scope))?,
         };
         let source: Arc<dyn BlockSource> = Arc::new(file);
         let checked = Checked::as_format(format, &source, &self.options, resolver)?;

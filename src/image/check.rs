@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::error::{Error, Result};
+use crate::format_id::FormatId;
+use crate::name::ImageName;
 
 /// What is wrong with an image, exactly counted, and told as far as a person reads it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -215,6 +217,31 @@ impl Findings {
         self.add(Finding::new(FindingKind::Note, structure, problem));
     }
 
+    /// Takes what kept a part from being looked at for a finding, and goes on.
+    ///
+    /// # Errors
+    /// What is no matter of this part alone: what could not be read, or is over a limit.
+    pub fn add_obstacle(&mut self, structure: &'static str, error: Error) -> Result<()> {
+        match error {
+            Error::Malformed { .. } => self.add_damage(error),
+            Error::Io { .. } | Error::LimitExceeded { .. } | Error::Cancelled => Err(error),
+            error => {
+                let problem = error.chain();
+                self.add(Finding::new(FindingKind::Error, structure, problem));
+                Ok(())
+            }
+        }
+    }
+
+    /// These findings with the name of the file in which they are.
+    #[must_use]
+    pub fn of_file(mut self, name: &ImageName) -> Self {
+        for finding in &mut self.told {
+            finding.problem = format!("{} (in {})", finding.problem, name.quoted()).into();
+        }
+        self
+    }
+
     /// Adds what was found in another file of the same image.
     pub fn merge(&mut self, other: Findings) {
         self.corruptions = self.corruptions.saturating_add(other.corruptions);
@@ -227,14 +254,41 @@ impl Findings {
     }
 }
 
-/// How much a repair may change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// An image that was checked as a part of another.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct CheckedWithin {
+    /// Its format.
+    pub format: FormatId,
+    /// Its virtual size in bytes, if it can be opened.
+    pub virtual_size: Option<u64>,
+    /// What was found: nothing in a format that has nothing to check.
+    pub findings: Findings,
+}
+
+impl CheckedWithin {
+    /// What was found in an image of this format and size.
+    pub fn new(format: FormatId, virtual_size: Option<u64>, findings: Findings) -> Self {
+        CheckedWithin {
+            format,
+            virtual_size,
+            findings,
+        }
+    }
+}
+
+/// How much a repair may change, from little to much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Scope {
     /// Only what wastes space: leaked clusters are given back.
     Leaks,
     /// All that can be mended without a guess about the guest's data.
     All,
+    /// Besides, what is empty in the table that counts and is there in its redundant copy, as grains of VMDK
+    /// can be, is taken from the copy. The disk then holds what it did not before: bytes that were lost, or
+    /// that were never its own.
+    Redundant,
 }
 
 /// What a repair mended.

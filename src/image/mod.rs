@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::limits::Limits;
 use crate::name::ImageName;
@@ -22,7 +22,7 @@ mod safety;
 mod value;
 mod writer;
 
-pub use check::{Clusters, Finding, FindingKind, Findings, Fixed, Scope};
+pub use check::{CheckedWithin, Clusters, Finding, FindingKind, Findings, Fixed, Scope};
 pub use create::{Backing, CreateOptions, OptionSet, parse_options, parse_size};
 pub use info::{BitmapInfo, FileInfo, ImageIds, ImageInfo, SnapshotInfo};
 pub use probe::{Evidence, Probe, Verdict};
@@ -94,21 +94,22 @@ pub trait Format: Debug + Send + Sync {
     /// Opens an image of this format that lies in `source`.
     ///
     /// # Errors
-    /// [`Error::Malformed`](crate::Error::Malformed) if it is none or a damaged one,
-    /// [`Error::Unsupported`](crate::Error::Unsupported) for a feature that is not known,
-    /// [`Error::LimitExceeded`](crate::Error::LimitExceeded), and what `opener` and `source` fail with.
+    /// [`Error::Malformed`] if it is none or a damaged one,
+    /// [`Error::Unsupported`] for a feature that is not known,
+    /// [`Error::LimitExceeded`], and what `opener` and `source` fail with.
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>>;
 
-    /// Looks for everything that is wrong with the image in `source`, without reading the guest's data.
-    /// `None` for a format that has nothing to check, raw.
+    /// Looks for everything that is wrong with the image in `source`, without reading the guest's data, but
+    /// for what the image has a checksum of or says that it is zeros. `None` for a format that has nothing to
+    /// check, raw.
     ///
     /// It goes on after what it finds. Backing files are not its matter: it asks `opener` only for the
     /// files that the image itself consists of.
     ///
     /// # Errors
-    /// Where the check cannot go on: [`Error::Malformed`](crate::Error::Malformed) for a header
-    /// without which nothing else can be found, [`Error::Unsupported`](crate::Error::Unsupported),
-    /// [`Error::LimitExceeded`](crate::Error::LimitExceeded), and what `opener` and `source` fail with.
+    /// Where the check cannot go on: [`Error::Malformed`] for a header
+    /// without which nothing else can be found, [`Error::Unsupported`],
+    /// [`Error::LimitExceeded`], and what `opener` and `source` fail with.
     fn check(
         &self,
         source: &Arc<dyn BlockSource>,
@@ -118,23 +119,33 @@ pub trait Format: Debug + Send + Sync {
         Ok(None)
     }
 
-    /// Mends the image in `file` in place; `None` for a format of which nothing can be mended.
+    /// What of an image of this format can be mended, in order: nothing by default.
+    fn mends(&self) -> &'static [Scope] {
+        &[]
+    }
+
+    /// Mends the image in `file` in place, in a `scope` that is one of those that it [has](Self::mends).
     ///
-    /// The guest's disk stays as it is. Writes are ordered by [`sync`](BlockTarget::sync) so that the
+    /// The guest's disk stays as it is, but for [`Scope::Redundant`]. Writes are ordered by [`sync`](BlockTarget::sync) so that the
     /// file, wherever they are cut off and whichever of those between two syncs are lost, is never
     /// worse than it was: new structures are written where nothing was, then put in force by one
     /// write, and then the old ones are given back.
     ///
     /// # Errors
-    /// As [`check`](Self::check), and what writing fails with.
+    /// As [`check`](Self::check), and what writing fails with; [`Error::Unsupported`]
+    /// by default.
     fn repair(
         &self,
         file: &Arc<dyn BlockTarget>,
         opener: &dyn Opener,
         scope: Scope,
-    ) -> Result<Option<Fixed>> {
+    ) -> Result<Fixed> {
         let _ = (file, opener, scope);
-        Ok(None)
+        Err(Error::Unsupported {
+            format: self.id(),
+            feature: "repair".to_owned(),
+            hint: "convert what can be read of it",
+        })
     }
 
     /// Opens an image of this format of which the start has arrived, and the rest may follow. Until its
@@ -143,7 +154,7 @@ pub trait Format: Debug + Send + Sync {
     /// tables stand behind its data needs another way to find that.
     ///
     /// # Errors
-    /// As [`open`](Self::open), and [`Error::OutOfOrder`](crate::Error::OutOfOrder).
+    /// As [`open`](Self::open), and [`Error::OutOfOrder`].
     fn open_arriving(
         &self,
         source: Arc<dyn BlockSource>,
@@ -155,8 +166,8 @@ pub trait Format: Debug + Send + Sync {
     /// Lays out a new image of this format.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`](crate::Error::InvalidInput) for options that the format does not
-    /// have or that exclude each other, [`Error::Unsupported`](crate::Error::Unsupported) where
+    /// [`Error::InvalidInput`] for options that the format does not
+    /// have or that exclude each other, [`Error::Unsupported`] where
     /// this build cannot write it.
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>>;
 }
@@ -187,8 +198,8 @@ pub trait Opener: Debug {
     /// shows none, it is what this one declares. `resolver` decides about its references.
     ///
     /// # Errors
-    /// [`Error::Ambiguous`](crate::Error::Ambiguous) where a disk that is declared to be raw shows a
-    /// format, [`Error::InvalidInput`](crate::Error::InvalidInput) if it holds several disks itself,
+    /// [`Error::Ambiguous`] where a disk that is declared to be raw shows a
+    /// format, [`Error::InvalidInput`] if it holds several disks itself,
     /// and as [`open_image`](Self::open_image).
     fn open_within(
         &self,
@@ -197,14 +208,33 @@ pub trait Opener: Debug {
         resolver: Arc<dyn Resolver>,
     ) -> Result<Arc<dyn Image>>;
 
+    /// [Checks](Format::check) the image in `source`, as [`open_within`](Self::open_within) would open it.
+    /// Backing files stay closed.
+    ///
+    /// # Errors
+    /// As there, and as [`Format::check`].
+    fn check_within(
+        &self,
+        source: Arc<dyn BlockSource>,
+        declared: Option<FormatId>,
+        resolver: Arc<dyn Resolver>,
+    ) -> Result<CheckedWithin>;
+
+    /// [Checks](Format::check) the image that `reference` means, as [`open_image`](Self::open_image) would
+    /// open it; `None` if the caller's resolver left it closed. Backing files stay closed.
+    ///
+    /// # Errors
+    /// As there, and as [`Format::check`].
+    fn check_image(&self, reference: &Reference) -> Result<Option<CheckedWithin>>;
+
     /// Opens the image that `reference` means, in the format that the image or the caller declares:
     /// its content is never probed. `None` if the caller's resolver left it closed: reading what
-    /// lives in it has then to fail with [`Error::Detached`](crate::Error::Detached).
+    /// lives in it has then to fail with [`Error::Detached`].
     ///
     /// # Errors
     /// What the caller's [`Resolver`] refuses with,
-    /// [`Error::LimitExceeded`](crate::Error::LimitExceeded) where the chain is too long,
-    /// [`Error::InvalidInput`](crate::Error::InvalidInput) where it comes back to itself.
+    /// [`Error::LimitExceeded`] where the chain is too long,
+    /// [`Error::InvalidInput`] where it comes back to itself.
     fn open_image(&self, reference: &Reference) -> Result<Option<Arc<dyn Image>>>;
 
     /// As [`open_image`](Self::open_image), by the first of several names that leads to a file: which one

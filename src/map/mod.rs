@@ -10,6 +10,7 @@ mod image;
 mod mapped;
 mod two_level;
 mod two_level_check;
+mod unread;
 mod usage;
 
 use std::fmt::Debug;
@@ -25,6 +26,7 @@ pub(crate) use detached::{Detached, Missing};
 pub(crate) use image::MappedImage;
 pub(crate) use mapped::{Below, Mapped};
 pub(crate) use two_level::{Cluster, Entries, Shape, TwoLevel, data_past_end};
+pub(crate) use unread::{Unread, read_what_is_left};
 pub(crate) use usage::Usage;
 
 /// Where guest ranges live: the part of a table-mapped format that only it knows.

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
 use crate::format_id::FormatId;
 use crate::limits::Limits;
-use crate::map::{BlockMap, Claims, Run, Span, TableCache};
+use crate::map::{BlockMap, Claims, Run, Span, TableCache, Unread};
 use crate::ondisk::{FieldType, Order};
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -73,6 +73,8 @@ pub(crate) struct TwoLevel<E> {
     audit: Mutex<Audit>,
     /// Host clusters that several entries have, once that was asked for, if it is to be salvaged.
     contested: OnceLock<Claims>,
+    /// What of the tables could not be read, if it is to be salvaged.
+    unread: Unread,
 }
 
 /// What the tables that were read lay claim to.
@@ -82,6 +84,13 @@ struct Audit {
     counted: HashSet<u64>,
     stored: Claims,
     packed: Claims,
+}
+
+/// A piece of an L2 table, and where in the file it is.
+#[derive(Debug)]
+struct Piece {
+    entries: Arc<Vec<u8>>,
+    offset: u64,
 }
 
 /// Tables are read in pieces: one of QED's can be a gibibyte long.
@@ -122,8 +131,13 @@ impl<E: Entries> TwoLevel<E> {
         shape.regions.push((start..end, "L1 table"));
         let there = (file.size() - start) / 8 * 8;
         let mut l1 = vec![0; usize::try_from(len.min(there)).unwrap_or(0)];
-        file.read_exact_at(&mut l1, start)?;
+        let unread = Unread::default();
+        match shape.salvages {
+            true => unread.read(file, &mut l1, start, limits)?,
+            false => file.read_exact_at(&mut l1, start)?,
+        }
         Ok(TwoLevel {
+            unread,
             shape,
             entries,
             file: Arc::clone(file),
@@ -184,6 +198,10 @@ impl<E: Entries> TwoLevel<E> {
     /// Host offset of the L2 table that answers for `guest`, if there is one.
     fn table_offset(&self, guest: u64) -> Result<Option<u64>> {
         let index = guest / self.span_of_table();
+        if self.shape.salvages {
+            let place = self.shape.l1_offset.saturating_add(index.saturating_mul(8));
+            self.unread.check(self.shape.format, "L1 table", place, 8)?;
+        }
         let offset = self.number(&self.l1, index);
         if offset.is_none() && self.shape.salvages {
             let problem = format!("lacks entry {index}: it was cut short");
@@ -214,7 +232,7 @@ impl<E: Entries> TwoLevel<E> {
     }
 
     /// The piece of an L2 table that answers for `guest`, and for how many guest bytes from there on.
-    fn piece(&self, guest: u64) -> Result<Option<(Arc<Vec<u8>>, u64)>> {
+    fn piece(&self, guest: u64) -> Result<Option<(Piece, u64)>> {
         let Some(table) = self.table_offset(guest)? else {
             return Ok(None);
         };
@@ -224,12 +242,19 @@ impl<E: Entries> TwoLevel<E> {
         let offset = table + start % self.span_of_table() / covered * len;
         let piece = self.cache.table(offset, || {
             let mut piece = vec![0; usize::try_from(len).unwrap_or(0)];
-            self.file.read_exact_at(&mut piece, offset)?;
-            if !self.shape.salvages {
+            if self.shape.salvages {
+                let (unread, limits) = (&self.unread, &self.limits);
+                unread.read(&self.file, &mut piece, offset, limits)?;
+            } else {
+                self.file.read_exact_at(&mut piece, offset)?;
                 self.count(offset, &piece, start)?;
             }
             Ok(Arc::new(piece))
         })?;
+        let piece = Piece {
+            entries: piece,
+            offset,
+        };
         Ok(Some((piece, covered - guest % covered)))
     }
 
@@ -328,7 +353,10 @@ impl<E: Entries> TwoLevel<E> {
                 continue;
             };
             for offset in (table..table + self.shape.table_size).step_by(piece.len().max(1)) {
-                let n = self.file.read_at(&mut piece, offset).unwrap_or(0);
+                let read = self
+                    .unread
+                    .read(&self.file, &mut piece, offset, &self.limits);
+                let n = read.map_or(0, |()| piece.len());
                 let there = piece.get(..n).unwrap_or_default();
                 let entries = (0..n as u64 / 8).filter_map(|i| self.number(there, i));
                 for (first, last, is_packed) in entries.filter_map(|e| self.clusters_of(e)) {
@@ -397,12 +425,16 @@ impl<E: Entries> TwoLevel<E> {
 
     /// The run at `guest`, as far as its status goes on in the same piece, up to `limit` bytes. Packed
     /// runs go on over their clusters if `over_packed`.
-    fn run(&self, piece: &[u8], guest: u64, limit: u64, over_packed: bool) -> Result<(Run, u64)> {
+    fn run(&self, piece: &Piece, guest: u64, limit: u64, over_packed: bool) -> Result<(Run, u64)> {
         let cluster_size = self.shape.cluster_size;
-        let entries = piece.len() as u64 / 8;
+        let entries = piece.entries.len() as u64 / 8;
         let at = |guest: u64| {
             let index = guest / cluster_size % entries.max(1);
-            self.decode(self.number(piece, index).unwrap_or(0), guest)
+            if self.shape.salvages {
+                let place = piece.offset.saturating_add(index * 8);
+                self.unread.check(self.shape.format, "L2 table", place, 8)?;
+            }
+            self.decode(self.number(&piece.entries, index).unwrap_or(0), guest)
         };
         let first = at(guest)?;
         let mut len = cluster_size - guest % cluster_size;
@@ -427,7 +459,12 @@ impl<E: Entries> TwoLevel<E> {
         let span = self.span_of_table();
         let mut len = span - guest % span;
         while len < limit {
-            match self.number(&self.l1, guest.saturating_add(len) / span) {
+            let index = guest.saturating_add(len) / span;
+            let place = self.shape.l1_offset.saturating_add(index.saturating_mul(8));
+            if self.shape.salvages && self.unread.has(place, 8) {
+                break;
+            }
+            match self.number(&self.l1, index) {
                 None if self.shape.salvages => break,
                 None => return limit,
                 Some(0) => len = len.saturating_add(span),

@@ -77,6 +77,11 @@ impl Usage {
         self.structures = apart;
     }
 
+    /// Whether a range shares bytes with a structure.
+    pub(crate) fn is_in_structure(&self, start: u64, end: u64) -> bool {
+        self.structure_in(start, end).is_some()
+    }
+
     /// The structure that shares bytes with a range.
     fn structure_in(&self, start: u64, end: u64) -> Option<&'static str> {
         let before = self.structures.partition_point(|(from, ..)| *from < end);

@@ -8,12 +8,13 @@ use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::formats::by_extension;
 use crate::formats::raw::RAW;
-use crate::image::{DiskSelector, Format, Image, Opener, SnapshotSelector};
+use crate::image::{CheckedWithin, DiskSelector, Format, Image, Opener, SnapshotSelector};
 use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::reference::{Reference, Resolved, Resolver};
 use crate::source::{BlockSource, FileIdentity};
 
+use super::own::OwnFiles;
 use super::{named, open_as};
 
 /// What an image gets to ask: the limits, and the way to the files that it refers to.
@@ -179,6 +180,54 @@ fn by_its_name(reference: &Reference, source: &dyn BlockSource) -> Result<&'stat
     }
 }
 
+/// The format of the image in `source`, which lies within another that declares it to be this.
+fn format_within(
+    source: &dyn BlockSource,
+    declared: Option<FormatId>,
+) -> Result<&'static dyn Format> {
+    let detected = detect(source)?;
+    let format = match (detected.matches.as_slice(), declared) {
+        ([], Some(declared)) => named(declared.as_str())?,
+        ([(found, evidence), ..], Some(RAW)) => {
+            // A guest may have written what looks like a format.
+            return Err(Error::Ambiguous {
+                matches: vec![RAW, *found],
+                evidence: vec![
+                    ("what the appliance says", 0),
+                    (evidence.what, evidence.offset),
+                ],
+            });
+        }
+        _ => detected.one_to_read()?,
+    };
+    match format.has_disks() {
+        true => Err(Error::invalid(
+            "an appliance within an appliance is not opened",
+        )),
+        false => Ok(format),
+    }
+}
+
+/// Checks an image that is a part of another.
+fn check_as(
+    format: &dyn Format,
+    source: Arc<dyn BlockSource>,
+    mut chain: Chain,
+) -> Result<CheckedWithin> {
+    chain.resolver = Arc::new(OwnFiles(chain.resolver));
+    let mut findings = format.check(&source, &chain)?.unwrap_or_default();
+    // A check goes on where an open ends, and does not see all that one sees.
+    let virtual_size = match open_as(format, source, &chain) {
+        Ok(image) => Some(image.size()),
+        Err(error) if findings.is_clean() => {
+            findings.add_obstacle("image", error)?;
+            None
+        }
+        Err(_) => None,
+    };
+    Ok(CheckedWithin::new(format.id(), virtual_size, findings))
+}
+
 /// A file further down, its format, and the chain from there on.
 pub(super) type Below = (Arc<dyn BlockSource>, &'static dyn Format, Chain);
 
@@ -209,28 +258,26 @@ impl Opener for Chain {
         declared: Option<FormatId>,
         resolver: Arc<dyn Resolver>,
     ) -> Result<Arc<dyn Image>> {
-        let detected = detect(&source)?;
-        let format = match (detected.matches.as_slice(), declared) {
-            ([], Some(declared)) => named(declared.as_str())?,
-            ([(found, evidence), ..], Some(RAW)) => {
-                // A guest may have written what looks like a format.
-                return Err(Error::Ambiguous {
-                    matches: vec![RAW, *found],
-                    evidence: vec![
-                        ("what the appliance says", 0),
-                        (evidence.what, evidence.offset),
-                    ],
-                });
-            }
-            _ => detected.one_to_read()?,
-        };
-        if format.has_disks() {
-            return Err(Error::invalid(
-                "an appliance within an appliance is not opened",
-            ));
-        }
+        let format = format_within(&source, declared)?;
         let chain = self.one_further(None, resolver)?;
         Ok(Arc::from(open_as(format, source, &chain)?))
+    }
+
+    fn check_within(
+        &self,
+        source: Arc<dyn BlockSource>,
+        declared: Option<FormatId>,
+        resolver: Arc<dyn Resolver>,
+    ) -> Result<CheckedWithin> {
+        let format = format_within(&source, declared)?;
+        let chain = self.one_further(None, resolver)?;
+        check_as(format, source, chain)
+    }
+
+    fn check_image(&self, reference: &Reference) -> Result<Option<CheckedWithin>> {
+        let below = self.follow(reference)?;
+        let checked = below.map(|(source, format, chain)| check_as(format, source, chain));
+        checked.transpose()
     }
 
     fn salvages(&self) -> bool {

@@ -16,13 +16,16 @@ impl OpenOptions {
         resolver: Arc<dyn Resolver>,
         identity: Option<FileIdentity>,
     ) -> impl Opener + use<> {
-        self.chain(Arc::new(OwnFiles(resolver)), identity)
+        let mut chain = self.chain(Arc::new(OwnFiles(resolver)), identity);
+        // To a check, what cannot be read is no matter to be passed over.
+        chain.salvages = false;
+        chain
     }
 }
 
 /// Leaves closed what is behind the image, and asks about the rest.
 #[derive(Debug)]
-struct OwnFiles(Arc<dyn Resolver>);
+pub(super) struct OwnFiles(pub(super) Arc<dyn Resolver>);
 
 impl Resolver for OwnFiles {
     fn resolve(&self, reference: &Reference) -> Result<Resolved> {

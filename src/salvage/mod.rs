@@ -49,8 +49,8 @@ const PIECES: [u64; 3] = [64 << 10, 4096, SECTOR];
 /// An image of which all can be read: zeros where another image, or the disk that it lies on, is damaged.
 ///
 /// A read that fails is done again in smaller pieces, units of the image first and then sectors, so that
-/// one bad sector costs one sector, and one bad packed unit one unit. Where a table cannot be had, all is
-/// lost that it would have told.
+/// one bad sector costs one sector, and one bad packed unit one unit. Of tables, too, each sector counts alone
+/// that can be read: what the entries in it would have told is lost with a bad one.
 ///
 /// The bytes do not depend on the number of threads. What was found to be lost once stays lost, whatever
 /// a later read would bring.

@@ -17,38 +17,13 @@ mod support;
 
 mod generate;
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockform::convert::ConvertOptions;
 use blockform::image::SnapshotSelector;
 use blockform::{BlockSource, Image, OpenOptions, PathPolicy};
 use generate::{Made, make};
-use support::faults::figure;
-use support::{Rng, has_tool, map_of, map_of_qemu, read_all};
-
-fn number(name: &str, default: u64) -> u64 {
-    let text = std::env::var(name).ok();
-    text.map_or(default, |text| text.parse().unwrap())
-}
-
-/// Runs a program in a folder; what it printed, or why it failed.
-fn tool(folder: &Path, words: &[&str]) -> Result<String, String> {
-    let output = Command::new(words[0])
-        .args(&words[1..])
-        .current_dir(folder)
-        .stdin(std::process::Stdio::null())
-        .output()
-        .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(format!("{words:?}: {} {told}", output.status)),
-    }
-}
+use support::{Rng, has_tool, judge_images, map_of, map_of_qemu, read_all, tool};
 
 fn open(folder: &Path, made: &Made, snapshot: Option<&str>) -> Result<Box<dyn Image>, String> {
     let mut options = OpenOptions::new()
@@ -170,37 +145,19 @@ fn images_of_every_kind_read_as_qemu_reads_them() {
     if !has_tool("qemu-img") || !has_tool("qemu-io") {
         return;
     }
-    let count = number("BLOCKFORM_IMAGES", 60);
-    let first = number("BLOCKFORM_FIRST", 1);
-    let next = AtomicU64::new(first);
-    let found = Mutex::new((Vec::new(), BTreeMap::<String, u64>::new()));
-    let work = || {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= first + count {
-                return;
-            }
-            let folder = tempfile::tempdir().unwrap();
-            let mut rng = Rng(number);
-            let made = make(folder.path(), &mut rng);
-            let outcome = compare(folder.path(), &made, &mut rng);
-            let mut found = found.lock().unwrap();
-            *found.1.entry(made.format.to_owned()).or_default() += 1;
-            *found.1.entry("snapshots".to_owned()).or_default() += made.snapshots.len() as u64;
-            *found.1.entry("backing files".to_owned()).or_default() += made.depth;
-            if let Err(problem) = outcome {
-                let script = made.script.join("\n  ");
-                eprintln!("image {number}: {problem}\n  {script}");
-                found.0.push(number);
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        (0..threads).for_each(|_| drop(scope.spawn(work)));
+    judge_images("differential images", 60, |folder, number| {
+        let mut rng = Rng(number);
+        let made = make(folder, &mut rng);
+        let kinds = vec![
+            (made.format.to_owned(), 1),
+            ("snapshots".to_owned(), made.snapshots.len() as u64),
+            ("backing files".to_owned(), made.depth),
+        ];
+        let wrong = compare(folder, &made, &mut rng).err();
+        let script = || made.script.join("\n  ");
+        (
+            kinds,
+            wrong.map(|problem| format!("{problem}\n  {}", script())),
+        )
     });
-    let (wrong, kinds) = found.into_inner().unwrap();
-    figure("differential images", count);
-    figure("of these", format!("{kinds:?}"));
-    assert!(wrong.is_empty(), "images {wrong:?} are read otherwise");
 }

@@ -1,14 +1,20 @@
 //! What several test crates share: where things are, what is true of them, and how to patch them.
 
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::print_stderr)]
 
+pub mod appliance;
 pub mod crash;
 pub mod faults;
 pub mod model;
 pub mod origins;
+pub mod patch;
+pub mod witness;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockform::{
     BlockSource, BlockSourceExt, Error, Extent, ExtentKind, Image, OpenOptions, PathPolicy,
@@ -56,6 +62,68 @@ pub fn run(command: &mut Command) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     text
+}
+
+/// What a variable of the environment says, or `default`.
+pub fn number(name: &str, default: u64) -> u64 {
+    let text = std::env::var(name).ok();
+    text.map_or(default, |text| text.parse().unwrap())
+}
+
+/// What became of an image that follows from its number: what it counts as, and how it was made and what
+/// is wrong with it if something is.
+pub type Judged = (Vec<(String, u64)>, Option<String>);
+
+/// Makes and judges as many images as `BLOCKFORM_IMAGES` says, or `count`, from `BLOCKFORM_FIRST` on, in an
+/// empty folder each, and tells how many there were of which kind.
+pub fn judge_images(what: &str, count: u64, judge: impl Fn(&Path, u64) -> Judged + Sync) {
+    let (first, count) = (
+        number("BLOCKFORM_FIRST", 1),
+        number("BLOCKFORM_IMAGES", count),
+    );
+    let next = AtomicU64::new(first);
+    let found = Mutex::new((Vec::new(), BTreeMap::<String, u64>::new()));
+    let work = || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= first + count {
+                return;
+            }
+            let folder = tempfile::tempdir().unwrap();
+            let (kinds, wrong) = judge(folder.path(), number);
+            let mut found = found.lock().unwrap();
+            for (kind, count) in kinds {
+                *found.1.entry(kind).or_default() += count;
+            }
+            if let Some(problem) = wrong {
+                eprintln!("image {number}: {problem}");
+                found.0.push(number);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        (0..threads).for_each(|_| drop(scope.spawn(work)));
+    });
+    let (wrong, kinds) = found.into_inner().unwrap();
+    faults::figure(what, count);
+    faults::figure("of these", format!("{kinds:?}"));
+    assert!(wrong.is_empty(), "images {wrong:?} are read otherwise");
+}
+
+/// Runs a program in a folder; what it printed, or why it failed.
+pub fn tool(folder: &Path, words: &[&str]) -> Result<String, String> {
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .current_dir(folder)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(format!("{words:?}: {} {told}", output.status)),
+    }
 }
 
 pub fn sha256(bytes: &[u8]) -> String {

@@ -12,9 +12,10 @@ use crate::storage::Concat;
 
 use super::archive::{Archive, leads_outside, read_all};
 use super::header::is_apple_double;
+use super::manifest::{self, Entry};
 use super::ovf::{self, Package, PackageDisk, PackageFile};
-use super::tar::Kind;
-use super::{OVA, malformed, manifest};
+use super::tar::{Kind, Member};
+use super::{OVA, malformed};
 
 /// An appliance: what its descriptor lists, and the way to it.
 ///
@@ -194,10 +195,7 @@ impl Appliance {
                 "a descriptor that stands alone has its files outside: open its disks by OpenOptions",
             ));
         };
-        let stored = whole_file(file, &|name| archive.open(name), &|name| {
-            Ok(archive.member(name.as_bytes())?.is_some())
-        })?;
-        unpacked(file, stored, &self.limits)
+        unpacked(file, whole_within(archive, file)?, &self.limits)
     }
 
     /// Compares every file that the manifest names with its digest, in one pass over the archive.
@@ -212,35 +210,73 @@ impl Appliance {
         let own = archive.descriptor()?;
         let member = archive.manifest(own)?.ok_or_else(none)?;
         let text = archive.text(member, "the manifest", &self.limits)?;
+        let entries: Vec<Entry> = manifest::parse(&text).collect::<Result<_>>()?;
         let mut found = Verification::default();
         let mut seen = HashSet::new();
-        for entry in manifest::parse(&text)? {
-            let Some(file) = archive.member(entry.name.as_bytes())? else {
-                let name = entry.name.quoted();
-                let problem = format!("names {name}, which the archive does not have");
-                return Err(malformed("manifest", member.header, problem));
-            };
-            // One line of a few bytes must not have a disk read again and again.
-            if !seen.insert(file.header) {
-                let problem = format!("names {} more than once", entry.name.quoted());
-                return Err(malformed("manifest", member.header, problem));
-            }
-            entry.check(&archive.open_member(file)?)?;
+        for entry in &entries {
+            let file = self.compare_entry(archive, member, entry, &mut seen)?;
             found.checked.push(file.name.clone());
         }
-        if !seen.contains(&own.header) {
-            let problem = "does not speak of the descriptor";
-            return Err(malformed("manifest", member.header, problem));
-        }
-        let certificate = |name: &ImageName| name.as_bytes().ends_with(b".cert");
-        for other in &archive.index().members {
-            let spoken = seen.contains(&other.header) || other.header == member.header;
-            if other.kind == Kind::File && !spoken && !certificate(&other.name) {
-                found.unlisted.push(other.name.clone());
-            }
-        }
+        speaks_of(own, member, &seen)?;
+        let others = unlisted(archive, member, &seen);
+        found.unlisted = others.map(|other| other.name.clone()).collect();
         Ok(found)
     }
+
+    /// Compares the file that a line of the manifest speaks of, and returns it. `seen` are the headers of
+    /// those that earlier lines have spoken of.
+    pub(super) fn compare_entry<'a>(
+        &self,
+        archive: &'a Archive,
+        manifest: &Member,
+        entry: &Entry,
+        seen: &mut HashSet<u64>,
+    ) -> Result<&'a Member> {
+        let Some(file) = archive.member(entry.name.as_bytes())? else {
+            let name = entry.name.quoted();
+            let problem = format!("names {name}, which the archive does not have");
+            return Err(malformed("manifest", manifest.header, problem));
+        };
+        // One line of a few bytes must not have a disk read again and again.
+        if !seen.insert(file.header) {
+            let problem = format!("names {} more than once", entry.name.quoted());
+            return Err(malformed("manifest", manifest.header, problem));
+        }
+        file.check_size(&self.limits)?;
+        entry.check(&archive.open_member(file)?)?;
+        Ok(file)
+    }
+
+    /// What the appliance may demand.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+}
+
+/// Fails if no line of the manifest has spoken of the descriptor.
+pub(super) fn speaks_of(own: &Member, manifest: &Member, seen: &HashSet<u64>) -> Result<()> {
+    if seen.contains(&own.header) {
+        return Ok(());
+    }
+    let problem = "does not speak of the descriptor";
+    Err(malformed("manifest", manifest.header, problem))
+}
+
+/// The files of which no line of the manifest has spoken, other than itself and a certificate.
+pub(super) fn unlisted<'a>(
+    archive: &'a Archive,
+    manifest: &Member,
+    seen: &HashSet<u64>,
+) -> impl Iterator<Item = &'a Member> {
+    archive.index().members.iter().filter(|other| {
+        let spoken = seen.contains(&other.header) || other.header == manifest.header;
+        other.kind == Kind::File && !spoken && !is_certificate(&other.name)
+    })
+}
+
+/// Whether a file is the one with the signature of the manifest.
+pub(super) fn is_certificate(name: &ImageName) -> bool {
+    name.as_bytes().ends_with(b".cert")
 }
 
 /// What was chosen to be read.
@@ -272,6 +308,13 @@ impl<'a> Chosen<'a> {
             Chosen::Disk(disk) => Some(disk),
         }
     }
+}
+
+/// The bytes of a file of an archive as they are stored.
+pub(super) fn whole_within(archive: &Archive, file: &PackageFile) -> Result<Arc<dyn BlockSource>> {
+    whole_file(file, &|name| archive.open(name), &|name| {
+        Ok(archive.member(name.as_bytes())?.is_some())
+    })
 }
 
 /// The bytes of a file as they are stored, its chunks one behind the other. Their size has to be what

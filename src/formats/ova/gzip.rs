@@ -32,8 +32,6 @@ const SPACING: u64 = 4 << 20;
 const MAX_CURSORS: usize = 32;
 /// A read that skips more than this leaves the state that it began with.
 const NEAR: u64 = 64 << 10;
-/// How many times a file may grow before the limit counts.
-const USUAL_RATIO: u64 = 64;
 
 /// An inflater at a place of the file.
 #[derive(Clone)]
@@ -281,8 +279,6 @@ impl<S: BlockSource> Inflated<S> {
     /// # Errors
     /// [`Error::Malformed`] if it is damaged, [`Error::LimitExceeded`] if it grows too much.
     pub(super) fn new(packed: S, limits: &Limits) -> Result<Self> {
-        let usual = packed.size().saturating_mul(USUAL_RATIO);
-        let most = limits.inflated_bytes.saturating_add(usual);
         let max_points = usize::try_from(limits.cache_bytes / STATE_LEN).unwrap_or(2);
         let max_points = max_points.clamp(2, 4096);
         let mut spacing = SPACING;
@@ -290,14 +286,7 @@ impl<S: BlockSource> Inflated<S> {
         let mut inflater = Inflater::new(&packed, State::start(), Some(Crc::new()));
         while !inflater.step()?.is_empty() {
             let at = inflater.state.at;
-            if at > most {
-                return Err(Error::LimitExceeded {
-                    limit: "inflated_bytes",
-                    what: "what a gzip stream inflates to",
-                    value: at,
-                    maximum: most,
-                });
-            }
+            limits.check_inflated("what a gzip stream inflates to", packed.size(), at)?;
             let last = points.last().map_or(0, |point| point.at);
             if at - last >= spacing && inflater.state.within {
                 points.push(Arc::new(inflater.state.clone()));

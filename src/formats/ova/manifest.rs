@@ -14,15 +14,12 @@ pub(super) struct Entry {
     digest: Digest,
 }
 
-/// The lines `SHA256(name)= hex`, with spaces anywhere between.
-///
-/// # Errors
-/// [`Error::Malformed`] for a line that is none, [`Error::Unsupported`] for an algorithm that is not
-/// known.
-pub(super) fn parse(text: &[u8]) -> Result<Vec<Entry>> {
+/// The lines `SHA256(name)= hex`, with spaces anywhere between: [`Error::Malformed`] for one that is none,
+/// [`Error::Unsupported`] for an algorithm that is not known.
+pub(super) fn parse(text: &[u8]) -> impl Iterator<Item = Result<Entry>> {
     let lines = text.split(|byte| matches!(byte, b'\n' | b'\r'));
     let lines = lines.map(<[u8]>::trim_ascii);
-    lines.filter(|line| !line.is_empty()).map(entry).collect()
+    lines.filter(|line| !line.is_empty()).map(entry)
 }
 
 fn entry(line: &[u8]) -> Result<Entry> {
@@ -104,7 +101,8 @@ mod tests {
             "SHA1 (a.ovf) = {SHA1}\r\nSHA1(b (1)=x.vmdk)= {SHA1}\n\nsha-1(c)={}\n",
             SHA1.to_uppercase()
         );
-        let entries = parse(text.as_bytes()).unwrap();
+        let entries: Result<Vec<_>> = parse(text.as_bytes()).collect();
+        let entries = entries.unwrap();
         let names: Vec<_> = entries.iter().map(|e| e.name.as_str().unwrap()).collect();
         assert_eq!(names, ["a.ovf", "b (1)=x.vmdk", "c"]);
         assert!(entries.iter().all(|entry| entry.digest.to_hex() == SHA1));
@@ -119,12 +117,10 @@ mod tests {
             "SHA1(a) 00",
             "SHA1(a)= zz",
         ] {
-            assert!(
-                matches!(parse(bad.as_bytes()), Err(Error::Malformed { .. })),
-                "{bad}"
-            );
+            let line = parse(bad.as_bytes()).next().unwrap();
+            assert!(matches!(line, Err(Error::Malformed { .. })), "{bad}");
         }
-        let other = parse(b"SHA3(a)= 00");
+        let other = parse(b"SHA3(a)= 00").next().unwrap();
         assert!(matches!(other, Err(Error::Unsupported { .. })), "{other:?}");
     }
 }

@@ -6,12 +6,13 @@
 //! archive mean files of the same archive and nothing else; those in a descriptor that stands alone
 //! are for the caller's [`Resolver`](crate::Resolver).
 //!
-//! An archive is checked against its manifest where
-//! [`OpenOptions::verify_manifest`](crate::OpenOptions::verify_manifest) asks for it. Certificates are
-//! not looked at.
+//! An archive is compared with its manifest where
+//! [`OpenOptions::verify_manifest`](crate::OpenOptions::verify_manifest) asks for it, and by a
+//! [check](crate::check). Signatures are not verified.
 
 mod appliance;
 mod archive;
+mod check;
 mod describe;
 #[cfg(feature = "zlib")]
 mod gzip;
@@ -29,7 +30,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::image::{CreateOptions, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::image::{CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, Verdict};
 use crate::source::BlockSource;
 
 pub(crate) use header::is_apple_double;
@@ -75,6 +76,14 @@ impl Format for Ova {
 
     fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
         Ok(Box::new(OvaImage::open(source, opener)?))
+    }
+
+    fn check(
+        &self,
+        source: &Arc<dyn BlockSource>,
+        opener: &dyn Opener,
+    ) -> Result<Option<Findings>> {
+        check::check(source, opener).map(Some)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -12,7 +12,7 @@ use crate::source::{BlockSource, FileIdentity};
 
 use super::appliance::{Appliance, Chosen, unpacked, whole_file};
 use super::describe::details;
-use super::ovf::PackageFile;
+use super::ovf::{PackageDisk, PackageFile};
 use super::{OVA, archive};
 
 /// One disk of an appliance. An appliance that is only described may have none that is open.
@@ -114,7 +114,7 @@ impl OvaImage {
             self.disk = Disk::Detached(Box::new(reference(&file.href)));
             return Ok(());
         };
-        self.compare(&chosen, declared, image.as_ref());
+        self.compare(&chosen, image.as_ref());
         self.info.virtual_size = image.size();
         self.info.cluster_size = image.info().cluster_size;
         self.info.compressed = image.info().compressed;
@@ -128,27 +128,36 @@ impl OvaImage {
     }
 
     /// Tells where the descriptor and the disk differ.
-    fn compare(&mut self, chosen: &Chosen<'_>, declared: Option<FormatId>, image: &dyn Image) {
+    fn compare(&mut self, chosen: &Chosen<'_>, image: &dyn Image) {
         let Some(disk) = chosen.disk() else { return };
-        let name = disk.file.as_ref().map_or(&disk.id, |file| &file.href);
-        let name = name.quoted();
-        if let Some(capacity) = disk.capacity.filter(|size| *size != image.size()) {
-            let size = image.size();
-            self.info.warnings.push(format!(
-                "the descriptor says that {name} has {capacity} bytes, and the disk has {size}"
-            ));
-        }
-        if let Some(declared) = declared.filter(|declared| *declared != image.format()) {
-            let format = image.format();
-            self.info.warnings.push(format!(
-                "the descriptor says that {name} is {declared}, and it is {format}"
-            ));
-        }
+        let warnings = &mut self.info.warnings;
+        warnings.extend(other_size(disk, image.size()));
+        warnings.extend(other_format(disk, image.format()));
     }
 }
 
+/// Where the descriptor and the disk differ about its size, in words.
+pub(super) fn other_size(disk: &PackageDisk, size: u64) -> Option<String> {
+    let name = disk.file.as_ref().map_or(&disk.id, |file| &file.href);
+    let capacity = disk.capacity.filter(|capacity| *capacity != size)?;
+    Some(format!(
+        "the descriptor says that {} has {capacity} bytes, and the disk has {size}",
+        name.quoted()
+    ))
+}
+
+/// Where they differ about its format.
+pub(super) fn other_format(disk: &PackageDisk, format: FormatId) -> Option<String> {
+    let name = disk.file.as_ref().map_or(&disk.id, |file| &file.href);
+    let declared = disk.format.filter(|declared| *declared != format)?;
+    Some(format!(
+        "the descriptor says that {} is {declared}, and it is {format}",
+        name.quoted()
+    ))
+}
+
 /// What is wrong with a disk, where the error would speak of the appliance's own format.
-fn about_disk(name: &ImageName, error: Error) -> Error {
+pub(super) fn about_disk(name: &ImageName, error: Error) -> Error {
     let name = name.quoted();
     let problem = match error {
         Error::Unrecognized => format!("has {name}, which is in no known format"),
@@ -186,19 +195,44 @@ fn open_outside(
     declared: Option<FormatId>,
     opener: &dyn Opener,
 ) -> Result<Option<Arc<dyn Image>>> {
+    if let Some(reference) = as_it_is(file, declared)? {
+        return opener.open_image(&reference);
+    }
+    let Some(stored) = whole_outside(file, opener)? else {
+        return Ok(None);
+    };
+    let bytes = unpacked(file, stored, opener.limits())?;
+    // What is within a file that was put together is not beside anything.
+    opener
+        .open_within(bytes, declared, Arc::new(DenyReferences))
+        .map(Some)
+}
+
+/// The name and format of a file beside a descriptor that is neither packed nor in chunks.
+pub(super) fn as_it_is(
+    file: &PackageFile,
+    declared: Option<FormatId>,
+) -> Result<Option<Reference>> {
     if archive::leads_outside(file.href.as_bytes()) {
         return Err(archive::refused(&file.href));
     }
     let whole = file.chunk_size.is_none() && file.compression.is_none();
-    if whole && !file.href.as_bytes().ends_with(b".gz") {
-        let format = declared.map(|format| ImageName::from(format.as_str()));
-        let reference = reference(&file.href);
-        let reference = match format {
-            Some(_) => reference.with_format(format),
-            None => reference.with_format_in_name(),
-        };
-        return opener.open_image(&reference);
+    if !whole || file.href.as_bytes().ends_with(b".gz") {
+        return Ok(None);
     }
+    let format = declared.map(|format| ImageName::from(format.as_str()));
+    let reference = reference(&file.href);
+    Ok(Some(match format {
+        Some(_) => reference.with_format(format),
+        None => reference.with_format_in_name(),
+    }))
+}
+
+/// The bytes of a file beside a descriptor as they are stored; `None` if it was left closed.
+pub(super) fn whole_outside(
+    file: &PackageFile,
+    opener: &dyn Opener,
+) -> Result<Option<Arc<dyn BlockSource>>> {
     let open = |name: &ImageName| match opener.open_bytes(&reference(name))? {
         Some(bytes) => Ok(bytes),
         None => Err(Error::Detached {
@@ -210,15 +244,10 @@ fn open_outside(
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     };
-    let stored = match whole_file(file, &open, &has) {
-        Err(Error::Detached { .. }) => return Ok(None),
-        other => other?,
-    };
-    let bytes = unpacked(file, stored, opener.limits())?;
-    // What is within a file that was put together is not beside anything.
-    opener
-        .open_within(bytes, declared, Arc::new(DenyReferences))
-        .map(Some)
+    match whole_file(file, &open, &has) {
+        Err(Error::Detached { .. }) => Ok(None),
+        whole => whole.map(Some),
+    }
 }
 
 impl OvaImage {

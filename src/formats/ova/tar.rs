@@ -47,6 +47,14 @@ pub(super) enum Kind {
 }
 
 impl Member {
+    /// Fails if its holes make the file far larger than what the archive has of it.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`].
+    pub(super) fn check_size(&self, limits: &Limits) -> Result<()> {
+        limits.check_inflated("a sparse file in the archive", self.stored, self.size)
+    }
+
     /// The bytes of the file.
     pub(super) fn open(&self, archive: &Arc<dyn BlockSource>) -> Result<Arc<dyn BlockSource>> {
         if self.kind != Kind::File {

@@ -37,7 +37,7 @@ fn check_one(file: &Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Finding
     for warning in others {
         findings.add(Finding::new(FindingKind::Note, "header", warning.clone()));
     }
-    let bat = read_bat(&header, file, limits)?;
+    let (bat, _) = read_bat(&header, file, opener)?;
     let extension = findings.sound(Extension::read(&header, file, limits))?;
     let (cluster_size, file_size) = (header.cluster_size(), file.size());
     let unit = u64::from(header.multiplier) * SECTOR;

@@ -9,7 +9,7 @@ use crate::name::ImageName;
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::PARALLELS;
-use super::header::SECTOR;
+use super::header::{MAGIC, MAGIC_EXT, SECTOR};
 
 /// Most nodes in one, which bounds the memory that it takes.
 const MAX_NODES: u32 = 100_000;
@@ -116,6 +116,12 @@ pub(super) fn recognize(head: &[u8]) -> bool {
 
 /// Whether a file begins as a descriptor does.
 pub(super) fn is_at_start(file: &dyn BlockSource) -> Result<bool> {
+    // The table of an image begins right behind its header, and may be what cannot be read.
+    let mut magic = [0; MAGIC.len()];
+    file.read_at(&mut magic, 0)?;
+    if magic == MAGIC || magic == MAGIC_EXT {
+        return Ok(false);
+    }
     let mut head = [0; ROOT_WITHIN];
     let n = file.read_at(&mut head, 0)?;
     Ok(recognize(head.get(..n).unwrap_or_default()))

@@ -4,11 +4,11 @@ use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
-use crate::map::{BlockMap, Run, Span, data_past_end};
+use crate::map::{BlockMap, Run, Span, Unread, data_past_end};
 use crate::source::BlockSource;
 
 use super::PARALLELS;
-use super::header::{Header, SECTOR};
+use super::header::{Header, RawHeader, SECTOR};
 
 /// The table of an image.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(super) struct ParallelsMap {
     shared: OnceLock<Vec<u32>>,
     /// Whether only these are lost.
     pub(super) salvages: bool,
+    /// What of the table could not be read.
+    pub(super) unread: Unread,
 }
 
 impl ParallelsMap {
@@ -40,6 +42,7 @@ impl ParallelsMap {
             others,
             shared: OnceLock::new(),
             salvages: false,
+            unread: Unread::default(),
         }
     }
 
@@ -78,6 +81,10 @@ impl ParallelsMap {
     fn decode(&self, guest: u64) -> Result<Run> {
         let cluster_size = self.header.cluster_size();
         let index = guest / cluster_size;
+        if self.salvages {
+            let place = RawHeader::LEN as u64 + index * 4;
+            self.unread.check(PARALLELS, "BAT", place, 4)?;
+        }
         let entry = self.entry(index);
         if entry == 0 {
             return Ok(Run::Unallocated);

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::{Image, ImageInfo, Opener};
-use crate::limits::Limits;
-use crate::map::MappedImage;
+use crate::map::{MappedImage, Unread};
 use crate::ondisk::{FieldType, Order};
-use crate::source::{BlockSource, BlockSourceExt};
+use crate::source::BlockSource;
 
 use super::PARALLELS;
 use super::bundle;
@@ -28,7 +27,7 @@ impl Expandable {
         let limits = opener.limits();
         let header = Header::read(file)?;
         limits.check_virtual_size(header.size)?;
-        let bat = read_bat(&header, file, limits)?;
+        let (bat, unread) = read_bat(&header, file, opener)?;
         let extension = Extension::read(&header, file, limits)?;
         let warnings = header.warnings.iter().chain(&extension.warnings);
         let info = ImageInfo {
@@ -42,24 +41,24 @@ impl Expandable {
         };
         let mut map = ParallelsMap::new(header, Arc::clone(file), bat, extension.clusters);
         map.salvages = opener.salvages();
+        map.unread = unread;
         Ok(Expandable { map, info })
     }
 }
 
-/// Reads the BAT, as far as the disk needs it.
+/// Reads the BAT, as far as the disk needs it; if what can be is to be salvaged, as far as it can be read.
 pub(super) fn read_bat(
     header: &Header,
     file: &dyn BlockSource,
-    limits: &Limits,
-) -> Result<Vec<u32>> {
+    opener: &dyn Opener,
+) -> Result<(Vec<u32>, Unread)> {
     let len = header.entries.saturating_mul(4);
-    limits.check_metadata("the BAT", len)?;
+    opener.limits().check_metadata("the BAT", len)?;
     let mut bat = vec![0; usize::try_from(len).unwrap_or(0)];
-    file.read_exact_at(&mut bat, RawHeader::LEN as u64)?;
+    let unread = Unread::of_table(file, &mut bat, RawHeader::LEN as u64, opener)?;
     let entries = bat.chunks_exact(4);
-    Ok(entries
-        .filter_map(|raw| u32::get(raw, 0, Order::Little))
-        .collect())
+    let entries = entries.filter_map(|raw| u32::get(raw, 0, Order::Little));
+    Ok((entries.collect(), unread))
 }
 
 /// Opens the image in `file`: of one file, or of those that a descriptor lists.

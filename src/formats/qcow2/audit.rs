@@ -26,19 +26,30 @@ pub(super) struct Audit {
     /// Host offsets of the refcount blocks, in order.
     refcount_blocks: Vec<u64>,
     claimed: Mutex<Claimed>,
-    /// Clusters that several entries have for themselves, once that was asked for.
-    contested: OnceLock<Claims>,
+    /// Who has which clusters in all tables, once that was asked for.
+    owners: OnceLock<Owners>,
 }
 
-/// Clusters that an entry says it has for itself.
+/// Clusters that an entry says it has for itself, and others.
 #[derive(Debug, Default)]
 struct Claimed {
     /// L2 tables whose entries are counted.
     tables: HashSet<u64>,
     clusters: Claims,
+    /// Clusters of entries that do not say so.
+    shared: Claims,
+    /// Clusters in which packed data begins.
+    packed_in: Claims,
     /// Entries with data of their own, and with packed data.
     stored: u64,
     packed: u64,
+}
+
+/// Clusters that entries have for themselves, and of these those that several have.
+#[derive(Debug, Default)]
+struct Owners {
+    own: Claims,
+    contested: Claims,
 }
 
 /// The fewest bytes that a packed cluster can take up: the shortest frame of zstd has some more, the
@@ -62,7 +73,7 @@ impl Audit {
             l2_tables: offsets(l1, L1_OFFSET),
             refcount_blocks: offsets(&table, REFCOUNT_OFFSET),
             claimed: Mutex::default(),
-            contested: OnceLock::new(),
+            owners: OnceLock::new(),
         }
     }
 
@@ -89,7 +100,8 @@ impl Audit {
     /// entry has for itself, and `packed_at` where the data of a packed one begins.
     ///
     /// Where no flag says that a cluster is an entry's own, two may have it: some day somebody may have
-    /// written such a file. But then there are no more of them than the file has room for.
+    /// written such a file. But then there are no more of them than the file has room for. What one entry
+    /// has for itself no other has, with the flag or without, and where packed data is nothing else is.
     pub(super) fn count(
         &self,
         table_offset: u64,
@@ -124,20 +136,24 @@ impl Audit {
         let entries = table
             .chunks_exact(8 * stride)
             .filter_map(|entry| be_u64(entry, 0));
-        for entry in entries {
+        for entry in entries.filter(|entry| *entry != 0) {
             let host = entry & L2_OFFSET;
             if entry & COMPRESSED != 0 {
                 packed.push(packed_at(entry));
-            } else if host != 0 && entry & ZERO == 0 {
+                continue;
+            }
+            if host != 0 && entry & ZERO == 0 {
                 claimed.stored += 1;
             }
-            let Some(host) = own(entry) else {
-                continue;
-            };
-            if !claimed.clusters.claim(host >> self.cluster_bits, limits)? {
-                return Ok(Some(format!(
-                    "an entry says that the cluster at byte {host} is its own, and another one has it"
-                )));
+            if let Some(problem) = self.claim(claimed, own(entry), host, limits)? {
+                return Ok(Some(problem));
+            }
+        }
+        for host in &packed {
+            let cluster = host >> self.cluster_bits;
+            claimed.packed_in.claim(cluster, limits)?;
+            if claimed.clusters.has(cluster) || claimed.shared.has(cluster) {
+                return Ok(Some(among_packed(*host)));
             }
         }
         packed.sort_unstable();
@@ -154,33 +170,85 @@ impl Audit {
             .then(|| "there are more entries with data than the file has room for".to_owned()))
     }
 
-    /// Whether several entries of the state's tables have the cluster at `host` for themselves. All tables
-    /// are read for the first answer. What cannot be read of them has nothing.
+    /// Claims the cluster of an entry that is not packed, where it has one; the problem, if another entry
+    /// has it and one of the two says that it is its own.
+    fn claim(
+        &self,
+        claimed: &mut Claimed,
+        own: Option<u64>,
+        host: u64,
+        limits: &Limits,
+    ) -> Result<Option<String>> {
+        if host == 0 {
+            return Ok(None);
+        }
+        let cluster = host >> self.cluster_bits;
+        let taken = match own {
+            Some(_) => !claimed.clusters.claim(cluster, limits)? || claimed.shared.has(cluster),
+            None => {
+                claimed.shared.claim(cluster, limits)?;
+                claimed.clusters.has(cluster)
+            }
+        };
+        if taken {
+            return Ok(Some(format!(
+                "an entry says that the cluster at byte {host} is its own, and another one has it"
+            )));
+        }
+        let packed = claimed.packed_in.has(cluster);
+        Ok(packed.then(|| among_packed(host)))
+    }
+
+    /// Whether the cluster at `host` belongs to several entries of the state's tables or, if the one who asks
+    /// does not say that it is its own, to one that does. All tables are read for the first answer, by `read`,
+    /// which tells how much that is. What cannot be read has nothing.
     pub(super) fn is_contested(
         &self,
         host: u64,
+        is_own: bool,
         own: &dyn Fn(u64) -> Option<u64>,
-        file: &dyn BlockSource,
+        read: &dyn Fn(&mut [u8], u64) -> usize,
         limits: &Limits,
         stride: usize,
     ) -> Result<bool> {
-        if let Some(contested) = self.contested.get() {
-            return Ok(contested.has(host >> self.cluster_bits));
-        }
-        let (mut clusters, mut contested) = (Claims::default(), Claims::default());
+        let owners = match self.owners.get() {
+            Some(owners) => owners,
+            None => {
+                let found = self.find_owners(own, read, limits, stride)?;
+                self.owners.get_or_init(|| found)
+            }
+        };
+        let clusters = match is_own {
+            true => &owners.contested,
+            false => &owners.own,
+        };
+        Ok(clusters.has(host >> self.cluster_bits))
+    }
+
+    fn find_owners(
+        &self,
+        own: &dyn Fn(u64) -> Option<u64>,
+        read: &dyn Fn(&mut [u8], u64) -> usize,
+        limits: &Limits,
+        stride: usize,
+    ) -> Result<Owners> {
+        let mut owners = Owners::default();
         let mut table = vec![0; 1 << self.cluster_bits];
         for offset in &self.l2_tables {
-            let n = file.read_at(&mut table, *offset).unwrap_or(0);
+            let n = read(&mut table, *offset);
             for host in owned(table.get(..n).unwrap_or_default(), stride, own) {
                 let cluster = host >> self.cluster_bits;
-                if !clusters.claim(cluster, limits)? {
-                    contested.claim(cluster, limits)?;
+                if !owners.own.claim(cluster, limits)? {
+                    owners.contested.claim(cluster, limits)?;
                 }
             }
         }
-        let contested = self.contested.get_or_init(|| contested);
-        Ok(contested.has(host >> self.cluster_bits))
+        Ok(owners)
     }
+}
+
+fn among_packed(host: u64) -> String {
+    format!("one entry has the cluster around byte {host}, and another one packed data in it")
 }
 
 /// The clusters that a table's entries have for themselves.

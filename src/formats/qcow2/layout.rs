@@ -2,11 +2,18 @@
 
 use crate::error::Result;
 
+use super::bitmap::Directory;
 use super::header::{Header, HeaderV2};
+use super::snapshot::Snapshot;
 
 /// The regions of a file that the header claims for metadata.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Regions(Vec<Region>);
+pub(super) struct Regions {
+    /// Those that the header names.
+    named: Vec<Region>,
+    /// Those of snapshots and bitmaps, in order and apart.
+    listed: Vec<Region>,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Region {
@@ -24,11 +31,14 @@ impl Regions {
     pub(super) fn of(header: &Header, file_size: u64, salvages: bool) -> Result<Self> {
         let cluster_size = header.cluster_size();
         let bad = |field, problem| Err(HeaderV2::malformed(0, field, problem));
-        let mut regions = Regions(vec![Region {
-            start: 0,
-            end: cluster_size,
-            name: "header",
-        }]);
+        let mut regions = Regions {
+            named: vec![Region {
+                start: 0,
+                end: cluster_size,
+                name: "header",
+            }],
+            listed: Vec::new(),
+        };
         let l1_len = u64::from(header.l1_size) * 8;
         if l1_len > 0 {
             let start = header.l1_table_offset;
@@ -49,7 +59,7 @@ impl Regions {
             if let Some(other) = regions.overlapping(start, l1_len) {
                 return bad("l1_table_offset", format!("{start} is in the {other}"));
             }
-            regions.0.push(Region {
+            regions.named.push(Region {
                 start,
                 end,
                 name: "L1 table",
@@ -63,7 +73,7 @@ impl Regions {
             .checked_add(len)
             .filter(|end| sound && *end <= file_size)
         {
-            regions.0.push(Region {
+            regions.named.push(Region {
                 start,
                 end,
                 name: "refcount table",
@@ -72,13 +82,48 @@ impl Regions {
         Ok(regions)
     }
 
+    /// Adds what snapshots and bitmaps have: the table of the snapshots, which begins and ends there, and what
+    /// it and the directory of the bitmaps name. Damage of these must not keep the data from being read: of
+    /// two that overlap one is left out.
+    pub(super) fn add_listed(
+        &mut self,
+        table: (u64, u64),
+        snapshots: &[Snapshot],
+        bitmaps: &Directory,
+    ) {
+        let region = |name, start: u64, len: u64| Region {
+            start,
+            end: start.saturating_add(len),
+            name,
+        };
+        let (start, end) = table;
+        self.listed = vec![
+            region("snapshot table", start, end.saturating_sub(start)),
+            region("bitmap directory", bitmaps.offset, bitmaps.len),
+        ];
+        self.listed.extend(snapshots.iter().map(|snapshot| {
+            let len = u64::from(snapshot.l1_size) * 8;
+            region("L1 table of a snapshot", snapshot.l1_table_offset, len)
+        }));
+        self.listed.extend(bitmaps.bitmaps.iter().map(|bitmap| {
+            let len = u64::from(bitmap.table_size) * 8;
+            region("bitmap table", bitmap.table_offset, len)
+        }));
+        self.listed.sort_unstable_by_key(|region| region.start);
+        let mut last = 0;
+        self.listed.retain(|region| {
+            let apart = region.start < region.end && region.start >= last;
+            last = if apart { region.end } else { last };
+            apart
+        });
+    }
+
     /// The name of a region that shares bytes with the `len` bytes at `start`.
     pub(super) fn overlapping(&self, start: u64, len: u64) -> Option<&'static str> {
         let end = start.saturating_add(len);
-        let hit = self
-            .0
-            .iter()
-            .find(|region| start < region.end && region.start < end);
+        let next = self.listed.partition_point(|region| region.end <= start);
+        let mut regions = self.named.iter().chain(self.listed.get(next));
+        let hit = regions.find(|region| start < region.end && region.start < end);
         hit.map(|region| region.name)
     }
 }

@@ -8,7 +8,7 @@ use crate::codec::{UnpackError, Unpacker};
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
 use crate::limits::Limits;
-use crate::map::{BlockMap, Run, Span, TableCache};
+use crate::map::{BlockMap, Run, Span, TableCache, Unread};
 use crate::packed::Codec;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -42,6 +42,9 @@ pub(super) struct Qcow2Map {
     /// Whether what is wrong with a table costs no more than it has to: what is missing of it is lost, and
     /// so is a cluster that two entries have.
     pub(super) salvages: bool,
+    /// Where the L1 table is, and what of the tables could not be read, if it is salvaged.
+    pub(super) l1_offset: u64,
+    pub(super) unread: Unread,
     /// Made when the first table is read: who only asks what an image is does not pay for it.
     audit: OnceLock<Audit>,
 }
@@ -78,6 +81,8 @@ impl Qcow2Map {
             header: header.clone(),
             limits: limits.clone(),
             salvages: false,
+            l1_offset: 0,
+            unread: Unread::default(),
             audit: OnceLock::new(),
         }
     }
@@ -105,16 +110,28 @@ impl Qcow2Map {
         (own && (sound || !self.salvages)).then_some(host)
     }
 
-    /// Fails if the cluster at `host` is that of another entry, too, which is found out about all of them
-    /// before any is believed: else it would be the first that was asked for that is.
+    /// Fails if the cluster of an entry is that of another one, too, which is found out about all of them
+    /// before any is believed: else it would be the first that was asked for that is. If one of the two says
+    /// that it is its own, that one is.
     fn check_own(&self, entry: u64, guest: u64) -> Result<()> {
-        let Some(host) = self.own_cluster(entry).filter(|_| !self.data_file) else {
+        let host = entry & L2_OFFSET;
+        if self.data_file || host == 0 || entry & COMPRESSED != 0 {
             return Ok(());
-        };
+        }
         let own = |entry| self.own_cluster(entry);
+        let is_own = own(entry).is_some();
+        let read = |table: &mut [u8], at: u64| {
+            let there = self.file.size().saturating_sub(at);
+            let n = usize::try_from(there).map_or(table.len(), |there| there.min(table.len()));
+            let there = table.get_mut(..n).unwrap_or_default();
+            match self.unread.read(&self.file, there, at, &self.limits) {
+                Ok(()) => n,
+                Err(_) => 0,
+            }
+        };
         match self
             .audit()
-            .is_contested(host, &own, &self.file, &self.limits, self.stride())?
+            .is_contested(host, is_own, &own, &read, &self.limits, self.stride())?
         {
             false => Ok(()),
             true => {
@@ -154,6 +171,12 @@ impl Qcow2Map {
     /// Host offset of the L2 table that answers for `guest`, if there is one.
     fn l2_offset(&self, guest: u64) -> Result<Option<u64>> {
         let index = usize::try_from(guest / self.table_span()).unwrap_or(usize::MAX);
+        if self.salvages {
+            let place = self
+                .l1_offset
+                .saturating_add((index as u64).saturating_mul(8));
+            self.unread.check(QCOW2, "L1 table", place, 8)?;
+        }
         // The L1 table may be shorter than the disk is after it was enlarged.
         let Some(entry) = be_u64(&self.l1, index) else {
             if self.salvages {
@@ -167,8 +190,13 @@ impl Qcow2Map {
             let problem = format!("entry {index} is {entry:#x}, with reserved bits set");
             return Err(self.malformed("L1 table", guest, problem));
         }
-        if offset == 0 {
+        if offset == 0 && entry & COPIED == 0 {
             return Ok(None);
+        }
+        if offset == 0 {
+            let problem =
+                format!("entry {index} is {entry:#x}: it has a table of its own, and none");
+            return Err(self.malformed("L1 table", guest, problem));
         }
         if offset % self.cluster_size() != 0 {
             let problem = format!("entry {index} is {entry:#x}, not at the start of a cluster");
@@ -181,7 +209,8 @@ impl Qcow2Map {
         Ok(Some(offset))
     }
 
-    fn l2_table(&self, guest: u64) -> Result<Option<Arc<Vec<u8>>>> {
+    /// That table, and where it is.
+    fn l2_table(&self, guest: u64) -> Result<Option<(Arc<Vec<u8>>, u64)>> {
         let Some(offset) = self.l2_offset(guest)? else {
             return Ok(None);
         };
@@ -207,7 +236,7 @@ impl Qcow2Map {
             }
             Ok(Arc::new(table))
         })?;
-        Ok(Some(table))
+        Ok(Some((table, offset)))
     }
 
     /// Reads the L2 table at `offset`, which answers for `guest`: all of it, or what there is if that is to
@@ -223,7 +252,12 @@ impl Qcow2Map {
             return Err(self.malformed("L2 table", guest, problem));
         }
         let mut table = vec![0; usize::try_from(len).unwrap_or(0)];
-        self.file.read_exact_at(&mut table, offset)?;
+        match self.salvages {
+            true => self
+                .unread
+                .read(&self.file, &mut table, offset, &self.limits)?,
+            false => self.file.read_exact_at(&mut table, offset)?,
+        }
         Ok(table)
     }
 
@@ -275,6 +309,9 @@ impl Qcow2Map {
             if offset % self.cluster_size() != 0 {
                 return bad("is not at the start of a cluster");
             }
+            if self.data_file && offset != guest - into {
+                return bad("is not where the guest has it, and in a data file it has to be");
+            }
             let metadata = if self.data_file {
                 None
             } else {
@@ -283,6 +320,10 @@ impl Qcow2Map {
             if let Some(other) = metadata {
                 return bad(&format!("points into the {other}"));
             }
+        }
+        // The specification lets no cluster at offset 0 be an entry's own but in a data file.
+        if !allocated && entry & (COPIED | flag_zero) == COPIED {
+            return bad("has a cluster of its own, and none");
         }
         if self.extended_l2 {
             return self.decode_subclusters(entry, bitmap, offset, allocated, guest);
@@ -349,7 +390,7 @@ impl Qcow2Map {
     /// runs go on over their units if `over_packed`.
     fn run_in_table(
         &self,
-        table: &[u8],
+        (table, offset): (&[u8], u64),
         guest: u64,
         limit: u64,
         over_packed: bool,
@@ -357,15 +398,27 @@ impl Qcow2Map {
         let span = self.table_span();
         let limit = limit.min(span - guest % span);
         let index_of = |at: u64| usize::try_from((at % span) >> self.cluster_bits).unwrap_or(0);
-        let first_entry = self.entry(table, index_of(guest));
+        let entry_at = |at| {
+            let index = index_of(at);
+            if self.salvages {
+                let place = offset + index as u64 * self.entry_size();
+                self.unread
+                    .check(QCOW2, "L2 table", place, self.entry_size())?;
+            }
+            Ok(self.entry(table, index))
+        };
+        let first_entry = entry_at(guest)?;
         let (first, mut len) = self.decode(first_entry, guest)?;
-        if first_entry.is_some_and(|first| first.entry == 0 && first.bitmap == 0) {
+        let empty = first_entry.is_some_and(|first| first.entry == 0 && first.bitmap == 0);
+        // What could not be read is zeros, too.
+        if empty && !(self.salvages && self.unread.has(offset, self.cluster_size())) {
             len = self.empty_span(table, index_of(guest), guest);
         }
         while len < limit {
             let at = guest + len;
             // What is wrong with a later entry is told when it is its turn.
-            let Ok((next, more)) = self.decode(self.entry(table, index_of(at)), at) else {
+            let next = entry_at(at).and_then(|entry| self.decode(entry, at));
+            let Ok((next, more)) = next else {
                 break;
             };
             let goes_on = match (first, next) {
@@ -403,10 +456,14 @@ impl Qcow2Map {
         let mut len = span - guest % span;
         while len < limit {
             let index = usize::try_from((guest + len) / span).unwrap_or(usize::MAX);
+            let place = self.l1_offset.saturating_add(index as u64 * 8);
+            if self.salvages && self.unread.has(place, 8) {
+                break;
+            }
             match be_u64(&self.l1, index) {
                 None if self.salvages => break,
                 None => return Ok(limit),
-                Some(entry) if entry & L1_OFFSET != 0 || entry & L1_RESERVED != 0 => break,
+                Some(entry) if entry != 0 => break,
                 Some(_) => len = len.saturating_add(span),
             }
         }
@@ -421,16 +478,16 @@ impl BlockMap for Qcow2Map {
 
     fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
         match self.l2_table(guest)? {
-            Some(table) => self.run_in_table(&table, guest, limit, false),
+            Some((table, at)) => self.run_in_table((&table, at), guest, limit, false),
             None => Ok((Run::Unallocated, self.absent_span(guest, limit)?)),
         }
     }
 
     fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
-        let Some(table) = self.l2_table(guest)? else {
+        let Some((table, at)) = self.l2_table(guest)? else {
             return Ok((Span::Unallocated, self.absent_span(guest, limit)?));
         };
-        let (run, len) = self.run_in_table(&table, guest, limit, true)?;
+        let (run, len) = self.run_in_table((&table, at), guest, limit, true)?;
         let span = match run {
             Run::Stored { host } => Span::Recorded(ExtentKind::Data, Some(host)),
             Run::Packed { .. } => Span::Recorded(ExtentKind::Compressed, None),

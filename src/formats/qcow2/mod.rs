@@ -80,13 +80,17 @@ impl Format for Qcow2 {
         check::check(source, opener.limits()).map(Some)
     }
 
+    fn mends(&self) -> &'static [Scope] {
+        &[Scope::Leaks, Scope::All]
+    }
+
     fn repair(
         &self,
         file: &Arc<dyn BlockTarget>,
         opener: &dyn Opener,
         scope: Scope,
-    ) -> Result<Option<Fixed>> {
-        check::repair(file, opener.limits(), scope).map(Some)
+    ) -> Result<Fixed> {
+        check::repair(file, opener.limits(), scope)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

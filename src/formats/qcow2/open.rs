@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
 use crate::image::{BitmapInfo, Image, ImageInfo, Opener, Value};
-use crate::map::{Below, Detached, Mapped};
+use crate::map::{Below, Detached, Mapped, Unread};
 use crate::name::ImageName;
 use crate::packed::PackedSource;
 use crate::reference::{Reference, ReferenceKind};
@@ -37,10 +37,10 @@ impl Qcow2Image {
     pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
         let (limits, salvages) = (opener.limits(), opener.salvages());
         let header = read_header(&source)?;
-        let regions = Regions::of(&header, source.size(), salvages)?;
+        let mut regions = Regions::of(&header, source.size(), salvages)?;
         let mut left_out = Vec::new();
-        let snapshots = snapshot::read_table(&header, &source, limits).map(|(all, _)| all);
-        let snapshots = match salvages && opener.snapshot().is_none() {
+        let snapshots = snapshot::read_table(&header, &source, limits);
+        let (snapshots, table_end) = match salvages && opener.snapshot().is_none() {
             true => or_nothing("snapshots", snapshots, &mut left_out),
             false => snapshots?,
         };
@@ -54,22 +54,29 @@ impl Qcow2Image {
             selected,
             size,
         };
-        let l1 = l1.read(&source, &regions, opener)?;
+        let (l1, l1_offset, unread) = l1.read(&source, &regions, opener)?;
 
         let mut references = Vec::new();
         let data = open_data_file(&header, &source, opener, &mut references)?;
         let (below, backing) = open_backing(&header, opener, &mut references)?;
-        let bitmaps = bitmap::read_directory(&header, &source, limits).map(|all| all.bitmaps);
-        let bitmaps = match salvages {
+        let bitmaps = bitmap::read_directory(&header, &source, limits);
+        let directory = match salvages {
             true => or_nothing("bitmaps", bitmaps, &mut left_out),
             false => bitmaps?,
         };
-        let bitmaps = bitmaps.into_iter().map(|bitmap| bitmap.info).collect();
+        regions.add_listed((header.snapshots_offset, table_end), &snapshots, &directory);
+        let bitmaps = directory
+            .bitmaps
+            .into_iter()
+            .map(|bitmap| bitmap.info)
+            .collect();
         let mut info = describe(&header, &source, &snapshots, bitmaps)?;
         info.virtual_size = size;
         info.warnings.extend(left_out);
         let mut map = Qcow2Map::new(&header, Arc::clone(&source), l1, regions, limits);
         map.salvages = salvages;
+        map.l1_offset = l1_offset;
+        map.unread = unread;
         let mapped = Mapped::new(map, data, below, size);
         Ok(Qcow2Image {
             file: source,
@@ -204,10 +211,10 @@ pub(super) fn read_header(source: &dyn BlockSource) -> Result<Header> {
 }
 
 /// A list beside the data that may be damaged while the data is not, and why it is left out if it is.
-fn or_nothing<T>(what: &str, read: Result<Vec<T>>, left_out: &mut Vec<String>) -> Vec<T> {
+fn or_nothing<T: Default>(what: &str, read: Result<T>, left_out: &mut Vec<String>) -> T {
     read.unwrap_or_else(|error| {
         left_out.push(format!("the {what} are left out: {}", error.chain()));
-        Vec::new()
+        T::default()
     })
 }
 
@@ -220,13 +227,14 @@ struct L1<'a> {
 }
 
 impl L1<'_> {
-    /// Reads it; if what can be is to be salvaged, as far as it is there.
+    /// Reads it; if what can be is to be salvaged, as far as it is there and can be read. With it comes where it
+    /// is.
     fn read(
         &self,
         source: &dyn BlockSource,
         regions: &Regions,
         opener: &dyn Opener,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<(Vec<u8>, u64, Unread)> {
         let header = self.header;
         let (offset, entries) = match self.selected {
             None => (header.l1_table_offset, header.l1_size),
@@ -259,8 +267,8 @@ impl L1<'_> {
             return Err(Error::malformed(QCOW2, "L1 table", offset, problem));
         }
         let mut l1 = vec![0; usize::try_from(len.min(there)).unwrap_or(0)];
-        source.read_exact_at(&mut l1, offset)?;
-        Ok(l1)
+        let unread = Unread::of_table(source, &mut l1, offset, opener)?;
+        Ok((l1, offset, unread))
     }
 }
 

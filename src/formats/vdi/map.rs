@@ -3,33 +3,33 @@
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
 use crate::image::Opener;
-use crate::limits::Limits;
-use crate::map::{BlockMap, Run, Span};
-use crate::source::{BlockSource, BlockSourceExt};
+use crate::map::{BlockMap, Run, Span, Unread};
+use crate::source::BlockSource;
 
 use super::VDI;
 use super::header::{FREE, Header, ZERO};
 
-/// Reads the first `count` entries of the map, all of which has to be in the file.
+/// Reads the first `count` entries of the map, all of which has to be in the file; if what can be is to be
+/// salvaged, as far as they can be read.
 pub(super) fn read_entries(
     source: &dyn BlockSource,
     header: &Header,
     count: u64,
-    limits: &Limits,
-) -> Result<Vec<u32>> {
+    opener: &dyn Opener,
+) -> Result<(Vec<u32>, Unread)> {
     let len = header.map_len();
-    limits.check_metadata("the block map", len)?;
+    opener.limits().check_metadata("the block map", len)?;
     let (start, file_size) = (header.offset_blocks, source.size());
     if start.checked_add(len).is_none_or(|end| end > file_size) {
         let problem = format!("{len} bytes long, reaches past the end of the file at {file_size}");
         return Err(Error::malformed(VDI, "block map", start, problem));
     }
     let mut table = vec![0; usize::try_from(count * 4).unwrap_or(0)];
-    source.read_exact_at(&mut table, start)?;
+    let unread = Unread::of_table(source, &mut table, start, opener)?;
     let entries = table
         .chunks_exact(4)
         .filter_map(|raw| raw.first_chunk().copied().map(u32::from_le_bytes));
-    Ok(entries.collect())
+    Ok((entries.collect(), unread))
 }
 
 /// The blocks of an image.
@@ -46,6 +46,9 @@ pub(super) struct VdiMap {
     /// else there are none.
     shared: Vec<u32>,
     salvages: bool,
+    /// Where the map is, and what of it could not be read.
+    start: u64,
+    unread: Unread,
 }
 
 impl VdiMap {
@@ -57,8 +60,9 @@ impl VdiMap {
     ) -> Result<Self> {
         // Blocks that the disk does not reach are nobody's.
         let used = header.disk_size.div_ceil(header.block_size);
+        let (entries, unread) = read_entries(source, header, used, opener)?;
         let mut map = VdiMap {
-            entries: read_entries(source, header, used, opener.limits())?,
+            entries,
             offset_data: header.offset_data,
             block_size: header.block_size,
             block_extra: header.block_extra,
@@ -66,6 +70,8 @@ impl VdiMap {
             file_size: source.size(),
             shared: Vec::new(),
             salvages: opener.salvages(),
+            start: header.offset_blocks,
+            unread,
         };
         let start = header.offset_blocks;
         map.check(start, start + header.map_len())?;
@@ -99,7 +105,8 @@ impl VdiMap {
             .entries
             .iter()
             .zip(0_u64..)
-            .filter(|(entry, _)| **entry < ZERO);
+            .filter(|(entry, _)| **entry < ZERO)
+            .filter(|(_, index)| !self.unread.has(self.start + index * 4, 4));
         let mut stored: Vec<(u32, u32)> = stored
             .map(|(entry, index)| (*entry, u32::try_from(index).unwrap_or(u32::MAX)))
             .collect();
@@ -136,6 +143,10 @@ impl VdiMap {
     /// The status of the block with the guest's bytes at `guest`.
     fn block(&self, guest: u64) -> Result<Run> {
         let index = guest / self.block_size;
+        if self.salvages {
+            let place = self.start + index * 4;
+            self.unread.check(VDI, "block map", place, 4)?;
+        }
         let entry = usize::try_from(index)
             .ok()
             .and_then(|index| self.entries.get(index));

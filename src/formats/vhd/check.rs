@@ -1,19 +1,20 @@
-//! Whether both copies of the footer agree, the checksums are right, and every block is in the file and
-//! nobody else's.
+//! Whether both copies of the footer agree, the checksums are right, every block is in the file and nobody
+//! else's, and the bitmaps of the blocks hide nothing.
 
 use crate::error::Result;
-use crate::image::{Finding, FindingKind, Findings};
-use crate::limits::Limits;
-use crate::map::Usage;
-use crate::source::BlockSource;
+use crate::image::{Finding, FindingKind, Findings, Opener};
+use crate::map::{TableCache, Usage};
+use crate::source::{BlockSource, BlockSourceExt};
 
 use super::SECTOR;
 use super::footer::{DiskType, Footer, Footers};
 use super::header::{Header, Tables, UNUSED, bitmap_len};
-use super::open::read_batmap;
+use super::map::SectorBitmaps;
+use super::open::{is_lsb_first, read_batmap};
 
 /// Checks the image in `source`.
-pub(super) fn check(source: &dyn BlockSource, limits: &Limits) -> Result<Findings> {
+pub(super) fn check(source: &dyn BlockSource, opener: &dyn Opener) -> Result<Findings> {
+    let limits = opener.limits();
     let footers = Footers::read(source)?;
     let mut findings = Findings::default();
     for warning in &footers.warnings {
@@ -40,14 +41,14 @@ pub(super) fn check(source: &dyn BlockSource, limits: &Limits) -> Result<Finding
         }
         return Ok(findings);
     }
-    let loaded = Tables::load(source, &footers, size, limits);
+    let loaded = Tables::load(source, &footers, size, opener);
     let Some((tables, regions)) = findings.sound(loaded)? else {
         return Ok(findings);
     };
     if tables.damaged {
         findings.add_damage(Header::malformed(tables.at, "checksum", "is wrong"))?;
     }
-    findings.sound(read_batmap(source, &footers.footer, &tables, limits))?;
+    let batmap = findings.sound(read_batmap(source, &footers.footer, &tables, limits))?;
     let stored = bitmap_len(tables.block_size) + tables.block_size;
     let mut usage = Usage::new(footers.data_end, stored, limits);
     for (start, end, name) in regions.taken() {
@@ -56,6 +57,7 @@ pub(super) fn check(source: &dyn BlockSource, limits: &Limits) -> Result<Finding
         }
     }
     usage.settle(&mut findings);
+    let mut sound = Vec::new();
     for (sector, index) in tables.bat.iter().zip(0_u64..) {
         if *sector != UNUSED {
             let place = (
@@ -63,9 +65,116 @@ pub(super) fn check(source: &dyn BlockSource, limits: &Limits) -> Result<Finding
                 index * tables.block_size,
             );
             let (start, len) = (u64::from(*sector) * SECTOR, tables.stored_len(index, size));
-            usage.unit("block allocation table", start, len, place, &mut findings)?;
+            if usage.unit("block allocation table", start, len, place, &mut findings)? {
+                sound.push((*sector, index));
+            }
         }
     }
     usage.finish("block", &mut findings);
+    let bitmaps = Bitmaps {
+        source,
+        sectors: SectorBitmaps {
+            cache: TableCache::new(0),
+            lsb_first: is_lsb_first(&footers.footer),
+            full_blocks: batmap.flatten(),
+        },
+        tables: &tables,
+        is_dynamic: footers.kind == DiskType::Dynamic,
+        size,
+    };
+    bitmaps.look(&sound, &mut findings)?;
     Ok(findings)
+}
+
+/// The bitmaps of the blocks, beside what else tells of the same sectors.
+struct Bitmaps<'a> {
+    source: &'a dyn BlockSource,
+    sectors: SectorBitmaps,
+    tables: &'a Tables,
+    /// Whether there is no parent, so that what a bitmap leaves out has to be zeros.
+    is_dynamic: bool,
+    size: u64,
+}
+
+impl Bitmaps<'_> {
+    /// Looks at those of the blocks, each the sector where it starts and its number, that share no bytes.
+    fn look(&self, blocks: &[(u32, u64)], findings: &mut Findings) -> Result<()> {
+        let mut starts: Vec<u32> = blocks.iter().map(|(sector, _)| *sector).collect();
+        starts.sort_unstable();
+        for (sector, index) in blocks {
+            if self.is_alone(*sector, &starts) {
+                self.look_at_block(*index, u64::from(*sector) * SECTOR, findings)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether no other block shares bytes with one: many entries of one block would have it read as often.
+    fn is_alone(&self, sector: u32, starts: &[u32]) -> bool {
+        let stored = bitmap_len(self.tables.block_size) + self.tables.block_size;
+        let apart = |one: u32, two: u32| u64::from(two.abs_diff(one)) * SECTOR >= stored;
+        let at = starts.partition_point(|start| *start < sector);
+        let before = at.checked_sub(1).and_then(|at| starts.get(at));
+        let after = starts.get(at + 1);
+        let mut neighbours = before.into_iter().chain(after);
+        neighbours.all(|other| apart(*other, sector))
+    }
+
+    fn look_at_block(&self, index: u64, host: u64, findings: &mut Findings) -> Result<()> {
+        let block_size = self.tables.block_size;
+        let map_len = bitmap_len(block_size);
+        let mut bitmap = vec![0; usize::try_from(map_len).unwrap_or(0)];
+        self.source.read_exact_at(&mut bitmap, host)?;
+        let guest = index * block_size;
+        let len = self.size.saturating_sub(guest).min(block_size);
+        let (mut absent, mut hidden, mut first) = (0, 0, None);
+        let mut into = 0;
+        while into < len {
+            let (own, run) = self.sectors.run(&bitmap, into, len - into);
+            if !own {
+                absent += run.div_ceil(SECTOR);
+                if self.is_dynamic {
+                    let at = self.hidden(host + map_len + into, run, &mut hidden)?;
+                    first = first.or(at.map(|at| at - host - map_len));
+                }
+            }
+            into += run;
+        }
+        let problem = match self.is_dynamic {
+            true if hidden > 0 => {
+                format!("says that {hidden} sectors were never written, and they hold data")
+            }
+            false if absent > 0 && self.sectors.is_full(index) => {
+                format!("lacks {absent} sectors of a block that the bitmap of full blocks has")
+            }
+            _ => return Ok(()),
+        };
+        let finding = Finding::corruption("sector bitmap", problem);
+        findings.add(finding.at(host).guest(guest + first.unwrap_or(0)));
+        Ok(())
+    }
+
+    /// Counts the sectors of a range that hold anything but zeros, and returns where the first is.
+    fn hidden(&self, start: u64, len: u64, count: &mut u64) -> Result<Option<u64>> {
+        let (mut first, mut at, end) = (None, start, start + len);
+        let mut buffer = vec![0; 64 << 10];
+        while at < end {
+            let run = self.source.extent_at(at, end - at)?;
+            if run.kind.reads_as_zero() {
+                at += run.len;
+                continue;
+            }
+            let len = usize::try_from(run.len).map_or(buffer.len(), |len| len.min(buffer.len()));
+            let piece = buffer.get_mut(..len).unwrap_or_default();
+            self.source.read_exact_at(piece, at)?;
+            for (sector, place) in piece.chunks(512).zip((at..).step_by(512)) {
+                if sector.iter().any(|byte| *byte != 0) {
+                    *count += 1;
+                    first = first.or(Some(place));
+                }
+            }
+            at += len as u64;
+        }
+        Ok(first)
+    }
 }

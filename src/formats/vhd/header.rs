@@ -2,12 +2,13 @@
 
 use crate::error::{Error, Result};
 use crate::image::Opener;
-use crate::limits::Limits;
+use crate::map::Unread;
 use crate::ondisk::on_disk;
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::footer::{Footers, checksum};
 use super::locator::Locator;
+use super::proof::{self, is_proven};
 use super::{SECTOR, VHD};
 
 pub(super) const COOKIE: [u8; 8] = *b"cxsparse";
@@ -91,6 +92,8 @@ pub(super) struct Tables {
     /// Blocks that lie in metadata or in each other, in order, if what can be is to be salvaged: else
     /// there are none.
     pub(super) shared: Vec<u64>,
+    /// What of the block allocation table could not be read, if what can be is to be salvaged.
+    pub(super) unread: Unread,
 }
 
 impl Tables {
@@ -101,9 +104,35 @@ impl Tables {
         size: u64,
         opener: &dyn Opener,
     ) -> Result<Self> {
-        let (mut tables, regions) = Self::load(source, footers, size, opener.limits())?;
+        let (mut tables, regions) = Self::load(source, footers, size, opener)?;
         tables.check_blocks(&regions, size, opener.salvages())?;
         Ok(tables)
+    }
+
+    /// Reads the tables of a dynamic disk of which the header may be damaged, if the blocks prove what it has to
+    /// say. A word about that comes with them.
+    pub(super) fn read_or_find(
+        source: &dyn BlockSource,
+        footers: &Footers,
+        size: u64,
+        opener: &dyn Opener,
+    ) -> Result<(Self, Option<&'static str>)> {
+        const WORD: &str = "the dynamic disk header is damaged; the blocks tell what it said";
+        let read = Self::read(source, footers, size, opener);
+        let found = match &read {
+            Ok(tables) if !tables.damaged => return read.map(|tables| (tables, None)),
+            Ok(tables) if is_proven(tables, footers, size) => None,
+            Ok(_) | Err(Error::Io { .. } | Error::Malformed { .. } | Error::Unsupported { .. }) => {
+                match proof::find(source, footers, size, opener)? {
+                    None => return read.map(|tables| (tables, None)),
+                    found => found,
+                }
+            }
+            Err(_) => return read.map(|tables| (tables, None)),
+        };
+        let mut tables = found.map_or(read, Ok)?;
+        tables.damaged = false;
+        Ok((tables, Some(WORD)))
     }
 
     /// The same without a look at what the table says, and where the metadata is.
@@ -111,12 +140,11 @@ impl Tables {
         source: &dyn BlockSource,
         footers: &Footers,
         size: u64,
-        limits: &Limits,
+        opener: &dyn Opener,
     ) -> Result<(Self, Regions)> {
         let at = footers.footer.data_offset;
-        let mut regions = Regions::new(source.size());
-        regions.claim("copy of the footer", 0, SECTOR)?;
-        regions.claim("dynamic disk header", at, Header::LEN as u64)?;
+        // It has to be in the file, and apart from the footer.
+        Regions::of_headers(source.size(), at)?;
         let mut bytes = [0; Header::LEN];
         source.read_exact_at(&mut bytes, at)?;
         let header = Header::parse(&bytes, at)?;
@@ -130,6 +158,22 @@ impl Tables {
                 hint: "",
             });
         }
+        let damaged = checksum(&bytes, CHECKSUM_AT) != header.checksum;
+        let (mut tables, regions) = Self::of_header(source, footers, size, header, opener)?;
+        tables.damaged = damaged;
+        Ok((tables, regions))
+    }
+
+    /// The same with this header, whatever stands in the file.
+    pub(super) fn of_header(
+        source: &dyn BlockSource,
+        footers: &Footers,
+        size: u64,
+        header: Header,
+        opener: &dyn Opener,
+    ) -> Result<(Self, Regions)> {
+        let at = footers.footer.data_offset;
+        let mut regions = Regions::of_headers(source.size(), at)?;
         let block_size = u64::from(header.block_size);
         if !block_size.is_power_of_two() || !(SECTOR..=MAX_BLOCK).contains(&block_size) {
             let problem =
@@ -142,6 +186,7 @@ impl Tables {
             let problem = format!("is {entries}, and a disk of {size} bytes needs {needed}");
             return Err(Header::malformed(at, "max_table_entries", problem));
         }
+        let limits = opener.limits();
         limits.check_metadata("the block allocation table", entries * 4)?;
         regions.claim("block allocation table", header.table_offset, entries * 4)?;
         if header.table_offset % SECTOR != 0 {
@@ -157,14 +202,15 @@ impl Tables {
             );
         }
         let mut table = vec![0; usize::try_from(needed * 4).unwrap_or(0)];
-        source.read_exact_at(&mut table, header.table_offset)?;
+        let unread = Unread::of_table(source, &mut table, header.table_offset, opener)?;
         let bat = table
             .chunks_exact(4)
             .filter_map(|raw| raw.first_chunk().copied().map(u32::from_be_bytes))
             .collect();
         let tables = Tables {
             shared: Vec::new(),
-            damaged: checksum(&bytes, CHECKSUM_AT) != header.checksum,
+            unread,
+            damaged: false,
             header,
             at,
             block_size,
@@ -186,12 +232,18 @@ impl Tables {
 
     /// No block may lie in metadata or in another block; if what can be is to be salvaged, those that do
     /// are noted.
-    fn check_blocks(&mut self, regions: &Regions, size: u64, salvages: bool) -> Result<()> {
+    pub(super) fn check_blocks(
+        &mut self,
+        regions: &Regions,
+        size: u64,
+        salvages: bool,
+    ) -> Result<()> {
         let blocks = self
             .bat
             .iter()
             .zip(0_u64..)
-            .filter(|(sector, _)| **sector != UNUSED);
+            .filter(|(sector, _)| **sector != UNUSED)
+            .filter(|(_, index)| !self.unread.has(self.header.table_offset + index * 4, 4));
         let mut blocks: Vec<(u32, u32)> = blocks
             .map(|(sector, index)| (*sector, u32::try_from(index).unwrap_or(u32::MAX)))
             .collect();
@@ -245,11 +297,15 @@ impl Regions {
         &self.taken
     }
 
-    fn new(file_size: u64) -> Self {
-        Regions {
+    /// The copy of the footer and the header, which is at `at`.
+    fn of_headers(file_size: u64, at: u64) -> Result<Self> {
+        let mut regions = Regions {
             file_size,
             taken: Vec::new(),
-        }
+        };
+        regions.claim("copy of the footer", 0, SECTOR)?;
+        regions.claim("dynamic disk header", at, Header::LEN as u64)?;
+        Ok(regions)
     }
 
     fn claim(&mut self, name: &'static str, start: u64, len: u64) -> Result<()> {

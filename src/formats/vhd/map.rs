@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
-use crate::map::{BlockMap, Run, Span, TableCache};
+use crate::map::{BlockMap, Run, Span, TableCache, Unread};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::header::{Tables, UNUSED, bitmap_len};
@@ -25,12 +25,16 @@ pub(super) struct VhdMap {
     shared: Vec<u64>,
     /// Whether what there is of a block that is cut short is told.
     pub(super) salvages: bool,
+    /// Where the table is, and what of it could not be read.
+    table_offset: u64,
+    unread: Unread,
 }
 
 /// The bitmaps of a differencing disk: which sectors of a block are its own.
 ///
 /// Those of a dynamic disk are not looked at. What stands in a block of it is the disk's, whatever
-/// the bitmap says: writers differ over clear bits, and none is known to leave other data under them.
+/// the bitmap says: writers differ over clear bits, and none is known to leave other data under them. Where
+/// there is some, a check tells.
 #[derive(Debug)]
 pub(super) struct SectorBitmaps {
     pub(super) cache: TableCache,
@@ -58,12 +62,19 @@ impl VhdMap {
             sectors,
             shared: tables.shared,
             salvages: false,
+            table_offset: tables.header.table_offset,
+            unread: tables.unread,
         }
     }
 
     /// Where the block with the guest's bytes at `guest` starts in the file, if it is there at all.
     fn block(&self, guest: u64) -> Result<Option<u64>> {
         let index = guest / self.block_size;
+        if self.salvages {
+            let place = self.table_offset + index * 4;
+            let name = "block allocation table";
+            self.unread.check(VHD, name, place, 4)?;
+        }
         let entry = usize::try_from(index)
             .ok()
             .and_then(|index| self.bat.get(index));
@@ -132,7 +143,7 @@ impl VhdMap {
 }
 
 impl SectorBitmaps {
-    fn is_full(&self, block: u64) -> bool {
+    pub(super) fn is_full(&self, block: u64) -> bool {
         let byte = |map: &Vec<u8>| {
             usize::try_from(block / 8)
                 .ok()
@@ -144,7 +155,7 @@ impl SectorBitmaps {
 
     /// Whether the sector `into` bytes into a block is the image's own, and for how many bytes, up to
     /// `limit`, that goes on.
-    fn run(&self, bitmap: &[u8], into: u64, limit: u64) -> (bool, u64) {
+    pub(super) fn run(&self, bitmap: &[u8], into: u64, limit: u64) -> (bool, u64) {
         let first = into / SECTOR;
         let end = (into + limit).div_ceil(SECTOR);
         let own = self.bit(bitmap, first);

@@ -14,6 +14,7 @@ mod header;
 mod locator;
 mod map;
 mod open;
+mod proof;
 mod repair;
 mod write;
 
@@ -79,19 +80,20 @@ impl Format for Vhd {
         source: &Arc<dyn BlockSource>,
         opener: &dyn Opener,
     ) -> Result<Option<Findings>> {
-        check::check(source, opener.limits()).map(Some)
+        check::check(source, opener).map(Some)
+    }
+
+    fn mends(&self) -> &'static [Scope] {
+        &[Scope::All]
     }
 
     fn repair(
         &self,
         file: &Arc<dyn BlockTarget>,
         opener: &dyn Opener,
-        scope: Scope,
-    ) -> Result<Option<Fixed>> {
-        match scope {
-            Scope::Leaks => Ok(Some(Fixed::default())),
-            Scope::All => repair::repair(file, opener).map(Some),
-        }
+        _scope: Scope,
+    ) -> Result<Fixed> {
+        repair::repair(file, opener)
     }
 
     fn open_arriving(

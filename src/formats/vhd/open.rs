@@ -101,7 +101,13 @@ impl VhdImage {
         info: &mut ImageInfo,
     ) -> Result<Self> {
         let limits = opener.limits();
-        let tables = Tables::read(&source, footers, size, opener)?;
+        // What a child does not record its parent has, whose name only the header tells.
+        let may_find = opener.salvages() && footers.kind == DiskType::Dynamic && !footers.damaged;
+        let (tables, word) = match may_find {
+            true => Tables::read_or_find(&source, footers, size, opener)?,
+            false => (Tables::read(&source, footers, size, opener)?, None),
+        };
+        info.warnings.extend(word.map(str::to_owned));
         let damaged = match (footers.damaged, tables.damaged) {
             (true, _) => Some(("footer", footers.at)),
             (false, true) => Some(("dynamic disk header", tables.at)),
@@ -126,10 +132,11 @@ impl VhdImage {
                 (None, Some(reference)) => Below::Detached(Box::new(reference.clone())),
                 (None, None) => Below::Nothing,
             };
+            let full_blocks = read_batmap(&source, &footers.footer, &tables, limits)?;
             sectors = Some(SectorBitmaps {
                 cache: TableCache::new(limits.cache_bytes),
-                lsb_first: is_tapdisk(&footers.footer) && footers.footer.creator_version == 1,
-                full_blocks: read_batmap(&source, &footers.footer, &tables, limits)?,
+                lsb_first: is_lsb_first(&footers.footer),
+                full_blocks,
             });
         }
         let mut map = VhdMap::new(Arc::clone(&source), tables, size, footers.data_end, sectors);
@@ -294,6 +301,11 @@ fn check_parent(parent: &dyn Image, tables: &Tables, info: &mut ImageInfo) -> Re
 
 fn is_tapdisk(footer: &Footer) -> bool {
     footer.creator_application == *b"tap\0"
+}
+
+/// Whether the bitmaps of the blocks begin with the least significant bits.
+pub(super) fn is_lsb_first(footer: &Footer) -> bool {
+    is_tapdisk(footer) && footer.creator_version == 1
 }
 
 /// Reads Xen's bitmap of full blocks, which stands where it puts it: behind the block allocation table.

@@ -9,7 +9,8 @@ use crate::target::BlockTarget;
 
 use super::SECTOR;
 use super::footer::{self, Copy, DiskType, Footer, Footers};
-use super::header::{self, Header, Tables, UNUSED, bitmap_len};
+use super::header::{self, Header, Tables};
+use super::proof::{is_proven, stored};
 
 const FOOTER: usize = Footer::LEN;
 
@@ -96,13 +97,6 @@ fn place_of_footer(file: &dyn BlockTarget, opener: &dyn Opener) -> Result<Option
     Ok(Some(file_size.next_multiple_of(SECTOR)))
 }
 
-/// Where the blocks begin that are stored, and their numbers.
-fn stored(tables: &Tables) -> impl Iterator<Item = (u64, u64)> {
-    let blocks = tables.bat.iter().zip(0_u64..);
-    let stored = blocks.filter(|(sector, _)| **sector != UNUSED);
-    stored.map(|(sector, index)| (u64::from(*sector) * SECTOR, index))
-}
-
 /// The header has no copy. Its checksum is made right only where the rest of the file proves every number in
 /// it that says where the disk's bytes are.
 fn mend_header(file: &dyn BlockTarget, opener: &dyn Opener) -> Result<u64> {
@@ -126,26 +120,6 @@ fn mend_header(file: &dyn BlockTarget, opener: &dyn Opener) -> Result<u64> {
     file.write_all_at(&sum, tables.at + header::CHECKSUM_AT as u64)?;
     file.sync()?;
     Ok(1)
-}
-
-/// Whether the blocks follow each other without gaps up to the footer, which they do not if the size of a
-/// block or the place of the table is another one; or whether the table does, if there are none.
-fn is_proven(tables: &Tables, footers: &Footers, size: u64) -> bool {
-    let header = &tables.header;
-    let entries = u64::from(header.max_table_entries);
-    let constants = header.data_offset == u64::MAX && header.header_version == header::VERSION;
-    if !constants || entries != size.div_ceil(tables.block_size) {
-        return false;
-    }
-    let stride = bitmap_len(tables.block_size) + tables.block_size;
-    let mut starts: Vec<u64> = stored(tables).map(|(start, _)| start).collect();
-    starts.sort_unstable();
-    let mut pairs = starts.iter().zip(starts.iter().skip(1));
-    let end = match starts.last() {
-        Some(last) => last + stride,
-        None => (header.table_offset + entries * 4).next_multiple_of(SECTOR),
-    };
-    pairs.all(|(start, next)| next - start == stride) && end == footers.data_end
 }
 
 fn read(file: &dyn BlockTarget, at: u64) -> Result<[u8; FOOTER]> {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
 use crate::limits::Limits;
-use crate::map::{BlockMap, Run, Span, TableCache};
+use crate::map::{BlockMap, Run, Span, TableCache, Unread};
 use crate::source::BlockSource;
 
 use super::VHDX;
@@ -32,6 +32,8 @@ pub(super) struct VhdxMap {
     /// Whether what can be is to be salvaged: what there is of a block that is cut short, and of blocks that
     /// share bytes none.
     pub(super) salvages: bool,
+    /// What of the table could not be read, if it is salvaged.
+    unread: Unread,
     /// Entries of blocks that share bytes with others, in order, once that was asked for.
     contested: OnceLock<Vec<u64>>,
 }
@@ -66,6 +68,7 @@ impl VhdxMap {
             claims: Mutex::default(),
             limits: limits.clone(),
             salvages: false,
+            unread: Unread::default(),
             contested: OnceLock::new(),
         })
     }
@@ -87,12 +90,23 @@ impl VhdxMap {
                 page
             }
         };
+        if self.salvages {
+            let place = self.bat.offset + index * 8;
+            self.unread.check(VHDX, "BAT", place, 8)?;
+        }
         Ok(le_u64(&page, index % PAGE_ENTRIES))
     }
 
     fn read_page(&self, at: u64, number: u64) -> Result<Arc<Vec<u8>>> {
         let len = usize::try_from(PAGE).unwrap_or(usize::MAX);
-        let page = read(&*self.file, at, len, "BAT")?;
+        let page = match read(&*self.file, at, len, "BAT") {
+            Err(Error::Io { .. }) if self.salvages => {
+                let mut page = vec![0; len];
+                self.unread.read(&*self.file, &mut page, at, &self.limits)?;
+                page
+            }
+            page => page?,
+        };
         if !self.salvages {
             self.claim_page(&page, number)?;
         }

@@ -159,46 +159,55 @@ struct Table<'a> {
 pub(super) fn read_metadata(source: &dyn BlockSource, region: Region) -> Result<Metadata> {
     let table = Table::read(source, region)?;
     table.check_known()?;
-    let (at, bytes) = table.required(FILE_PARAMETERS, "file parameters", FileParameters::LEN)?;
-    let parameters = FileParameters::parse(&bytes, at)?;
-    let block_size = u64::from(parameters.block_size);
-    if !block_size.is_power_of_two() || !(1 << 20..=256 << 20).contains(&block_size) {
-        let problem = format!("is {block_size}, and has to be a power of two from 1 to 256 MiB");
-        return Err(FileParameters::malformed(at, "block_size", problem));
+    table.metadata()
+}
+
+/// Where writers put the items, behind the table: QEMU and DiscUtils in the one order, Hyper-V in the other.
+const USUAL: [[(Guid, u32, usize); 5]; 2] = [
+    [
+        (FILE_PARAMETERS, 0, FileParameters::LEN),
+        (VIRTUAL_DISK_SIZE, 8, VirtualDiskSize::LEN),
+        (VIRTUAL_DISK_ID, 16, VirtualDiskId::LEN),
+        (LOGICAL_SECTOR_SIZE, 32, SectorSize::LEN),
+        (PHYSICAL_SECTOR_SIZE, 36, SectorSize::LEN),
+    ],
+    [
+        (FILE_PARAMETERS, 0, FileParameters::LEN),
+        (VIRTUAL_DISK_SIZE, 8, VirtualDiskSize::LEN),
+        (LOGICAL_SECTOR_SIZE, 16, SectorSize::LEN),
+        (PHYSICAL_SECTOR_SIZE, 20, SectorSize::LEN),
+        (VIRTUAL_DISK_ID, 24, VirtualDiskId::LEN),
+    ],
+];
+
+/// The items of an image whose table is damaged, if all of them make sense in the places where writers put
+/// them. Where a child has its parent's name, only the table tells.
+///
+/// # Errors
+/// What reading fails with.
+pub(super) fn find_metadata(source: &dyn BlockSource, region: Region) -> Result<Option<Metadata>> {
+    for usual in USUAL {
+        let entries = usual.into_iter().filter_map(|(item_id, offset, length)| {
+            let entry = MetadataTableEntry {
+                item_id,
+                offset: u32::try_from(METADATA_TABLE_LEN).ok()? + offset,
+                length: u32::try_from(length).ok()?,
+                flags: ItemFlags::IS_REQUIRED.bits(),
+            };
+            Some((region.offset, entry))
+        });
+        let table = Table {
+            source,
+            region,
+            entries: entries.collect(),
+        };
+        match table.metadata() {
+            Ok(found) if !found.flags.contains(FileFlags::HAS_PARENT) => return Ok(Some(found)),
+            Err(error @ Error::Io { .. }) => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
     }
-    let Some(flags) = FileFlags::from_bits(parameters.flags) else {
-        let problem = format!("is {:#x}: only bits 0 and 1 are known", parameters.flags);
-        return Err(FileParameters::malformed(at, "flags", problem));
-    };
-    let (at, bytes) =
-        table.required(LOGICAL_SECTOR_SIZE, "logical sector size", SectorSize::LEN)?;
-    let logical_sector_size = sector_size(&bytes, at)?;
-    let (at, bytes) = table.required(
-        PHYSICAL_SECTOR_SIZE,
-        "physical sector size",
-        SectorSize::LEN,
-    )?;
-    let physical_sector_size = sector_size(&bytes, at)?;
-    let (at, bytes) =
-        table.required(VIRTUAL_DISK_SIZE, "virtual disk size", VirtualDiskSize::LEN)?;
-    let size = VirtualDiskSize::parse(&bytes, at)?.virtual_disk_size;
-    if size > MAX_DISK || size % u64::from(logical_sector_size) != 0 {
-        let problem = format!(
-            "is {size}, and has to be a multiple of {logical_sector_size} and 64 TiB at most"
-        );
-        return Err(VirtualDiskSize::malformed(at, "virtual_disk_size", problem));
-    }
-    let (at, bytes) = table.required(VIRTUAL_DISK_ID, "virtual disk id", VirtualDiskId::LEN)?;
-    let virtual_disk_id = VirtualDiskId::parse(&bytes, at)?.virtual_disk_id;
-    Ok(Metadata {
-        block_size,
-        flags,
-        virtual_disk_size: size,
-        virtual_disk_id,
-        logical_sector_size,
-        physical_sector_size,
-        parent_locator: table.item(PARENT_LOCATOR)?,
-    })
+    Ok(None)
 }
 
 fn sector_size(bytes: &[u8], at: u64) -> Result<u32> {
@@ -240,6 +249,51 @@ impl<'a> Table<'a> {
         };
         table.check_places()?;
         Ok(table)
+    }
+
+    /// The items that every image has.
+    fn metadata(&self) -> Result<Metadata> {
+        let (at, bytes) = self.required(FILE_PARAMETERS, "file parameters", FileParameters::LEN)?;
+        let parameters = FileParameters::parse(&bytes, at)?;
+        let block_size = u64::from(parameters.block_size);
+        if !block_size.is_power_of_two() || !(1 << 20..=256 << 20).contains(&block_size) {
+            let problem =
+                format!("is {block_size}, and has to be a power of two from 1 to 256 MiB");
+            return Err(FileParameters::malformed(at, "block_size", problem));
+        }
+        let Some(flags) = FileFlags::from_bits(parameters.flags) else {
+            let problem = format!("is {:#x}: only bits 0 and 1 are known", parameters.flags);
+            return Err(FileParameters::malformed(at, "flags", problem));
+        };
+        let (at, bytes) =
+            self.required(LOGICAL_SECTOR_SIZE, "logical sector size", SectorSize::LEN)?;
+        let logical_sector_size = sector_size(&bytes, at)?;
+        let (at, bytes) = self.required(
+            PHYSICAL_SECTOR_SIZE,
+            "physical sector size",
+            SectorSize::LEN,
+        )?;
+        let physical_sector_size = sector_size(&bytes, at)?;
+        let (at, bytes) =
+            self.required(VIRTUAL_DISK_SIZE, "virtual disk size", VirtualDiskSize::LEN)?;
+        let size = VirtualDiskSize::parse(&bytes, at)?.virtual_disk_size;
+        if size > MAX_DISK || size % u64::from(logical_sector_size) != 0 {
+            let problem = format!(
+                "is {size}, and has to be a multiple of {logical_sector_size} and 64 TiB at most"
+            );
+            return Err(VirtualDiskSize::malformed(at, "virtual_disk_size", problem));
+        }
+        let (at, bytes) = self.required(VIRTUAL_DISK_ID, "virtual disk id", VirtualDiskId::LEN)?;
+        let virtual_disk_id = VirtualDiskId::parse(&bytes, at)?.virtual_disk_id;
+        Ok(Metadata {
+            block_size,
+            flags,
+            virtual_disk_size: size,
+            virtual_disk_id,
+            logical_sector_size,
+            physical_sector_size,
+            parent_locator: self.item(PARENT_LOCATOR)?,
+        })
     }
 
     /// Every item has to lie in the region behind the table, apart from all others, and to be named once.

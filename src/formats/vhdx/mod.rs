@@ -79,16 +79,17 @@ impl Format for Vhdx {
         check::check(source, opener.limits()).map(Some)
     }
 
+    fn mends(&self) -> &'static [Scope] {
+        &[Scope::All]
+    }
+
     fn repair(
         &self,
         file: &Arc<dyn BlockTarget>,
         opener: &dyn Opener,
-        scope: Scope,
-    ) -> Result<Option<Fixed>> {
-        match scope {
-            Scope::Leaks => Ok(Some(Fixed::default())),
-            Scope::All => repair::repair(file, opener).map(Some),
-        }
+        _scope: Scope,
+    ) -> Result<Fixed> {
+        repair::repair(file, opener)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -18,7 +18,7 @@ use super::header::{self, Current, Header};
 use super::locator::{self, ParentLocator};
 use super::log;
 use super::map::VhdxMap;
-use super::metadata::{FileFlags, Metadata, read_metadata};
+use super::metadata::{FileFlags, Metadata, find_metadata, read_metadata};
 use super::region::read_regions;
 
 /// An open VHDX image.
@@ -58,7 +58,16 @@ impl VhdxImage {
         };
         let regions = read_regions(&*file, &header, header_at)?;
         warnings.extend(regions.warning);
-        let metadata = read_metadata(&*file, regions.metadata)?;
+        let metadata = match read_metadata(&*file, regions.metadata) {
+            Err(error @ (Error::Io { .. } | Error::Malformed { .. })) if opener.salvages() => {
+                let found = find_metadata(&*file, regions.metadata)?;
+                warnings.push(format!(
+                    "the items of metadata are where writers put them: {error}"
+                ));
+                found.ok_or(error)?
+            }
+            metadata => metadata?,
+        };
         let parent = parent_locator(&metadata)?;
         let geometry = Geometry {
             virtual_size: metadata.virtual_disk_size,

@@ -85,7 +85,7 @@ fn check_line(
         return Ok(());
     }
     match findings.sound(check_extent(&file, opener.limits()))? {
-        Some(Some(found)) => findings.merge(found),
+        Some(Some(found)) => findings.merge(found.of_file(&reference.name)),
         Some(None) => {
             let problem = format!("calls {name} a sparse extent, and the file is none");
             findings.add_damage(bad_descriptor(problem))?;
@@ -151,6 +151,7 @@ fn check_hosted(
         directory,
         second: None,
         cut: false,
+        unread: Vec::new(),
         zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
     };
     let (main, other) = (main.map(tables), other.map(tables));
@@ -194,6 +195,7 @@ fn check_cowd(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findings> 
         directory,
         second: None,
         cut: false,
+        unread: Vec::new(),
         zeroed_grains: false,
     };
     walk.run(&tables, findings)
@@ -293,23 +295,100 @@ impl<'a> Walk<'a> {
         findings: &mut Findings,
     ) -> Result<()> {
         let len = self.layout.entries * 4;
+        self.limits.check_metadata("a grain table", len)?;
         let mut differ = 0_u64;
         for index in 0..self.layout.directory_entries() {
-            let Some(one) = main.table(index)? else {
+            let Some(second) = other.table(index)? else {
+                differ += u64::from(main.table(index)?.is_some());
                 continue;
             };
-            let same = match other.table(index)? {
-                Some(two) => self.read_table(one, len)? == self.read_table(two, len)?,
-                None => false,
+            let copy = self.read_table(second, len)?;
+            let Some(first) = main.table(index)? else {
+                if copy.is_some_and(|copy| copy.iter().any(|byte| *byte != 0)) {
+                    let problem = format!(
+                        "has a table with grains for entry {index}, for which the grain directory has none"
+                    );
+                    let finding = Finding::corruption("redundant grain directory", problem);
+                    let guest = index * self.layout.entries * self.layout.grain;
+                    findings.add(finding.at(second).guest(guest));
+                }
+                continue;
             };
-            differ += u64::from(!same);
+            let table = self.read_table(first, len)?;
+            let there = |at: u64| {
+                let end = at.checked_add(len);
+                end.is_some_and(|end| end <= self.file.size())
+            };
+            if table != copy {
+                differ += 1;
+            }
+            // That a table is past the end of the file was told.
+            if table != copy && there(first) && there(second) {
+                let zeros = || vec![0; usize::try_from(len).unwrap_or(0)];
+                let pair = (table.unwrap_or_else(zeros), copy.unwrap_or_else(zeros));
+                self.compare_entries(main, (index, first), &pair, findings);
+            }
         }
         if differ > 0 {
-            // QEMU leaves some of the copies behind, and nobody reads them but in need.
+            // Nobody reads them but in need.
             let problem = format!("{differ} grain tables differ from the main ones");
             findings.note("redundant grain directory", problem);
         }
         Ok(())
+    }
+
+    /// Finds where two tables say different things that both make sense. What makes none in the first is found
+    /// anyhow, and of what the second lacks nothing is lost.
+    fn compare_entries(
+        &self,
+        tables: &SectorTables,
+        place: (u64, u64),
+        pair: &(Vec<u8>, Vec<u8>),
+        findings: &mut Findings,
+    ) {
+        let (index, at) = place;
+        let first = index * self.layout.entries * self.layout.grain;
+        let guests = (first..self.layout.capacity)
+            .step_by(usize::try_from(self.layout.grain).unwrap_or(usize::MAX));
+        let entries = pair.0.chunks_exact(4).zip(pair.1.chunks_exact(4));
+        for (((one, two), guest), at) in entries.zip(guests).zip((at..).step_by(4)) {
+            if one == two {
+                continue;
+            }
+            let (Some(one), Some(two)) = (
+                self.meaning(tables, one, guest),
+                self.meaning(tables, two, guest),
+            ) else {
+                continue;
+            };
+            let problem = match (one, two) {
+                (_, Grain::Unallocated) => continue,
+                (Grain::Unallocated, _) => {
+                    "the entry is empty, and the redundant table has something there"
+                }
+                _ => "the redundant table has something else there",
+            };
+            findings.add(
+                Finding::corruption("grain table", problem)
+                    .at(at)
+                    .guest(guest),
+            );
+        }
+    }
+
+    /// What an entry says, if that makes sense.
+    fn meaning(&self, tables: &SectorTables, raw: &[u8], guest: u64) -> Option<Grain> {
+        let grain = tables.entry(raw).ok()?;
+        let Grain::At(host) = grain else {
+            return Some(grain);
+        };
+        let needed = match self.packed {
+            false => self.layout.grain.min(self.layout.capacity - guest),
+            true => 1,
+        };
+        let end = host.checked_add(needed)?;
+        let sound = end <= self.file.size() && !self.usage.is_in_structure(host, end);
+        sound.then_some(grain)
     }
 
     fn run<T: Tables>(mut self, tables: &T, mut findings: Findings) -> Result<Findings> {

@@ -294,6 +294,24 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|byte| matches!(byte, b'\n' | b'\r'))
 }
 
+/// Whether what is left of a descriptor says that the disk has no parent.
+pub(super) fn says_no_parent(text: &[u8]) -> bool {
+    let pieces = text.split(|byte| *byte == 0).flat_map(lines);
+    let entries = pieces.filter_map(|line| split_once(line, b'='));
+    let mut said = false;
+    for (key, value) in entries {
+        let key = trim(key).to_ascii_lowercase();
+        let value = unquoted(trim(value)).to_ascii_lowercase();
+        match key.as_slice() {
+            b"parentcid" if value == b"ffffffff" => said = true,
+            b"parentcid" => return false,
+            b"parentfilenamehint" if !value.is_empty() => return false,
+            _ => {}
+        }
+    }
+    said
+}
+
 fn trim(text: &[u8]) -> &[u8] {
     text.trim_ascii()
 }

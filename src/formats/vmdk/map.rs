@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
 use crate::image::Opener;
 use crate::limits::Limits;
-use crate::map::{BlockMap, Claims, Run, Span, TableCache};
+use crate::map::{BlockMap, Claims, Run, Span, TableCache, Unread, read_what_is_left};
 use crate::packed::Codec;
 use crate::source::{BlockSource, BlockSourceExt};
 
-use super::VMDK;
 use super::alias::{Regions, Seen};
-use super::header::{GRAIN_MARKER_LEN, Marker, SECTOR};
+use super::header::{GRAIN_MARKER_LEN, MARKER_GT, Marker, SECTOR};
+use super::{VMDK, stream};
 
 /// What a grain table entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +70,12 @@ pub(super) struct GrainMap<T> {
     /// Bytes of the guest that the extent holds.
     pub(super) size: u64,
     pub(super) regions: Regions,
+    /// Where the first grain can be, in bytes: before that is metadata.
+    pub(super) first_grain: u64,
+    /// Whether a marker comes before each table.
+    pub(super) marked_tables: bool,
+    /// Whether a table is compared with its copy.
+    pub(super) compares: bool,
     pub(super) seen: Seen,
     pub(super) cache: TableCache,
     /// What is kept if what can be is to be salvaged.
@@ -82,6 +88,26 @@ pub(super) struct Salvaging {
     limits: Limits,
     /// Units of the file that several entries refer to, once that was asked for.
     contested: OnceLock<Claims>,
+    /// Entries that can be read in no copy of their table, by where they are in the first.
+    unread: Unread,
+}
+
+/// A copy of a grain table, and where it could not be read.
+#[derive(Debug)]
+struct TableCopy {
+    entries: Vec<u8>,
+    host: u64,
+    bad: Vec<Range<u64>>,
+}
+
+impl TableCopy {
+    /// The entry of `len` bytes, `at` bytes from the start, if it could be read.
+    fn entry(&self, at: usize, len: usize) -> Option<&[u8]> {
+        let place = self.host + at as u64;
+        let bad = |bad: &Range<u64>| bad.start < place + len as u64 && place < bad.end;
+        let entry = self.entries.get(at..)?.get(..len)?;
+        (!self.bad.iter().any(bad)).then_some(entry)
+    }
 }
 
 impl Salvaging {
@@ -90,6 +116,7 @@ impl Salvaging {
         opener.salvages().then(|| Salvaging {
             limits: opener.limits().clone(),
             contested: OnceLock::new(),
+            unread: Unread::default(),
         })
     }
 }
@@ -112,12 +139,15 @@ impl<T: Tables> GrainMap<T> {
         let read = || {
             let first = self.read_table(index, host);
             match (first, second()) {
+                (Ok(table), Some(second)) if self.compares => {
+                    self.compare(index, &table, second).map(|()| table)
+                }
                 (Err(error @ Error::Malformed { .. }), Some(second)) => self
                     .read_table(index, second)
                     .or_else(|_| self.read_both(index, host, second).ok_or(error)),
-                (Err(error), Some(second)) if self.salvage.is_some() => {
-                    self.read_table(index, second).map_err(|_| error)
-                }
+                (Err(error), Some(second)) if self.salvage.is_some() => self
+                    .read_table(index, second)
+                    .or_else(|_| self.read_both(index, host, second).ok_or(error)),
                 (Err(error), None) => self.read_both(index, host, host).ok_or(error),
                 (result, _) => result,
             }
@@ -126,52 +156,120 @@ impl<T: Tables> GrainMap<T> {
     }
 
     fn read_table(&self, index: u64, host: u64) -> Result<Arc<Vec<u8>>> {
-        let table = self.read_entries(host)?;
-        self.check_table(index, host, &table)?;
-        Ok(Arc::new(table))
+        // Of what arrives the markers are gone by then, and it was followed by them.
+        let marker = self
+            .marked_tables
+            .then(|| host.checked_sub(SECTOR))
+            .flatten();
+        if let Some(Ok(marker)) = marker.map(|at| stream::marker_at(&self.file, at)) {
+            if marker.size != 0 || marker.kind != MARKER_GT {
+                let problem = "has no marker before it that says so";
+                return Err(malformed("grain table", host, problem));
+            }
+        }
+        let copy = self.read_copy(host)?;
+        if !copy.bad.is_empty() {
+            let problem = "cannot be read as a whole";
+            return Err(malformed("grain table", host, problem));
+        }
+        self.check_table(index, host, &copy.entries)?;
+        Ok(Arc::new(copy.entries))
     }
 
-    fn read_entries(&self, host: u64) -> Result<Vec<u8>> {
+    /// Fails where the copy of a table at `second` has another grain than the table: which of them is the right
+    /// one nothing tells. A copy that cannot be read, or an entry of it that makes no sense, says nothing.
+    ///
+    /// QEMU writes the table before its copy, which after a crash may lack what the table has.
+    fn compare(&self, index: u64, table: &[u8], second: u64) -> Result<()> {
+        let Ok(copy) = self.read_copy(second) else {
+            return Ok(());
+        };
+        if copy.entries == table || !copy.bad.is_empty() {
+            return Ok(());
+        }
+        let len = self.tables.entry_len();
+        let guests = (index * self.table_span()..self.size)
+            .step_by(usize::try_from(self.grain).unwrap_or(usize::MAX));
+        let pairs = table.chunks_exact(len).zip(copy.entries.chunks_exact(len));
+        for ((raw, other), guest) in pairs.zip(guests) {
+            let own = self.tables.entry(raw)?;
+            let Ok(Grain::At(at)) = self.decode(other, guest) else {
+                continue;
+            };
+            if own != Grain::Zero && own != Grain::At(at) {
+                let problem = format!(
+                    "refers to byte {at} for guest offset {guest}, and the grain table does not"
+                );
+                return Err(malformed("redundant grain table", second, problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a table; if what can be is to be salvaged, as far as that goes.
+    fn read_copy(&self, host: u64) -> Result<TableCopy> {
         let len = usize::try_from(self.entries).unwrap_or(0) * self.tables.entry_len();
-        let mut table = vec![0; len];
+        let mut entries = vec![0; len];
         let end = host.saturating_add(len as u64);
-        if end > self.file.size() {
+        let size = self.file.size();
+        let salvages = self.salvage.is_some() && host < size;
+        if end > size && !salvages {
             return Err(malformed(
                 "grain table",
                 host,
                 "lies past the end of the file",
             ));
         }
-        self.file.read_exact_at(&mut table, host)?;
-        Ok(table)
+        let mut bad = Vec::new();
+        if salvages {
+            let there = usize::try_from(size - host).map_or(len, |there| there.min(len));
+            let there = entries.get_mut(..there).unwrap_or_default();
+            bad = read_what_is_left(&self.file, there, host)?;
+            if end > size {
+                bad.push(size..end);
+            }
+        } else {
+            self.file.read_exact_at(&mut entries, host)?;
+        }
+        Ok(TableCopy { entries, host, bad })
     }
 
     /// If what can be is to be salvaged, the entries that make sense of both copies of a table that is damaged
-    /// in both. Those that make no sense in either are told of when it is their turn.
+    /// in both. Those that make no sense in either are told of when it is their turn, and so are those that
+    /// cannot be read.
     fn read_both(&self, index: u64, first: u64, second: u64) -> Option<Arc<Vec<u8>>> {
-        self.salvage.as_ref()?;
-        let (first, second) = (
-            self.read_entries(first).ok(),
-            self.read_entries(second).ok(),
-        );
-        let (mut table, other) = match (first, second) {
-            (Some(first), Some(second)) => (first, second),
-            (Some(only), None) | (None, Some(only)) => (only.clone(), only),
-            (None, None) => return None,
-        };
+        let salvage = self.salvage.as_ref()?;
+        let mut copies = vec![self.read_copy(first).ok()];
+        if second != first {
+            copies.push(self.read_copy(second).ok());
+        }
+        let copies: Vec<TableCopy> = copies.into_iter().flatten().collect();
+        let mut table = copies.first()?.entries.clone();
         let len = self.tables.entry_len();
         let guests = (index * self.table_span()..)
             .step_by(usize::try_from(self.grain).unwrap_or(usize::MAX));
-        for ((raw, other), guest) in table
-            .chunks_exact_mut(len)
-            .zip(other.chunks_exact(len))
-            .zip(guests)
-        {
-            if self.decode(raw, guest).is_err() && self.decode(other, guest).is_ok() {
-                raw.copy_from_slice(other);
+        let places = (0_usize..).step_by(len);
+        for ((to, at), guest) in table.chunks_exact_mut(len).zip(places).zip(guests) {
+            let known = copies.iter().filter_map(|copy| copy.entry(at, len));
+            let sound = known.clone().find(|raw| self.decode(raw, guest).is_ok());
+            match sound.or_else(|| known.clone().next()) {
+                Some(entry) => to.copy_from_slice(entry),
+                None => {
+                    let place = first.saturating_add(at as u64);
+                    let bad = place..place.saturating_add(len as u64);
+                    salvage.unread.note(vec![bad], &salvage.limits).ok()?;
+                }
             }
         }
         Some(Arc::new(table))
+    }
+
+    /// Where the copy of a table is by which its entries are known.
+    fn place_of_table(&self, index: u64) -> Option<u64> {
+        match self.tables.table(index) {
+            Ok(host) => host,
+            Err(_) => self.tables.second_table(index),
+        }
     }
 
     /// Checks that all grains of a table are in the file, and nobody else's.
@@ -225,7 +323,7 @@ impl<T: Tables> GrainMap<T> {
         };
         let problem = if !in_file {
             format!("refers to byte {at}, and the file ends at {file_size}")
-        } else if self.regions.overlap(at, end) {
+        } else if at < self.first_grain || self.regions.overlap(at, end) {
             format!("refers to byte {at}, which is metadata")
         } else {
             return Ok(grain);
@@ -246,6 +344,11 @@ impl<T: Tables> GrainMap<T> {
             (None, _) => Ok(Grain::Unallocated),
             (Some(raw), None) => self.tables.entry(raw),
             (Some(raw), Some(salvage)) => {
+                if let Some(host) = self.place_of_table(guest / self.table_span()) {
+                    let place = host.saturating_add(at as u64);
+                    let unread = &salvage.unread;
+                    unread.check(VMDK, "grain table", place, len as u64)?;
+                }
                 let grain = self.decode(raw, guest - guest % self.grain)?;
                 match grain {
                     Grain::At(at) if self.is_contested(salvage, at)? => {

@@ -93,16 +93,17 @@ impl Format for Vmdk {
         check::check(source, opener).map(Some)
     }
 
+    fn mends(&self) -> &'static [Scope] {
+        &[Scope::All, Scope::Redundant]
+    }
+
     fn repair(
         &self,
         file: &Arc<dyn BlockTarget>,
         opener: &dyn Opener,
         scope: Scope,
-    ) -> Result<Option<Fixed>> {
-        match scope {
-            Scope::Leaks => Ok(Some(Fixed::default())),
-            Scope::All => repair::repair(file, opener).map(Some),
-        }
+    ) -> Result<Fixed> {
+        repair::repair(file, opener, scope)
     }
 
     fn open_arriving(

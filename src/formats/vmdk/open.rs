@@ -7,7 +7,7 @@ use crate::extent::Extent;
 use crate::format_id::FormatId;
 use crate::image::{FileInfo, Image, ImageInfo, Opener, Probe, Value};
 use crate::limits::Limits;
-use crate::map::Below;
+use crate::map::{Below, Missing, read_what_is_left};
 use crate::name::ImageName;
 use crate::packed::PackedSource;
 use crate::reference::{Reference, ReferenceKind};
@@ -89,14 +89,28 @@ impl VmdkImage {
         arriving: bool,
     ) -> Result<Self> {
         let header = sparse::read_header(&source)?;
-        let text = embedded_text(&source, &header, opener.limits())?;
+        let text = embedded_text(&source, &header, opener.limits());
         if header.capacity == 0 && header.descriptor_offset > 0 {
-            return Self::open_text(source, &text, opener);
+            return Self::open_text(source, &text?, opener);
         }
-        let descriptor = Descriptor::parse(&text, opener.limits())?;
-        if descriptor.create_type().is_none() && descriptor.cid.is_none() {
-            return Err(extent_alone("an extent file of a disk in several"));
-        }
+        let parsed = text.and_then(|text| Descriptor::parse(&text, opener.limits()));
+        let left = || left_of_text(&source, &header, opener.limits());
+        let (descriptor, lost) = match parsed {
+            Err(error @ (Error::Malformed { .. } | Error::Io { .. })) if opener.salvages() => {
+                (Descriptor::parse(b"", opener.limits())?, Some(error))
+            }
+            parsed => (parsed?, None),
+        };
+        let says_nothing = descriptor.create_type().is_none() && descriptor.cid.is_none();
+        let lost = match lost {
+            None if !says_nothing => None,
+            // The extents of a disk in several have room for a descriptor, and nothing there.
+            None if !opener.salvages() || left()?.iter().all(|byte| *byte == 0) => {
+                return Err(extent_alone("an extent file of a disk in several"));
+            }
+            None => Some(malformed("has neither a createType nor a CID")),
+            lost => lost,
+        };
         if descriptor.extents.len() > 1 {
             return Err(malformed(format!(
                 "is within one extent and lists {}",
@@ -105,6 +119,9 @@ impl VmdkImage {
         }
         let size = header.capacity * SECTOR;
         let mut disk = Opening::new(&descriptor, opener)?;
+        if let Some(error) = lost {
+            disk.go_on_without(&error, size, &left()?);
+        }
         let mut builder = disk.builder(opener);
         // The name in the line is what the file was once called.
         let own = own_extent(size);
@@ -235,6 +252,25 @@ impl Opening {
             }
         }
         Ok(opening)
+    }
+
+    /// Goes on without the descriptor of a disk of this size, of which `text` is left. What the disk does not
+    /// record is lost unless that says that it has no parent.
+    fn go_on_without(&mut self, error: &Error, size: u64, text: &[u8]) {
+        self.warnings.push(format!(
+            "the descriptor is damaged, and the header tells what the disk is: {}",
+            error.chain()
+        ));
+        if !descriptor::says_no_parent(text) {
+            self.below = Below::Image(Arc::new(Missing {
+                size,
+                format: VMDK,
+                structure: "descriptor",
+                problem: "does not tell any more whether there is a parent, which would have what is not \
+                          recorded here"
+                    .to_owned(),
+            }));
+        }
     }
 
     fn builder<'a>(&'a mut self, opener: &'a dyn Opener) -> Builder<'a> {
@@ -484,6 +520,23 @@ pub(super) fn read_text_file(source: &dyn BlockSource, limits: &Limits) -> Resul
     text.resize(usize::try_from(size).unwrap_or(0), 0);
     source.read_exact_at(&mut text, 0)?;
     Ok(text)
+}
+
+/// What is left of the text of a descriptor that is damaged.
+fn left_of_text(
+    source: &dyn BlockSource,
+    header: &SparseExtentHeader,
+    limits: &Limits,
+) -> Result<Vec<u8>> {
+    let at = header.descriptor_offset.saturating_mul(SECTOR);
+    let len = header.descriptor_size.saturating_mul(SECTOR);
+    let len = len.min(source.size().saturating_sub(at));
+    limits.check_descriptor("the descriptor", len)?;
+    let mut text = vec![0; usize::try_from(len).unwrap_or(0)];
+    match read_what_is_left(source, &mut text, at) {
+        Ok(_) => Ok(text),
+        Err(_) => Ok(Vec::new()),
+    }
 }
 
 /// The text of the descriptor in a sparse extent; empty if there is none.

@@ -1,13 +1,13 @@
 //! Mending the two copies of the grain directory, and of each grain table, by each other.
 //!
 //! An entry of one copy that makes no sense is replaced by that of the other, if that does. Where both make
-//! sense and say different things, the first copy counts, as it does for a reader, and the redundant one is
-//! only brought up to it where it knows nothing.
+//! sense and say different things, the first copy counts, as it does for who salvages, and the redundant one is
+//! only brought up to it where it knows nothing. The other way round only on request: that changes the disk.
 
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Fixed, Opener};
+use crate::image::{Fixed, Opener, Scope};
 use crate::limits::Limits;
 use crate::map::Claims;
 use crate::source::{BlockSource, BlockSourceExt};
@@ -29,7 +29,11 @@ const ENTRY: u64 = 4;
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a file that is not such an extent, and what reading and writing fail with.
-pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result<Fixed> {
+pub(super) fn repair(
+    file: &Arc<dyn BlockTarget>,
+    opener: &dyn Opener,
+    scope: Scope,
+) -> Result<Fixed> {
     let mut magic = [0; 8];
     file.read_at(&mut magic, 0)?;
     if !magic.starts_with(&SPARSE_MAGIC) {
@@ -50,6 +54,7 @@ pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result
         return Ok(fixed);
     };
     let mut mending = Mending::of(&**file, &header, opener.limits())?;
+    mending.takes_more = scope == Scope::Redundant;
     fixed.corruptions = mending.tables()?;
     fixed.corruptions += mending.directories()?;
     if header.unclean_shutdown != 0 && mending.agree {
@@ -91,6 +96,8 @@ struct Mending<'a> {
     end: u64,
     /// Whether both copies say the same in the end.
     agree: bool,
+    /// Whether what the first copy has nothing of is taken from the redundant one.
+    takes_more: bool,
 }
 
 impl<'a> Mending<'a> {
@@ -128,6 +135,7 @@ impl<'a> Mending<'a> {
             overlapping: Vec::new(),
             end: file.size().next_multiple_of(layout.grain),
             agree: true,
+            takes_more: false,
             file,
             limits,
             layout,
@@ -262,7 +270,14 @@ impl<'a> Mending<'a> {
                     mended += u64::from(self.sides.get(1).is_some_and(|s| s.directory.is_some()));
                 }
                 // That there is none, as the first copy says, makes sense.
-                (None, Some(_)) if absent(main) => self.agree = false,
+                (None, Some(second)) if absent(main) => {
+                    if self.takes_more && self.is_all_new(index, &second) {
+                        self.replace(0, index, &second)?;
+                        mended += 1;
+                    } else {
+                        self.agree = false;
+                    }
+                }
                 (None, Some(second)) => {
                     self.replace(0, index, &second)?;
                     mended += u64::from(self.sides.first().is_some_and(|s| s.directory.is_some()));
@@ -290,6 +305,9 @@ impl<'a> Mending<'a> {
             match good {
                 (true, true) if a == b => {}
                 (true, true) if b == 0 && free(other, a) => put(&mut new_second, at, a),
+                (true, true) if a == 0 && self.takes_more && free(main, b) => {
+                    put(&mut new_first, at, b);
+                }
                 (true, false) if free(other, a) => put(&mut new_second, at, a),
                 (false, true) if free(main, b) => put(&mut new_first, at, b),
                 _ => agree = false,
@@ -308,6 +326,18 @@ impl<'a> Mending<'a> {
             }
         }
         Ok(mended)
+    }
+
+    /// Whether a table of the redundant copy has grains, and all of them are sound and no others' in the first.
+    fn is_all_new(&self, index: u64, table: &[u8]) -> bool {
+        let [main, other] = &self.sides;
+        let mut entries = self.entries(table, index);
+        table.iter().any(|byte| *byte != 0)
+            && entries.all(|(sector, guest)| {
+                let grain = self.grain_of(sector);
+                self.is_good(other, sector, guest)
+                    && grain.is_none_or(|grain| !main.grains.has(grain))
+            })
     }
 
     /// Gives a side the table that it lacks: where it was, if it is there still, or behind the end.

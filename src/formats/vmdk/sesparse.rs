@@ -192,6 +192,9 @@ pub(super) fn open(
         regions,
         seen,
         cache: TableCache::new(limits.cache_bytes),
+        first_grain: 0,
+        marked_tables: false,
+        compares: false,
         salvage: Salvaging::asked_by(opener),
     })
 }

@@ -1,16 +1,17 @@
 //! Hosted sparse extents (`KDMV`) and those of ESXi hosts (`COWD`).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::Opener;
 use crate::limits::Limits;
-use crate::map::TableCache;
+use crate::map::{TableCache, read_what_is_left};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::alias::{Regions, Seen};
 use super::header::{
-    COWD_TABLE_ENTRIES, CowdHeader, Flags, SECTOR, SECTOR_LEN, SparseExtentHeader,
+    COWD_TABLE_ENTRIES, CowdHeader, Flags, GD_AT_END, SECTOR, SECTOR_LEN, SparseExtentHeader,
 };
 use super::map::{Grain, GrainMap, Salvaging, Storage, Tables, malformed};
 use super::{VMDK, scan, stream};
@@ -25,6 +26,8 @@ pub(super) struct SectorTables {
     pub(super) second: Option<u64>,
     /// Whether the directory may be shorter than the disk needs it.
     pub(super) cut: bool,
+    /// Which bytes of it could not be read, from its start on.
+    pub(super) unread: Vec<Range<u64>>,
     pub(super) zeroed_grains: bool,
 }
 
@@ -37,6 +40,15 @@ impl Tables for SectorTables {
         let sector = entry(&self.directory, index);
         if sector.is_none() && self.cut {
             let problem = format!("lacks entry {index}: it was cut short");
+            return Err(Error::malformed(VMDK, "grain directory", None, problem));
+        }
+        let at = index.saturating_mul(4);
+        if self
+            .unread
+            .iter()
+            .any(|bad| bad.start < at + 4 && at < bad.end)
+        {
+            let problem = format!("has an entry {index} that cannot be read");
             return Err(Error::malformed(VMDK, "grain directory", None, problem));
         }
         let sector = sector.unwrap_or(0);
@@ -130,6 +142,7 @@ pub(super) fn open_hosted(
     }
     let layout = Layout::hosted(first, &header)?;
     let mut second = second_directory(&header);
+    let mut unread = Vec::new();
     let mut found = layout.directory(&file, header.gd_offset, limits);
     if let (Err(error @ Error::Malformed { .. }), Some(_)) = (&found, second) {
         if let Ok(other) = layout.directory(&file, header.rgd_offset, limits) {
@@ -141,11 +154,15 @@ pub(super) fn open_hosted(
         warnings.push(format!(
             "what there is of the grain directory is used: {error}"
         ));
-        found = layout.what_is_left(&file, header.gd_offset, limits);
+        let left = layout.what_is_left(&file, header.gd_offset, limits)?;
+        (found, unread) = (Ok((left.directory, left.regions)), left.unread);
     }
     let (directory, regions) = found?;
     if let Some(second) = second {
-        layout.compare(&file, &directory, second)?;
+        match layout.compare(&file, &directory, second) {
+            Err(error) if salvages => warnings.push(error.chain()),
+            compared => compared?,
+        }
     }
     if header.unclean_shutdown != 0 {
         warnings.push("the extent was not closed: its tables may be behind its data".to_owned());
@@ -169,9 +186,17 @@ pub(super) fn open_hosted(
         directory,
         second,
         cut: salvages,
+        unread,
         zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
     };
     let map = GrainMap {
+        // Of an extent that was not closed it is known that its tables are not what they should be.
+        marked_tables: first.gd_offset == GD_AT_END,
+        compares: header.unclean_shutdown == 0 && !salvages,
+        first_grain: match salvages {
+            true => 0,
+            false => header.over_head.saturating_mul(SECTOR),
+        },
         file,
         tables,
         storage,
@@ -213,10 +238,16 @@ pub(super) fn open_cowd(
         );
         return Err(CowdHeader::malformed(0, "num_gd_entries", problem));
     }
-    let (directory, regions) = match layout.directory(&file, header.gd_offset.into(), limits) {
-        Err(_) if salvages => layout.what_is_left(&file, header.gd_offset.into(), limits)?,
+    let mut unread = Vec::new();
+    let found = match layout.directory(&file, header.gd_offset.into(), limits) {
+        Err(_) if salvages => {
+            let left = layout.what_is_left(&file, header.gd_offset.into(), limits)?;
+            unread = left.unread;
+            (left.directory, left.regions)
+        }
         found => found?,
     };
+    let (directory, regions) = found;
     let seen = Seen::new(layout.grain, file.size());
     Ok(GrainMap {
         tables: SectorTables {
@@ -224,10 +255,14 @@ pub(super) fn open_cowd(
             directory,
             second: None,
             cut: salvages,
+            unread,
             zeroed_grains: false,
         },
         file,
         storage: Storage::Plain,
+        first_grain: 0,
+        marked_tables: false,
+        compares: false,
         grain: layout.grain,
         entries: layout.entries,
         size: size.unwrap_or(capacity),
@@ -254,6 +289,14 @@ pub(super) struct Layout {
 pub(super) fn second_directory(header: &SparseExtentHeader) -> Option<u64> {
     let redundant = header.flag_set().contains(Flags::REDUNDANT_DIRECTORY) && header.rgd_offset > 0;
     redundant.then(|| header.rgd_offset.saturating_mul(SECTOR))
+}
+
+/// A grain directory as far as it can be had.
+struct WhatIsLeft {
+    directory: Vec<u8>,
+    /// Which of its bytes could not be read.
+    unread: Vec<Range<u64>>,
+    regions: Regions,
 }
 
 impl Layout {
@@ -290,15 +333,24 @@ impl Layout {
         file: &dyn BlockSource,
         sector: u64,
         limits: &Limits,
-    ) -> Result<(Vec<u8>, Regions)> {
+    ) -> Result<WhatIsLeft> {
         let len = self.directory_entries().saturating_mul(4);
         limits.check_metadata("the grain directory", len)?;
         let start = sector.saturating_mul(SECTOR);
         let there = file.size().saturating_sub(start).min(len);
         let mut directory = vec![0; usize::try_from(there).unwrap_or(0)];
         // Where it cannot be read, the other directory is asked for each table.
-        let n = file.read_at(&mut directory, start).unwrap_or(0);
-        directory.truncate(n / 4 * 4);
+        let unread = match read_what_is_left(file, &mut directory, start) {
+            Ok(bad) => bad
+                .into_iter()
+                .map(|bad| bad.start - start..bad.end - start)
+                .collect(),
+            Err(_) => {
+                directory.clear();
+                Vec::new()
+            }
+        };
+        directory.truncate(directory.len() / 4 * 4);
         let mut ranges = self.reserved.clone();
         ranges.push((start, start.saturating_add(there)));
         for raw in directory.chunks_exact(4) {
@@ -308,7 +360,11 @@ impl Layout {
                 ranges.push((table, end));
             }
         }
-        Ok((directory, Regions::of_any(ranges)))
+        Ok(WhatIsLeft {
+            directory,
+            unread,
+            regions: Regions::of_any(ranges),
+        })
     }
 
     /// Reads the grain directory at a sector.

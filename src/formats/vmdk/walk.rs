@@ -77,6 +77,9 @@ impl Walk {
             regions: no_regions.map_err(|at| malformed("header", at, "overlaps itself"))?,
             seen: Seen::new(SECTOR, 0),
             cache: TableCache::new(0),
+            first_grain: 0,
+            marked_tables: false,
+            compares: false,
             salvage: None,
             file,
         };

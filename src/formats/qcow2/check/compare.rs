@@ -146,13 +146,20 @@ impl Survey {
         }
     }
 
-    /// A cluster of a structure is nothing else besides, however right its count is. Only L2 tables have
-    /// several references, one from each state.
+    /// A cluster of a structure is nothing else besides, however right its count is; only L2 tables have
+    /// several references, one from each state. Nor is one with packed clusters, which share it among them.
     fn look_for_conflict(&mut self, cluster: u64, found: u64, at: u64) {
         let structures = self.structures.of(cluster);
         let shared = || self.tables.get(&at).map_or(1, |uses| uses.all);
         if structures > 0 && (found != structures || structures > shared()) {
             let problem = format!("cluster {cluster} holds a structure and something else besides");
+            self.corruption("refcount", at, None, 1, problem);
+            return;
+        }
+        let packed = self.packed.counts.of(cluster);
+        if packed > 0 && packed != found {
+            let problem =
+                format!("cluster {cluster} holds packed clusters and something else besides");
             self.corruption("refcount", at, None, 1, problem);
         }
     }

@@ -36,6 +36,11 @@ impl Budget {
         self.kept = self.kept.saturating_add(bytes);
         self.limits.check_kept(self.kept)
     }
+
+    /// Gives so many bytes back.
+    pub(super) fn give_back(&mut self, bytes: u64) {
+        self.kept = self.kept.saturating_sub(bytes);
+    }
 }
 
 /// References to clusters, counted.

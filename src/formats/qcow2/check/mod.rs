@@ -7,6 +7,7 @@
 
 mod compare;
 mod counts;
+mod packed;
 mod rebuild;
 mod repair;
 mod tables;
@@ -25,6 +26,7 @@ use super::header::Header;
 use super::refcount::{self, StoredCounts};
 use super::{Autoclear, Incompatible, encrypt, open};
 use counts::{Budget, Counts};
+use packed::Packed;
 
 pub(super) use repair::repair;
 
@@ -48,6 +50,8 @@ pub(super) struct Survey {
     counts: Counts,
     /// Those that make a cluster a table or another structure.
     structures: Counts,
+    /// Those of packed clusters.
+    packed: Packed,
     stored: StoredCounts,
     /// The L2 tables, by their host offset.
     tables: BTreeMap<u64, Uses>,
@@ -107,6 +111,7 @@ impl Survey {
             findings,
             counts: Counts::default(),
             structures: Counts::default(),
+            packed: Packed::default(),
             tables: BTreeMap::new(),
             incomplete: false,
             damaged: false,
@@ -127,6 +132,7 @@ impl Survey {
         self.structure("header", 0, self.cluster_size())?;
         self.look_at_l1_tables()?;
         self.look_at_l2_tables()?;
+        self.look_for_overlaps();
         self.look_at_encryption()?;
         self.look_at_bitmaps()
     }

@@ -41,7 +41,7 @@ pub(in super::super) fn repair(
         let mut mending = Mending::new(file, &source, before)?;
         match scope {
             Scope::Leaks => mending.leaks()?,
-            Scope::All => mending.all()?,
+            Scope::All | Scope::Redundant => mending.all()?,
         }
         Survey::run(&source, limits)?
     };

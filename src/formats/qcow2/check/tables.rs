@@ -271,7 +271,10 @@ impl Survey {
             self.damaged(entry, place, "has reserved bits of its offset set");
             return Ok(());
         }
-        self.refer("packed cluster", host, len, all, Some(place.guest), false)?;
+        let guest = Some(place.guest);
+        if self.refer("packed cluster", host, len, all, guest, false)? {
+            self.note_packed(entry & !COPIED, host, len, all)?;
+        }
         Ok(())
     }
 

@@ -1,0 +1,99 @@
+//! What vouches for a header that is damaged: the blocks, if they lie in the file as only one header would have
+//! them.
+
+use crate::error::{Error, Result};
+use crate::image::Opener;
+use crate::source::BlockSource;
+
+use super::SECTOR;
+use super::footer::Footers;
+use super::header::{self, COOKIE, Header, LOCATORS_LEN, MAX_BLOCK, Tables, UNUSED, bitmap_len};
+
+/// To what some writers align the data of a block, as the disk beneath has it.
+const PAGE: u64 = 4096;
+
+/// Where the blocks begin that are stored, and their numbers.
+pub(super) fn stored(tables: &Tables) -> impl Iterator<Item = (u64, u64)> {
+    let blocks = tables.bat.iter().zip(0_u64..);
+    let stored = blocks.filter(|(sector, _)| **sector != UNUSED);
+    stored.map(|(sector, index)| (u64::from(*sector) * SECTOR, index))
+}
+
+/// Whether the blocks follow each other without gaps up to the footer, or with those that put their data on
+/// pages, which they do not if the size of a block or the place of the table is another one; or whether the
+/// table does, if there are none.
+pub(super) fn is_proven(tables: &Tables, footers: &Footers, size: u64) -> bool {
+    let header = &tables.header;
+    let entries = u64::from(header.max_table_entries);
+    let constants = header.data_offset == u64::MAX && header.header_version == header::VERSION;
+    if !constants || entries != size.div_ceil(tables.block_size) {
+        return false;
+    }
+    let stride = bitmap_len(tables.block_size) + tables.block_size;
+    let mut starts: Vec<u64> = stored(tables).map(|(start, _)| start).collect();
+    starts.sort_unstable();
+    let mut pairs = starts.iter().zip(starts.iter().skip(1));
+    let end = match starts.last() {
+        Some(last) => last + stride,
+        None => (header.table_offset + entries * 4).next_multiple_of(SECTOR),
+    };
+    let map_len = bitmap_len(tables.block_size);
+    let follows = |start: u64, next: u64| {
+        let after = start + stride;
+        let on_page = (after + map_len).next_multiple_of(PAGE) - map_len;
+        next == after || next == on_page
+    };
+    pairs.all(|(start, next)| follows(*start, *next)) && end == footers.data_end
+}
+
+/// The tables of a dynamic disk whose header is lost: those of the header that a writer would have put there,
+/// for whichever size of blocks they prove.
+///
+/// # Errors
+/// What reading fails with.
+pub(super) fn find(
+    source: &dyn BlockSource,
+    footers: &Footers,
+    size: u64,
+    opener: &dyn Opener,
+) -> Result<Option<Tables>> {
+    // All writers put the table behind the header.
+    let Some(table_offset) = footers.footer.data_offset.checked_add(Header::LEN as u64) else {
+        return Ok(None);
+    };
+    // Those that tools write come first.
+    let others = (9..=MAX_BLOCK.trailing_zeros()).map(|bits| 1 << bits);
+    for block_size in [2 << 20, 512 << 10].into_iter().chain(others) {
+        let (Ok(entries), Ok(in_header)) = (
+            u32::try_from(size.div_ceil(block_size)),
+            u32::try_from(block_size),
+        ) else {
+            continue;
+        };
+        let header = Header {
+            cookie: COOKIE,
+            data_offset: u64::MAX,
+            table_offset,
+            header_version: header::VERSION,
+            max_table_entries: entries,
+            block_size: in_header,
+            checksum: 0,
+            parent_unique_id: [0; 16],
+            parent_time_stamp: 0,
+            parent_unicode_name: [0; 512],
+            parent_locators: [0; LOCATORS_LEN],
+        };
+        let (mut tables, regions) = match Tables::of_header(source, footers, size, header, opener) {
+            Ok(found) => found,
+            Err(error @ Error::Io { .. }) => return Err(error),
+            // Such a table has no room, or may not be read.
+            Err(_) => continue,
+        };
+        // Without a block any size would do.
+        if stored(&tables).next().is_some() && is_proven(&tables, footers, size) {
+            tables.check_blocks(&regions, size, opener.salvages())?;
+            return Ok(Some(tables));
+        }
+    }
+    Ok(None)
+}

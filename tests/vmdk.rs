@@ -12,9 +12,10 @@ mod support;
 
 use std::sync::Arc;
 
+use blockform::convert::ConvertOptions;
 use blockform::inspect::Report;
 use blockform::storage::Memory;
-use blockform::{BlockSource, BlockSourceExt, Error, OpenOptions, PathPolicy};
+use blockform::{BlockSource, BlockSourceExt, Error, OpenOptions, PathPolicy, StreamSource};
 use serde_json::Value;
 use support::{Rng, read_all, sha256, testdata};
 
@@ -319,6 +320,33 @@ fn what_follows_a_stream_is_not_part_of_it() {
         longer.resize(whole.len() + len, byte);
         let read = read_all(&open_bytes(longer).unwrap()).unwrap();
         assert!(read == content, "{len} bytes of {byte}");
+    }
+}
+
+/// The footer counts, for QEMU and here: a header that says otherwise neither hides a part of the disk nor
+/// makes one of a size for which there are no tables.
+#[cfg(feature = "zlib")]
+#[test]
+fn the_footer_of_a_stream_has_the_last_word_on_its_size() {
+    let whole = std::fs::read(testdata("vmdk/good/stream.vmdk")).unwrap();
+    let content = read_all(&open_bytes(whole.clone()).unwrap()).unwrap();
+    for sectors in [8_u64, 0xffff_0000_0200] {
+        let mut bytes = whole.clone();
+        bytes[12..20].copy_from_slice(&sectors.to_le_bytes());
+        let image = open_bytes(bytes.clone()).unwrap();
+        assert!(read_all(&image).unwrap() == content, "{sectors} sectors");
+        let of_all: u64 = image.extents().map(|extent| extent.unwrap().len).sum();
+        assert_eq!(of_all, content.len() as u64);
+        // What was told of it while it arrived cannot be taken back: this is refused, or the same.
+        for window in [0, 16 << 20] {
+            let stream = StreamSource::new(std::io::Cursor::new(bytes.clone()));
+            let stream = stream.window(window);
+            let image = OpenOptions::new().format("vmdk").open_stream(stream);
+            let mut raw = Vec::new();
+            let to_raw = ConvertOptions::to("raw");
+            let read = image.and_then(|image| to_raw.convert_to_writer(&image, &mut raw));
+            assert!(read.is_err() || raw == content, "{sectors} sectors");
+        }
     }
 }
 

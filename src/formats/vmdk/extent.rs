@@ -16,8 +16,9 @@ use super::header::{
     COWD_MAGIC, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader, unsupported,
 };
 use super::map::{GrainMap, Storage, Tables};
+use super::sparse::{self, InForce};
 use super::walk::Walk;
-use super::{VMDK, sesparse, sparse};
+use super::{VMDK, sesparse};
 
 /// What is told of an extent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,8 +191,9 @@ impl Builder<'_> {
         let n = file.read_at(&mut magic, 0)?;
         if n >= 4 && magic.starts_with(&SPARSE_MAGIC) {
             let header = sparse::read_header(&file)?;
-            check_capacity(&info, header.capacity * SECTOR, header.grain_size * SECTOR)?;
-            self.hosted(info, file, &header)
+            let found = InForce::of(Arc::clone(&file), &header, self.opener)?;
+            check_capacity(&info, found.capacity(), header.grain_size * SECTOR)?;
+            self.hosted(info, file, found)
         } else if n >= 4 && magic.starts_with(&COWD_MAGIC) {
             let header = sparse::read_cowd_header(&file)?;
             let capacity = u64::from(header.num_sectors) * SECTOR;
@@ -216,9 +218,9 @@ impl Builder<'_> {
         &mut self,
         info: ExtentInfo,
         file: Arc<dyn BlockSource>,
-        header: &SparseExtentHeader,
+        found: InForce,
     ) -> Result<Part> {
-        let extent = sparse::open_hosted(Arc::clone(&file), header, Some(info.size), self.opener)?;
+        let extent = sparse::open_hosted(found, info.size, self.opener)?;
         self.mapped(info, file, extent.map, extent.warnings)
     }
 

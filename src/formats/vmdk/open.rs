@@ -22,7 +22,7 @@ use super::header::{
     unsupported,
 };
 use super::properties;
-use super::sparse;
+use super::sparse::{self, InForce};
 use super::walk::Walk;
 
 /// An open VMDK.
@@ -117,7 +117,14 @@ impl VmdkImage {
                 descriptor.extents.len()
             )));
         }
-        let size = header.capacity * SECTOR;
+        // The footer counts, where there is one and it has arrived.
+        let found = match arriving && header.is_walkable() {
+            true => None,
+            false => Some(InForce::of(Arc::clone(&source), &header, opener)?),
+        };
+        let size = found
+            .as_ref()
+            .map_or(header.capacity * SECTOR, InForce::capacity);
         let mut disk = Opening::new(&descriptor, opener)?;
         if let Some(error) = lost {
             disk.go_on_without(&error, size, &left()?);
@@ -125,11 +132,11 @@ impl VmdkImage {
         let mut builder = disk.builder(opener);
         // The name in the line is what the file was once called.
         let own = own_extent(size);
-        let (part, walk) = match arriving && header.is_walkable() {
-            true => builder
+        let (part, walk) = match found {
+            None => builder
                 .walked(own, Arc::clone(&source), &header)
                 .map(|(p, w)| (p, Some(w)))?,
-            false => (builder.hosted(own, Arc::clone(&source), &header)?, None),
+            Some(found) => (builder.hosted(own, Arc::clone(&source), found)?, None),
         };
         if let Some(line) = descriptor.extents.first() {
             let described = line.sectors * SECTOR;

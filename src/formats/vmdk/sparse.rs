@@ -108,26 +108,55 @@ pub(super) fn header_at(file: &dyn BlockSource, at: u64) -> Result<SparseExtentH
     SparseExtentHeader::parse(bytes.get(..n).unwrap_or_default(), at)
 }
 
-/// Opens a hosted sparse extent whose header was read. `size` is how much of it the guest sees, in
-/// bytes.
-pub(super) fn open_hosted(
+/// The header of a hosted sparse extent that counts: that at its start, or the footer.
+pub(super) struct InForce {
     file: Arc<dyn BlockSource>,
-    first: &SparseExtentHeader,
-    size: Option<u64>,
-    opener: &dyn Opener,
-) -> Result<SparseExtent> {
-    let (limits, salvages) = (opener.limits(), opener.salvages());
-    let mut warnings = Vec::new();
-    let mut file = file;
-    let header = match stream::in_force(&file, first) {
-        Err(error) if salvages => {
-            warnings.push(format!("the grains say where they belong: {error}"));
-            let found = scan::scan(&file, first, limits)?;
-            file = found.file;
-            found.header
+    first: SparseExtentHeader,
+    header: SparseExtentHeader,
+    warnings: Vec<String>,
+}
+
+impl InForce {
+    /// Finds it for an extent that begins with `first`.
+    pub(super) fn of(
+        file: Arc<dyn BlockSource>,
+        first: &SparseExtentHeader,
+        opener: &dyn Opener,
+    ) -> Result<Self> {
+        let mut found = InForce {
+            first: *first,
+            header: *first,
+            warnings: Vec::new(),
+            file,
+        };
+        match stream::in_force(&found.file, first) {
+            Err(error) if opener.salvages() => {
+                let warning = format!("the grains say where they belong: {error}");
+                found.warnings.push(warning);
+                let scanned = scan::scan(&found.file, first, opener.limits())?;
+                (found.file, found.header) = (scanned.file, scanned.header);
+            }
+            header => found.header = header?,
         }
-        header => header?,
-    };
+        Ok(found)
+    }
+
+    /// Bytes of the guest that the extent has room for.
+    pub(super) fn capacity(&self) -> u64 {
+        self.header.capacity * SECTOR
+    }
+}
+
+/// Opens a hosted sparse extent whose header was read. `size` is how much of it the guest sees, in
+/// bytes: no more than its capacity.
+pub(super) fn open_hosted(found: InForce, size: u64, opener: &dyn Opener) -> Result<SparseExtent> {
+    let (limits, salvages) = (opener.limits(), opener.salvages());
+    let InForce {
+        file,
+        first,
+        header,
+        mut warnings,
+    } = found;
     if header.is_compressed() {
         limits.check_metadata("a compressed grain", header.grain_size * SECTOR)?;
     }
@@ -140,7 +169,7 @@ pub(super) fn open_hosted(
         );
         return Err(SparseExtentHeader::malformed(0, "over_head", problem));
     }
-    let layout = Layout::hosted(first, &header)?;
+    let layout = Layout::hosted(&first, &header)?;
     let mut second = second_directory(&header);
     let mut unread = Vec::new();
     let mut found = layout.directory(&file, header.gd_offset, limits);
@@ -202,7 +231,7 @@ pub(super) fn open_hosted(
         storage,
         grain: layout.grain,
         entries: layout.entries,
-        size: size.unwrap_or(capacity),
+        size,
         regions,
         seen,
         cache: TableCache::new(limits.cache_bytes),

@@ -1039,6 +1039,29 @@ fn backing_files_stay_closed_and_extent_files_need_leave() {
     assert!(checked.findings.unwrap().is_clean());
 }
 
+/// A line for one extent takes no time, so ten thousand of them must not take hours.
+#[test]
+fn an_extent_that_is_named_twice_is_checked_once() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in [
+        "twoGbMaxExtentSparse.vmdk",
+        "twoGbMaxExtentSparse-s001.vmdk",
+    ] {
+        let path = testdata(&format!("vmdk/good/{name}"));
+        std::fs::copy(path, folder.path().join(name)).unwrap();
+    }
+    let path = folder.path().join("twoGbMaxExtentSparse.vmdk");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let line = "RW 2048 SPARSE \"twoGbMaxExtentSparse-s001.vmdk\"\n";
+    let other = line.replace("\"two", "\"./two");
+    let lines = [line, line, other.as_str()].concat();
+    std::fs::write(&path, text.replace(line, &lines)).unwrap();
+    let options = OpenOptions::new().references(PathPolicy::SameDirectory);
+    let checked = Checked::of_path(&path, &options).unwrap();
+    let findings = checked.findings.unwrap();
+    expect(&findings, 2, 0, "descriptor", "two extents in");
+}
+
 #[test]
 fn the_command_speaks_as_qemu_img_check() {
     let scratch = tempfile::tempdir().unwrap();

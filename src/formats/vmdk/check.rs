@@ -8,8 +8,9 @@ use crate::error::{Error, Result};
 use crate::image::{Finding, FindingKind, Findings, Opener};
 use crate::limits::Limits;
 use crate::map::Usage;
+use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, BlockSourceExt};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 
 use super::descriptor::{Access, Descriptor, ExtentLine, malformed as bad_descriptor};
 use super::extent::is_device;
@@ -40,10 +41,28 @@ pub(super) fn check(source: &Arc<dyn BlockSource>, opener: &dyn Opener) -> Resul
     };
     let descriptor = Descriptor::parse(&text, limits)?;
     let mut findings = Findings::default();
+    let mut seen = SeenFiles::default();
     for line in descriptor.extents.iter().filter(|line| line.sectors > 0) {
-        check_line(&descriptor, line, opener, &mut findings)?;
+        check_line(&descriptor, line, opener, &mut seen, &mut findings)?;
     }
     Ok(findings)
+}
+
+/// Sparse extents that were checked, so that a thousand lines with one of them do not take a thousand times as
+/// long.
+#[derive(Default)]
+struct SeenFiles {
+    names: HashSet<ImageName>,
+    files: HashSet<FileIdentity>,
+}
+
+impl SeenFiles {
+    /// Whether the file was seen before; it has been now.
+    fn has(&mut self, name: &ImageName, file: &dyn BlockSource) -> bool {
+        let known_name = !self.names.insert(name.clone());
+        let known_file = file.identity().is_some_and(|id| !self.files.insert(id));
+        known_name || known_file
+    }
 }
 
 /// The extent that a line of a descriptor names.
@@ -51,6 +70,7 @@ fn check_line(
     descriptor: &Descriptor,
     line: &ExtentLine,
     opener: &dyn Opener,
+    seen: &mut SeenFiles,
     findings: &mut Findings,
 ) -> Result<()> {
     let flat = match line.kind.as_str() {
@@ -83,6 +103,9 @@ fn check_line(
             findings.add_damage(bad_descriptor(problem))?;
         }
         return Ok(());
+    }
+    if seen.has(&reference.name, &file) {
+        return findings.add_damage(bad_descriptor(format!("has two extents in {name}")));
     }
     match findings.sound(check_extent(&file, opener.limits()))? {
         Some(Some(found)) => findings.merge(found.of_file(&reference.name)),

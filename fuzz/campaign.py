@@ -137,8 +137,8 @@ def main():
     program = build(False)
     if not options.minimise:
         end = time.monotonic() + options.seconds
-        tracing = build(True)
         left = [target for target in chosen if figures()[target] < options.executions]
+        tracing = program if all(figures()[target] for target in left) else build(True)
         while left and time.monotonic() < end:
             for target in left:
                 count = run(program if figures()[target] else tracing, target, SLICE)

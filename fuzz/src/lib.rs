@@ -658,7 +658,7 @@ pub struct Plan {
 
 /// A disk of some sectors, small ones as a rule: what they hold is seldom a matter of size.
 fn disk(sectors: u16, fills: &[(u8, u32, u32, u64)]) -> Model {
-    let most = if sectors >= 0xf800 { 1024 } else { 96 };
+    let most = if sectors >= 0xf800 { 512 } else { 96 };
     let size = usize::from(sectors % most) * 512;
     let mut disk = Model::new(size);
     for (fill, start, len, seed) in fills.iter().take(6) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::extent::Extent;
+use crate::extent::{Extent, ExtentKind};
 use crate::format_id::FormatId;
 use crate::packed::PackedSource;
 
@@ -246,6 +246,20 @@ pub fn check_extent(offset: u64, limit: u64, size: u64) -> Result<u64> {
         });
     }
     Ok(limit.min(size - offset))
+}
+
+/// What an `extent_at` says of bytes that are stored where they are read: data up to the end.
+///
+/// # Errors
+/// As [`check_extent`].
+pub(crate) fn stored_extent(offset: u64, limit: u64, size: u64) -> Result<Extent> {
+    Ok(Extent {
+        start: offset,
+        len: check_extent(offset, limit, size)?,
+        kind: ExtentKind::Data,
+        depth: 0,
+        host_offset: Some(offset),
+    })
 }
 
 /// Fills `buf` from `offset` on: what lies past the end of `source` is zero. Returns how many bytes

@@ -37,13 +37,7 @@ impl Kept {
         let Some((start, bytes)) = self.pieces.range(..=at).next_back() else {
             return 0;
         };
-        let skip = usize::try_from(at - start).unwrap_or(usize::MAX);
-        let held = bytes.get(skip..).unwrap_or_default();
-        let n = held.len().min(buf.len());
-        if let (Some(to), Some(held)) = (buf.get_mut(..n), held.get(..n)) {
-            to.copy_from_slice(held);
-        }
-        n
+        copy_part(buf, bytes, at - start)
     }
 
     /// Keeps these bytes, as far as they are not kept yet.
@@ -78,6 +72,17 @@ impl Kept {
         }
         Ok(())
     }
+}
+
+/// Copies the bytes of a piece from `skip` on, and returns how many.
+pub(super) fn copy_part(buf: &mut [u8], piece: &[u8], skip: u64) -> usize {
+    let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+    let held = piece.get(skip..).unwrap_or_default();
+    let n = held.len().min(buf.len());
+    if let (Some(to), Some(held)) = (buf.get_mut(..n), held.get(..n)) {
+        to.copy_from_slice(held);
+    }
+    n
 }
 
 #[cfg(test)]

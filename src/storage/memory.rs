@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use crate::error::{Error, Result};
-use crate::extent::{Extent, ExtentKind};
-use crate::source::{BlockSource, Place, check_extent, readable};
+use crate::extent::Extent;
+use crate::source::{BlockSource, Place, check_extent, readable, stored_extent};
 use crate::storage::write_zeroes_by;
 use crate::target::{BlockTarget, Zeroes};
 
@@ -96,15 +96,7 @@ impl BlockSource for Memory {
     }
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        let len = check_extent(offset, limit, self.size())?;
-        let kind = ExtentKind::Data;
-        Ok(Extent {
-            start: offset,
-            len,
-            kind,
-            depth: 0,
-            host_offset: Some(offset),
-        })
+        stored_extent(offset, limit, self.size())
     }
 
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {

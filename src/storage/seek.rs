@@ -4,8 +4,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::extent::{Extent, ExtentKind};
-use crate::source::{BlockSource, check_extent, ended_early, readable};
+use crate::extent::Extent;
+use crate::source::{BlockSource, ended_early, readable, stored_extent};
 use crate::storage::{flush, write_zeroes_by};
 use crate::target::{BlockTarget, Zeroes};
 
@@ -99,7 +99,7 @@ impl<R: Read + Seek + Send + std::fmt::Debug> BlockSource for SeekSource<R> {
     }
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        data(offset, limit, self.size)
+        stored_extent(offset, limit, self.size)
     }
 }
 
@@ -146,7 +146,7 @@ impl<W: Read + Write + Seek + Send + std::fmt::Debug> BlockSource for SeekTarget
     }
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        data(offset, limit, self.size())
+        stored_extent(offset, limit, self.size())
     }
 }
 
@@ -193,18 +193,6 @@ impl<W: Read + Write + Seek + Send + std::fmt::Debug> BlockTarget for SeekTarget
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn data(offset: u64, limit: u64, size: u64) -> Result<Extent> {
-    let len = check_extent(offset, limit, size)?;
-    let kind = ExtentKind::Data;
-    Ok(Extent {
-        start: offset,
-        len,
-        kind,
-        depth: 0,
-        host_offset: Some(offset),
-    })
 }
 
 fn read_through(

@@ -5,10 +5,10 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::extent::{Extent, ExtentKind};
+use crate::extent::Extent;
 use crate::image::Probe;
 use crate::limits::Limits;
-use crate::source::{BlockSource, check_extent, readable};
+use crate::source::{BlockSource, readable, stored_extent};
 
 /// What a stream's size is taken for until its end is seen: more than any table needs, and so far below
 /// the largest offset that sums do not overflow.
@@ -350,13 +350,7 @@ impl BlockSource for Arrived {
     }
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        Ok(Extent {
-            start: offset,
-            len: check_extent(offset, limit, self.size())?,
-            kind: ExtentKind::Data,
-            depth: 0,
-            host_offset: Some(offset),
-        })
+        stored_extent(offset, limit, self.size())
     }
 }
 

@@ -8,9 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::extent::ExtentKind;
 use crate::progress::Cancel;
-use crate::source::{BlockSource, check_extent};
+use crate::source::{BlockSource, stored_extent};
 use crate::storage::kept::Kept;
 use crate::storage::spill::Spill;
 
@@ -183,13 +182,7 @@ impl BlockSource for Incoming {
     }
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        Ok(Extent {
-            start: offset,
-            len: check_extent(offset, limit, self.size())?,
-            kind: ExtentKind::Data,
-            depth: 0,
-            host_offset: Some(offset),
-        })
+        stored_extent(offset, limit, self.size())
     }
 }
 

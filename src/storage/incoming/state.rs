@@ -7,7 +7,7 @@ use crate::digest::Hasher;
 use crate::error::{Error, Result};
 use crate::progress::Cancel;
 use crate::source::readable;
-use crate::storage::kept::Kept;
+use crate::storage::kept::{Kept, copy_part};
 use crate::storage::spill::Spill;
 
 use super::{UNKNOWN_SIZE, is_unknown};
@@ -225,13 +225,7 @@ impl State {
         let Some((_, bytes)) = self.blocks.iter().find(|(known, _)| *known == start) else {
             return 0;
         };
-        let skip = usize::try_from(at - start).unwrap_or(usize::MAX);
-        let held = bytes.get(skip..).unwrap_or_default();
-        let n = held.len().min(buf.len());
-        if let (Some(to), Some(held)) = (buf.get_mut(..n), held.get(..n)) {
-            to.copy_from_slice(held);
-        }
-        n
+        copy_part(buf, bytes, at - start)
     }
 
     /// Where the bytes begin that nobody was given.

@@ -12,6 +12,7 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 import zlib
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -57,9 +58,10 @@ def good(file, guest, needs=(), qemu=True, note=""):
     """qemu: whether qemu-img reads it; a text says how it is wrong."""
     e = dict(file=file, virtual_size=len(guest), sha256=hashlib.sha256(guest).hexdigest(), needs=list(needs))
     if qemu is True:
-        run(f"qemu-img convert -f vmdk -O raw {file} /tmp/vmdk-make.raw")
-        with open("/tmp/vmdk-make.raw", "rb") as f:
-            assert f.read() == guest, file
+        with tempfile.NamedTemporaryFile(suffix=".raw") as f:
+            run(f"qemu-img convert -f vmdk -O raw {file} {f.name}")
+            with open(f.name, "rb") as raw:
+                assert raw.read() == guest, file
         e["info"] = json.loads(run(f"qemu-img info -f vmdk --output=json {file}"))["format-specific"]["data"]
         for x in e["info"]["extents"]:
             x["filename"] = os.path.basename(x["filename"])
@@ -118,12 +120,14 @@ def stream(capacity, grains, order=None, footer=True, trailing=b"", name="stream
 
 def qemu_made():
     guest = fill(1 << 20, (0, text("first", 4096)), (300 << 10, text("second", 512)), ((1 << 20) - 512, text("last", 512)))
-    with open("/tmp/vmdk-guest.raw", "wb") as f:
+    raw = os.path.join(GOOD, "guest.raw")
+    with open(raw, "wb") as f:
         f.write(guest)
     for s in ("monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "streamOptimized"):
-        run(f"qemu-img convert -f raw -O vmdk -o subformat={s} /tmp/vmdk-guest.raw {s}.vmdk", f"{s}.vmdk")
+        run(f"qemu-img convert -f raw -O vmdk -o subformat={s} guest.raw {s}.vmdk", f"{s}.vmdk")
         needs = sorted(n for n in os.listdir(GOOD) if n.startswith(s + "-"))
         good(f"{s}.vmdk", guest, needs)
+    os.remove(raw)
     put(GOOD, "renamed.vmdk", get("monolithicSparse.vmdk"), "a copy of monolithicSparse.vmdk, whose descriptor names that")
     good("renamed.vmdk", guest)
     put(GOOD, "crlf.vmdk", get("monolithicFlat.vmdk").replace(b"\n", b"\r\n"), "monolithicFlat.vmdk with CRLF at the end of its lines")
@@ -304,7 +308,7 @@ to become of those in `bad/`: `when` it has to fail (`open` or `read`), with whi
 
 ## Commands
 
-Run in `good/`. `/tmp/vmdk-guest.raw` is what `qemu_made()` fills in.
+Run in `good/`. `guest.raw` is what `qemu_made()` fills in; it is not kept.
 """)
         for name, lines in COMMANDS.items():
             f.write(f"\n### {name}\n\n" + "".join(f"    {line}\n" for line in lines))

@@ -198,10 +198,8 @@ impl<E: Entries> TwoLevel<E> {
     /// Host offset of the L2 table that answers for `guest`, if there is one.
     fn table_offset(&self, guest: u64) -> Result<Option<u64>> {
         let index = guest / self.span_of_table();
-        if self.shape.salvages {
-            let place = self.shape.l1_offset.saturating_add(index.saturating_mul(8));
-            self.unread.check(self.shape.format, "L1 table", place, 8)?;
-        }
+        let place = self.shape.l1_offset.saturating_add(index.saturating_mul(8));
+        self.unread.check(self.shape.format, "L1 table", place, 8)?;
         let offset = self.number(&self.l1, index);
         if offset.is_none() && self.shape.salvages {
             let problem = format!("lacks entry {index}: it was cut short");
@@ -430,10 +428,8 @@ impl<E: Entries> TwoLevel<E> {
         let entries = piece.entries.len() as u64 / 8;
         let at = |guest: u64| {
             let index = guest / cluster_size % entries.max(1);
-            if self.shape.salvages {
-                let place = piece.offset.saturating_add(index * 8);
-                self.unread.check(self.shape.format, "L2 table", place, 8)?;
-            }
+            let place = piece.offset.saturating_add(index * 8);
+            self.unread.check(self.shape.format, "L2 table", place, 8)?;
             self.decode(self.number(&piece.entries, index).unwrap_or(0), guest)
         };
         let first = at(guest)?;
@@ -461,7 +457,7 @@ impl<E: Entries> TwoLevel<E> {
         while len < limit {
             let index = guest.saturating_add(len) / span;
             let place = self.shape.l1_offset.saturating_add(index.saturating_mul(8));
-            if self.shape.salvages && self.unread.has(place, 8) {
+            if self.unread.has(place, 8) {
                 break;
             }
             match self.number(&self.l1, index) {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
@@ -74,6 +75,8 @@ fn read_pieces(
 /// Where the tables of an image cannot be read, found out as they are.
 #[derive(Debug, Default)]
 pub(crate) struct Unread {
+    /// Whether there is any, so that whoever reads a sound image asks for nothing.
+    any: AtomicBool,
     /// Where each range starts and ends. What was found bad once stays so, whatever a later read brings.
     ranges: Mutex<BTreeMap<u64, u64>>,
 }
@@ -138,12 +141,16 @@ impl Unread {
             }
             ranges.insert(start, end);
         }
+        self.any.store(true, Ordering::Release);
         let kept = (ranges.len() as u64).saturating_mul(RANGE_BYTES);
         limits.check_metadata("the list of sectors that cannot be read", kept)
     }
 
     /// Whether any of these bytes could not be read.
     pub(crate) fn has(&self, at: u64, len: u64) -> bool {
+        if !self.any.load(Ordering::Acquire) {
+            return false;
+        }
         let ranges = self.ranges();
         let before = ranges.range(..at.saturating_add(len)).next_back();
         before.is_some_and(|(_, end)| *end > at)

@@ -81,10 +81,8 @@ impl ParallelsMap {
     fn decode(&self, guest: u64) -> Result<Run> {
         let cluster_size = self.header.cluster_size();
         let index = guest / cluster_size;
-        if self.salvages {
-            let place = RawHeader::LEN as u64 + index * 4;
-            self.unread.check(PARALLELS, "BAT", place, 4)?;
-        }
+        let place = RawHeader::LEN as u64 + index * 4;
+        self.unread.check(PARALLELS, "BAT", place, 4)?;
         let entry = self.entry(index);
         if entry == 0 {
             return Ok(Run::Unallocated);

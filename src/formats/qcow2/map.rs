@@ -8,7 +8,7 @@ use crate::codec::{UnpackError, Unpacker};
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
 use crate::limits::Limits;
-use crate::map::{BlockMap, Run, Span, TableCache, Unread};
+use crate::map::{BlockMap, Run, Span, TableCache, Unread, read_what_is_left};
 use crate::packed::Codec;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -124,10 +124,12 @@ impl Qcow2Map {
             let there = self.file.size().saturating_sub(at);
             let n = usize::try_from(there).map_or(table.len(), |there| there.min(table.len()));
             let there = table.get_mut(..n).unwrap_or_default();
-            match self.unread.read(&self.file, there, at, &self.limits) {
-                Ok(()) => n,
-                Err(_) => 0,
-            }
+            // Only who salvages remembers what could not be read: others are told when they read it.
+            let read = match self.salvages {
+                true => self.unread.read(&self.file, there, at, &self.limits),
+                false => read_what_is_left(&self.file, there, at).map(drop),
+            };
+            read.map_or(0, |()| n)
         };
         match self
             .audit()
@@ -171,12 +173,10 @@ impl Qcow2Map {
     /// Host offset of the L2 table that answers for `guest`, if there is one.
     fn l2_offset(&self, guest: u64) -> Result<Option<u64>> {
         let index = usize::try_from(guest / self.table_span()).unwrap_or(usize::MAX);
-        if self.salvages {
-            let place = self
-                .l1_offset
-                .saturating_add((index as u64).saturating_mul(8));
-            self.unread.check(QCOW2, "L1 table", place, 8)?;
-        }
+        let place = self
+            .l1_offset
+            .saturating_add((index as u64).saturating_mul(8));
+        self.unread.check(QCOW2, "L1 table", place, 8)?;
         // The L1 table may be shorter than the disk is after it was enlarged.
         let Some(entry) = be_u64(&self.l1, index) else {
             if self.salvages {
@@ -400,18 +400,16 @@ impl Qcow2Map {
         let index_of = |at: u64| usize::try_from((at % span) >> self.cluster_bits).unwrap_or(0);
         let entry_at = |at| {
             let index = index_of(at);
-            if self.salvages {
-                let place = offset + index as u64 * self.entry_size();
-                self.unread
-                    .check(QCOW2, "L2 table", place, self.entry_size())?;
-            }
+            let place = offset + index as u64 * self.entry_size();
+            self.unread
+                .check(QCOW2, "L2 table", place, self.entry_size())?;
             Ok(self.entry(table, index))
         };
         let first_entry = entry_at(guest)?;
         let (first, mut len) = self.decode(first_entry, guest)?;
         let empty = first_entry.is_some_and(|first| first.entry == 0 && first.bitmap == 0);
         // What could not be read is zeros, too.
-        if empty && !(self.salvages && self.unread.has(offset, self.cluster_size())) {
+        if empty && !self.unread.has(offset, self.cluster_size()) {
             len = self.empty_span(table, index_of(guest), guest);
         }
         while len < limit {
@@ -457,7 +455,7 @@ impl Qcow2Map {
         while len < limit {
             let index = usize::try_from((guest + len) / span).unwrap_or(usize::MAX);
             let place = self.l1_offset.saturating_add(index as u64 * 8);
-            if self.salvages && self.unread.has(place, 8) {
+            if self.unread.has(place, 8) {
                 break;
             }
             match be_u64(&self.l1, index) {

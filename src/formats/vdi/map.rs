@@ -143,10 +143,8 @@ impl VdiMap {
     /// The status of the block with the guest's bytes at `guest`.
     fn block(&self, guest: u64) -> Result<Run> {
         let index = guest / self.block_size;
-        if self.salvages {
-            let place = self.start + index * 4;
-            self.unread.check(VDI, "block map", place, 4)?;
-        }
+        let place = self.start + index * 4;
+        self.unread.check(VDI, "block map", place, 4)?;
         let entry = usize::try_from(index)
             .ok()
             .and_then(|index| self.entries.get(index));

@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::image::{Finding, FindingKind, Findings, Opener};
 use crate::map::{TableCache, Usage};
 use crate::source::{BlockSource, BlockSourceExt};
+use crate::zero::is_zero;
 
 use super::SECTOR;
 use super::footer::{DiskType, Footer, Footers};
@@ -168,7 +169,7 @@ impl Bitmaps<'_> {
             let piece = buffer.get_mut(..len).unwrap_or_default();
             self.source.read_exact_at(piece, at)?;
             for (sector, place) in piece.chunks(512).zip((at..).step_by(512)) {
-                if sector.iter().any(|byte| *byte != 0) {
+                if !is_zero(sector) {
                     *count += 1;
                     first = first.or(Some(place));
                 }

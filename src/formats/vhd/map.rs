@@ -70,11 +70,9 @@ impl VhdMap {
     /// Where the block with the guest's bytes at `guest` starts in the file, if it is there at all.
     fn block(&self, guest: u64) -> Result<Option<u64>> {
         let index = guest / self.block_size;
-        if self.salvages {
-            let place = self.table_offset + index * 4;
-            let name = "block allocation table";
-            self.unread.check(VHD, name, place, 4)?;
-        }
+        let place = self.table_offset + index * 4;
+        let name = "block allocation table";
+        self.unread.check(VHD, name, place, 4)?;
         let entry = usize::try_from(index)
             .ok()
             .and_then(|index| self.bat.get(index));

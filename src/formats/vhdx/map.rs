@@ -90,10 +90,8 @@ impl VhdxMap {
                 page
             }
         };
-        if self.salvages {
-            let place = self.bat.offset + index * 8;
-            self.unread.check(VHDX, "BAT", place, 8)?;
-        }
+        let place = self.bat.offset + index * 8;
+        self.unread.check(VHDX, "BAT", place, 8)?;
         Ok(le_u64(&page, index % PAGE_ENTRIES))
     }
 

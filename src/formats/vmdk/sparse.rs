@@ -8,6 +8,7 @@ use crate::image::Opener;
 use crate::limits::Limits;
 use crate::map::{TableCache, read_what_is_left};
 use crate::source::{BlockSource, BlockSourceExt};
+use crate::zero::is_zero;
 
 use super::alias::{Regions, Seen};
 use super::header::{
@@ -470,7 +471,7 @@ impl Layout {
                 continue;
             }
             file.read_exact_at(&mut table, at)?;
-            if table.iter().any(|byte| *byte != 0) {
+            if !is_zero(&table) {
                 let problem = format!(
                     "has a table with grains for entry {index}, for which the grain directory has none"
                 );

@@ -12,10 +12,9 @@ mod support;
 
 use std::sync::Arc;
 
-use blockform::convert::ConvertOptions;
 use blockform::inspect::Report;
 use blockform::storage::Memory;
-use blockform::{BlockSource, BlockSourceExt, Error, OpenOptions, PathPolicy, StreamSource};
+use blockform::{BlockSource, BlockSourceExt, Error, OpenOptions, PathPolicy};
 use serde_json::Value;
 use support::{Rng, read_all, sha256, testdata};
 
@@ -328,6 +327,9 @@ fn what_follows_a_stream_is_not_part_of_it() {
 #[cfg(feature = "zlib")]
 #[test]
 fn the_footer_of_a_stream_has_the_last_word_on_its_size() {
+    use blockform::StreamSource;
+    use blockform::convert::ConvertOptions;
+
     let whole = std::fs::read(testdata("vmdk/good/stream.vmdk")).unwrap();
     let content = read_all(&open_bytes(whole.clone()).unwrap()).unwrap();
     for sectors in [8_u64, 0xffff_0000_0200] {

@@ -51,7 +51,10 @@ fn write(options: &ConvertOptions, disk: &dyn BlockSource) -> Arc<Pages> {
 }
 
 fn open(file: Arc<dyn BlockSource>, below: Option<Arc<dyn BlockSource>>) -> Result<Box<dyn Image>> {
-    let options = OpenOptions::new().format("vhdx").limits(small());
+    let mut limits = small();
+    // A page of the BAT and one of the bitmaps, which are read in turn.
+    limits.cache_bytes = 512 << 10;
+    let options = OpenOptions::new().format("vhdx").limits(limits);
     options.resolver(Arc::new(Parent(below))).open(file)
 }
 

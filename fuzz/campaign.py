@@ -3,6 +3,7 @@
 
     fuzz/campaign.py                             ten million executions of each target
     fuzz/campaign.py --seconds 3600              what an hour is enough for
+    fuzz/campaign.py --jobs 4                    four targets side by side
     fuzz/campaign.py --executions 1e8 qcow2      more of one
     fuzz/campaign.py --minimise                  only packs the corpus anew
     fuzz/campaign.py --table                     only writes the table of fuzz/README.md
@@ -15,6 +16,7 @@ unpacks. Python 3.9, cargo-fuzz.
 """
 
 import argparse
+import concurrent.futures
 import io
 import os
 import pathlib
@@ -24,13 +26,20 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 
 FUZZ = pathlib.Path(__file__).resolve().parent
 FIGURES = FUZZ / "executions.tsv"
 PAGE = FUZZ / "README.md"
 START, END = "<!-- executions -->\n", "<!-- end of executions -->\n"
-SLICE = 60
+SLICE = 120
+LONGEST = 80_000
+adding = threading.Lock()
+
+
+class Finding(Exception):
+    pass
 
 
 def targets():
@@ -48,12 +57,15 @@ def figures():
 
 
 def add(target, count):
-    counts = figures()
-    counts[target] += count
-    rows = [f"{name}\t{counts[name]}\n" for name in sorted(counts)]
-    fresh = FIGURES.with_suffix(".part")
-    fresh.write_text("target\texecutions\n" + "".join(rows))
-    fresh.replace(FIGURES)
+    """Adds to a target's figure and returns it."""
+    with adding:
+        counts = figures()
+        counts[target] += count
+        rows = [f"{name}\t{counts[name]}\n" for name in sorted(counts)]
+        fresh = FIGURES.with_suffix(".part")
+        fresh.write_text("target\texecutions\n" + "".join(rows))
+        fresh.replace(FIGURES)
+        return counts[target]
 
 
 def build(compares):
@@ -66,12 +78,14 @@ def build(compares):
 
 
 def run(program, target, seconds):
-    """Runs a target for a while and returns how often it was executed; a finding ends everything."""
+    """Runs a target for a while and returns how often it was executed; a finding ends the target."""
     corpus, artifacts = FUZZ / "corpus" / target, FUZZ / "artifacts" / target
     corpus.mkdir(parents=True, exist_ok=True)
     artifacts.mkdir(parents=True, exist_ok=True)
     command = [str(program / target), str(corpus), f"-artifact_prefix={artifacts}/", f"-max_total_time={seconds}",
-               "-rss_limit_mb=2048", "-timeout=10", "-print_final_stats=1", "-reload=0"]
+               "-rss_limit_mb=2048", "-timeout=10", "-print_final_stats=1", "-reload=0", f"-max_len={LONGEST}",
+               # What is fast is chosen more often.
+               "-entropic_scale_per_exec_time=1"]
     # Otherwise the pages of each larger buffer are fetched from the kernel anew for each execution.
     memory = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env={**os.environ, **memory})
@@ -84,7 +98,7 @@ def run(program, target, seconds):
             os.remove(found[1])
             return int(count[1])
     if done.returncode != 0:
-        sys.exit(f"{done.stderr[-6000:]}\n{target}: a finding; the input is in {artifacts}")
+        raise Finding(f"{done.stderr[-6000:]}\n{target}: a finding; the input is in {artifacts}")
     return int(count[1])
 
 
@@ -127,6 +141,7 @@ def main():
     parser.add_argument("targets", nargs="*", metavar="TARGET")
     parser.add_argument("--executions", type=float, default=1e7)
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minimise", action="store_true")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
@@ -135,21 +150,41 @@ def main():
         return table()
     subprocess.run([str(FUZZ / "seed.sh")], check=True)
     program = build(False)
+    findings = []
     if not options.minimise:
         end = time.monotonic() + options.seconds
         left = [target for target in chosen if figures()[target] < options.executions]
         tracing = program if all(figures()[target] for target in left) else build(True)
-        while left and time.monotonic() < end:
-            for target in left:
-                count = run(program if figures()[target] else tracing, target, SLICE)
-                add(target, count)
-                print(f"{target}: {count} more, {figures()[target]} in all", flush=True)
-                if time.monotonic() >= end:
+
+        def one_slice(target):
+            """Whether the target wants another after it."""
+            count = run(program if figures()[target] else tracing, target, SLICE)
+            total = add(target, count)
+            print(f"{target}: {count} more, {total} in all", flush=True)
+            return total < options.executions
+
+        with concurrent.futures.ThreadPoolExecutor(options.jobs) as jobs:
+            running = {}
+            while left or running:
+                while left and len(running) < options.jobs and time.monotonic() < end:
+                    target = left.pop(0)
+                    running[jobs.submit(one_slice, target)] = target
+                if not running:
                     break
-            left = [target for target in left if figures()[target] < options.executions]
+                done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    target = running.pop(future)
+                    try:
+                        if future.result():
+                            left.append(target)
+                    except Finding as finding:
+                        findings.append(target)
+                        print(finding, flush=True)
     for target in chosen:
         minimise(program, target)
     table()
+    if findings:
+        sys.exit(f"findings: {', '.join(findings)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     tests/figures.py faults damage      some of it
     tests/figures.py --log FILE...      what earlier runs printed
 
-Figures that were not measured stay as they are. Python 3.9, cargo, qemu-img, qemu-io and strace.
+Figures that were not measured stay as they are; those of the fuzzing are what fuzz/campaign.py counted. Python 3.9, cargo, qemu-img, qemu-io and strace.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "SECURITY.md"
+EXECUTIONS = ROOT / "fuzz" / "executions.tsv"
 START, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 
 # What each test prints as `figure: NAME: NUMBER`, and what it found while it was made.
@@ -65,6 +66,13 @@ ROWS = [
     ("Conversions stopped at a random moment",
      ["conversions stopped at a random moment"],
      "nothing"),
+    ("Executions of each fuzz target, at least (`fuzz/README.md` has them one by one)",
+     ["least executions of a fuzz target"],
+     "a qcow2 file cut short that grew when it was repaired (`repair`); a VMDK stream whose header and footer differ, of "
+     "128 PiB (`vmdk`); a window of a stream that was filled before anything came; no crash of the library"),
+    ("Executions of all fuzz targets",
+     ["executions of all fuzz targets"],
+     "the same"),
 ]
 
 TESTS = ["faults", "syscalls", "crashes", "damage", "differential", "written", "threads"]
@@ -93,6 +101,12 @@ def figures(text):
     return {name: sum(numbers) for name, numbers in found.items()}
 
 
+def fuzzing():
+    rows = [line.split("\t") for line in EXECUTIONS.read_text().splitlines()[1:]]
+    counts = [int(count) for _, count in rows]
+    return {"least executions of a fuzz target": min(counts), "executions of all fuzz targets": sum(counts)}
+
+
 def table(found, before):
     lines = ["| what | how many | what it found (and the test of what was mended) |", "|---|---:|---|"]
     for label, names, told in ROWS:
@@ -116,7 +130,7 @@ def main():
     head, rest = page.split(START)
     old, tail = rest.split(END)
     before = dict(re.findall(r"^\| (.+?) \| ([\d,]+) \|", old, re.M))
-    PAGE.write_text(head + START + table(figures("\n".join(texts)), before) + END + tail)
+    PAGE.write_text(head + START + table({**figures("\n".join(texts)), **fuzzing()}, before) + END + tail)
 
 
 if __name__ == "__main__":

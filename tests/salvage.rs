@@ -695,6 +695,11 @@ fn of_two_grain_tables_every_sound_entry_counts() {
         &disk,
         &[(7 * CLUSTER, 8 * CLUSTER)],
     );
+    // An entry that leads into the metadata: a strict reader takes the other table, too.
+    let mut metadata = made(&disk, "vmdk", &[]);
+    let unused = u32::try_from(le64(&metadata, 64) - 1).unwrap();
+    metadata[main + 4 * 5..][..4].copy_from_slice(&unused.to_le_bytes());
+    loses("metadata", &metadata, "vmdk", &disk, &[]);
 }
 
 /// The header of a sparse extent tells what the disk is as well as its descriptor; but for a parent.

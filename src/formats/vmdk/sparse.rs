@@ -223,10 +223,7 @@ pub(super) fn open_hosted(found: InForce, size: u64, opener: &dyn Opener) -> Res
         // Of an extent that was not closed it is known that its tables are not what they should be.
         marked_tables: first.gd_offset == GD_AT_END,
         compares: header.unclean_shutdown == 0 && !salvages,
-        first_grain: match salvages {
-            true => 0,
-            false => header.over_head.saturating_mul(SECTOR),
-        },
+        first_grain: header.over_head.saturating_mul(SECTOR),
         file,
         tables,
         storage,

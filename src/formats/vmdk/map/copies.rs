@@ -148,7 +148,7 @@ impl<T: Tables> GrainMap<T> {
             .chunks_exact(self.tables.entry_len())
             .zip((start..self.size).step_by(usize::try_from(self.grain).unwrap_or(usize::MAX)))
         {
-            if let Grain::At(at) = self.decode_in(raw, guest, host)? {
+            if let Grain::At(at) = self.decode_in(raw, guest, Some(host), self.first_grain)? {
                 grains.push(at);
             }
         }

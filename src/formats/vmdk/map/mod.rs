@@ -153,11 +153,22 @@ impl<T: Tables> GrainMap<T> {
 
     /// What an entry says of the grain at `guest`, checked: it has to be in the file, and not in metadata.
     fn decode(&self, raw: &[u8], guest: u64) -> Result<Grain> {
-        self.decode_in(raw, guest, None)
+        // Where the metadata ends may be what is damaged.
+        let first_grain = match self.salvage {
+            Some(_) => 0,
+            None => self.first_grain,
+        };
+        self.decode_in(raw, guest, None, first_grain)
     }
 
-    /// The same for a table at `host`.
-    fn decode_in(&self, raw: &[u8], guest: u64, host: impl Into<Option<u64>>) -> Result<Grain> {
+    /// The same for a table at `host` and grains from `first_grain` on.
+    fn decode_in(
+        &self,
+        raw: &[u8],
+        guest: u64,
+        host: Option<u64>,
+        first_grain: u64,
+    ) -> Result<Grain> {
         let grain = self.tables.entry(raw)?;
         let Grain::At(at) = grain else {
             return Ok(grain);
@@ -175,7 +186,7 @@ impl<T: Tables> GrainMap<T> {
         };
         let problem = if !in_file {
             format!("refers to byte {at}, and the file ends at {file_size}")
-        } else if at < self.first_grain || self.regions.overlap(at, end) {
+        } else if at < first_grain || self.regions.overlap(at, end) {
             format!("refers to byte {at}, which is metadata")
         } else {
             return Ok(grain);

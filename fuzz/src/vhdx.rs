@@ -13,7 +13,9 @@ use blockform::{
 
 use crate::model::{Fill, Model};
 use crate::pages::Pages;
-use crate::{Fills, disk, look_around, model, printable, seldom, small, threads};
+use crate::{
+    Fills, disk, look_around, look_around_in_some, model, printable, seldom, small, threads,
+};
 
 /// Bytes that are changed in one of the structures.
 #[derive(Debug, Arbitrary)]
@@ -184,5 +186,6 @@ pub fn vhdx_write(plan: &VhdxPlan) {
         written.expect("a stream takes it, too");
         read_again(stream);
     }
-    look_around(read_again(write(&options, &source)).as_ref());
+    let image = read_again(write(&options, &source));
+    look_around_in_some(image.as_ref(), &plan.fills);
 }

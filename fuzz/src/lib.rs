@@ -735,7 +735,7 @@ fn seldom(what: &str, fills: &Fills, one_in: u64) -> bool {
 
 /// Every byte of what was written has been compared; the other ways to ask are for some.
 fn look_around_in_some(image: &dyn Image, fills: &Fills) {
-    if seldom("look", fills, 3) {
+    if seldom("look", fills, 6) {
         look_around(image);
     }
 }
@@ -794,7 +794,7 @@ pub fn qcow2_write(plan: &Plan) {
     let base = plan
         .base
         .as_ref()
-        .filter(|_| seldom("base", &plan.fills, 3))
+        .filter(|_| seldom("base", &plan.fills, 8))
         .map(|fills| disk(plan.base_sectors, fills).bytes);
     let files = match &base {
         None => way.write(&source),
@@ -816,7 +816,7 @@ pub fn qcow2_write(plan: &Plan) {
         None => way.options(),
         Some(base) => over(way.options(), base),
     };
-    if !(plan.streamed && seldom("stream", &plan.fills, 4)) {
+    if !(plan.streamed && seldom("stream", &plan.fills, 12)) {
         return;
     }
     if way.compress || way.data_file {
@@ -859,10 +859,10 @@ fn block_write(format: &'static str, extra: &[(&str, &str)], plan: &BlockPlan) {
     let base = plan
         .base
         .as_ref()
-        .filter(|_| seldom("base", &plan.fills, 3))
+        .filter(|_| seldom("base", &plan.fills, 8))
         .map(|fills| disk(plan.base_sectors, fills));
     let threads = threads(plan.threads);
-    let stream = plan.streamed && seldom("stream", &plan.fills, 4);
+    let stream = plan.streamed && seldom("stream", &plan.fills, 12);
     let way = |fixed: bool| {
         let block = 1_u64 << bits(12, plan.block_bits);
         let mut options = extra.to_vec();
@@ -950,7 +950,7 @@ pub fn vmdk_write(plan: &VmdkPlan) {
     } else if plan.zeroed_grain {
         options = options.option("zeroed_grain", "on");
     }
-    if which < 2 && plan.streamed && seldom("stream", &plan.fills, 4) {
+    if which < 2 && plan.streamed && seldom("stream", &plan.fills, 12) {
         stream_write(&options, &source, "vmdk", None, None);
     }
     let files: Vec<Arc<Memory>> = (0..if which < 2 { 1 } else { 2 })

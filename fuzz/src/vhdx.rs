@@ -163,7 +163,7 @@ pub fn vhdx_write(plan: &VhdxPlan) {
             .option("block_state_zero", on_off(plan.mark_zeroes))
     };
     let base = plan.base.as_ref();
-    let base = base.filter(|_| seldom("base", &plan.fills, 3));
+    let base = base.filter(|_| seldom("base", &plan.fills, 8));
     let base = base.map(|fills| write(&options(), &disk(plan.sectors, fills)));
     let below = || base.as_ref().map(|base| Arc::clone(base) as _);
     let options = match below() {
@@ -180,7 +180,7 @@ pub fn vhdx_write(plan: &VhdxPlan) {
         assert!(read == source.bytes, "{plan:?}: other bytes");
         image
     };
-    if plan.streamed && seldom("stream", &plan.fills, 4) {
+    if plan.streamed && seldom("stream", &plan.fills, 12) {
         let stream: Arc<Pages> = Arc::default();
         let written = options.convert_to_writer(&source, &*stream);
         written.expect("a stream takes it, too");

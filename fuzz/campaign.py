@@ -18,6 +18,7 @@ unpacks. Python 3.9, cargo-fuzz.
 import argparse
 import concurrent.futures
 import io
+import math
 import os
 import pathlib
 import re
@@ -35,6 +36,7 @@ PAGE = FUZZ / "README.md"
 START, END = "<!-- executions -->\n", "<!-- end of executions -->\n"
 SLICE = 120
 LONGEST = 80_000
+COUNTED = 2_000_000
 adding = threading.Lock()
 
 
@@ -77,15 +79,17 @@ def build(compares):
     return next(folder.glob("*/release"))
 
 
-def run(program, target, seconds):
-    """Runs a target for a while and returns how often it was executed; a finding ends the target."""
+def run(program, target, before, most):
+    """Runs a target for a while, at most so often, and returns how often it was executed; a finding ends the target."""
     corpus, artifacts = FUZZ / "corpus" / target, FUZZ / "artifacts" / target
     corpus.mkdir(parents=True, exist_ok=True)
     artifacts.mkdir(parents=True, exist_ok=True)
-    command = [str(program / target), str(corpus), f"-artifact_prefix={artifacts}/", f"-max_total_time={seconds}",
+    command = [str(program / target), str(corpus), f"-artifact_prefix={artifacts}/", f"-max_total_time={SLICE}", f"-runs={most}",
                "-rss_limit_mb=2048", "-timeout=10", "-print_final_stats=1", "-reload=0", f"-max_len={LONGEST}",
                # What is fast is chosen more often.
-               "-entropic_scale_per_exec_time=1"]
+               "-entropic_scale_per_exec_time=1",
+               # How often each edge is taken makes the corpus several times larger, and slow.
+               f"-use_counters={int(before < COUNTED)}"]
     # Otherwise the pages of each larger buffer are fetched from the kernel anew for each execution.
     memory = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env={**os.environ, **memory})
@@ -158,7 +162,8 @@ def main():
 
         def one_slice(target):
             """Whether the target wants another after it."""
-            count = run(program if figures()[target] else tracing, target, SLICE)
+            done = figures()[target]
+            count = run(program if done else tracing, target, done, math.ceil(options.executions - done))
             total = add(target, count)
             print(f"{target}: {count} more, {total} in all", flush=True)
             return total < options.executions

@@ -691,7 +691,7 @@ pub struct Plan {
 
 /// A disk of some sectors, small ones as a rule: what they hold is seldom a matter of size.
 fn disk(sectors: u16, fills: &Fills) -> Model {
-    let most = if sectors >= 0xf800 { 512 } else { 48 };
+    let most = if sectors >= 0xf800 { 512 } else { 32 };
     let size = usize::from(sectors % most) * 512;
     let mut disk = Model::new(size);
     for (fill, start, len, seed) in fills.iter().take(6) {
@@ -733,6 +733,13 @@ fn seldom(what: &str, fills: &Fills, one_in: u64) -> bool {
     state % one_in == 0
 }
 
+/// Every byte of what was written has been compared; the other ways to ask are for some.
+fn look_around_in_some(image: &dyn Image, fills: &Fills) {
+    if seldom("look", fills, 6) {
+        look_around(image);
+    }
+}
+
 /// Writes the disk into a stream, opens that and compares every byte. Where no zeros are searched for,
 /// it is the same as the file.
 fn stream_write(
@@ -767,7 +774,7 @@ pub fn qcow2_write(plan: &Plan) {
         data_file_raw,
     ] = plan.flags;
     // Each unit that is packed takes as long as all the rest.
-    let compress = compress && seldom("pack", &plan.fills, 24);
+    let compress = compress && seldom("pack", &plan.fills, 64);
     let mut way = Way {
         v2,
         cluster_bits: bits(if compress { 12 } else { 9 }, plan.cluster_bits),
@@ -787,7 +794,7 @@ pub fn qcow2_write(plan: &Plan) {
     let base = plan
         .base
         .as_ref()
-        .filter(|_| seldom("base", &plan.fills, 3))
+        .filter(|_| seldom("base", &plan.fills, 8))
         .map(|fills| disk(plan.base_sectors, fills).bytes);
     let files = match &base {
         None => way.write(&source),
@@ -804,12 +811,12 @@ pub fn qcow2_write(plan: &Plan) {
         .read_exact_at(&mut read, 0)
         .expect("what was written reads");
     assert!(read == source.bytes, "{}: other bytes", way.text());
-    look_around(image.as_ref());
+    look_around_in_some(image.as_ref(), &plan.fills);
     let options = match &base {
         None => way.options(),
         Some(base) => over(way.options(), base),
     };
-    if !(plan.streamed && seldom("stream", &plan.fills, 4)) {
+    if !(plan.streamed && seldom("stream", &plan.fills, 12)) {
         return;
     }
     if way.compress || way.data_file {
@@ -852,10 +859,10 @@ fn block_write(format: &'static str, extra: &[(&str, &str)], plan: &BlockPlan) {
     let base = plan
         .base
         .as_ref()
-        .filter(|_| seldom("base", &plan.fills, 3))
+        .filter(|_| seldom("base", &plan.fills, 8))
         .map(|fills| disk(plan.base_sectors, fills));
     let threads = threads(plan.threads);
-    let stream = plan.streamed && seldom("stream", &plan.fills, 4);
+    let stream = plan.streamed && seldom("stream", &plan.fills, 12);
     let way = |fixed: bool| {
         let block = 1_u64 << bits(12, plan.block_bits);
         let mut options = extra.to_vec();
@@ -897,7 +904,7 @@ fn block_write(format: &'static str, extra: &[(&str, &str)], plan: &BlockPlan) {
         .read_exact_at(&mut read, 0)
         .expect("what was written reads");
     assert!(read == source.bytes, "{plan:?}: other bytes");
-    look_around(image.as_ref());
+    look_around_in_some(image.as_ref(), &plan.fills);
 }
 
 /// A disk and a way to write it as VMDK.
@@ -930,7 +937,7 @@ pub fn vmdk_write(plan: &VmdkPlan) {
     }
     let which = match usize::from(plan.subformat) % SUBFORMATS.len() {
         // To pack a grain takes as long as all the rest.
-        1 if !seldom("pack", &plan.fills, 24) => 0,
+        1 if !seldom("pack", &plan.fills, 64) => 0,
         which => which,
     };
     let threads = NonZeroUsize::new(threads(plan.threads)).expect("not 0");
@@ -943,7 +950,7 @@ pub fn vmdk_write(plan: &VmdkPlan) {
     } else if plan.zeroed_grain {
         options = options.option("zeroed_grain", "on");
     }
-    if which < 2 && plan.streamed && seldom("stream", &plan.fills, 4) {
+    if which < 2 && plan.streamed && seldom("stream", &plan.fills, 12) {
         stream_write(&options, &source, "vmdk", None, None);
     }
     let files: Vec<Arc<Memory>> = (0..if which < 2 { 1 } else { 2 })
@@ -967,5 +974,5 @@ pub fn vmdk_write(plan: &VmdkPlan) {
         .read_exact_at(&mut read, 0)
         .expect("what was written reads");
     assert!(read == source.bytes, "{}: other bytes", SUBFORMATS[which]);
-    look_around(image.as_ref());
+    look_around_in_some(image.as_ref(), &plan.fills);
 }

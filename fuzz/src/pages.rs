@@ -118,11 +118,14 @@ impl BlockTarget for Pages {
     }
 
     fn write_zeroes_at(&self, offset: u64, len: u64, _: Zeroes) -> Result<()> {
-        let (start, len) = (place(offset)?, place(len)?);
+        let start = place(offset)?;
+        let end = start + place(len)?;
         let mut state = self.lock_to_write();
-        for at in (start..start + len).step_by(PAGE) {
-            let part = PAGE.min(start + len - at);
-            state.set(&ZEROES[..part], at);
+        state.size = state.size.max(end);
+        for (page, bytes) in state.pages.range_mut(start / PAGE..end.div_ceil(PAGE)) {
+            let at = page * PAGE;
+            let (from, to) = (start.max(at), end.min(at + PAGE));
+            Arc::make_mut(bytes)[from - at..to - at].fill(0);
         }
         Ok(())
     }

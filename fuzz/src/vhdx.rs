@@ -13,7 +13,9 @@ use blockform::{
 
 use crate::model::{Fill, Model};
 use crate::pages::Pages;
-use crate::{Fills, disk, look_around, model, printable, seldom, small, threads};
+use crate::{
+    Fills, disk, look_around, look_around_in_some, model, printable, seldom, small, threads,
+};
 
 /// Bytes that are changed in one of the structures.
 #[derive(Debug, Arbitrary)]
@@ -161,7 +163,7 @@ pub fn vhdx_write(plan: &VhdxPlan) {
             .option("block_state_zero", on_off(plan.mark_zeroes))
     };
     let base = plan.base.as_ref();
-    let base = base.filter(|_| seldom("base", &plan.fills, 3));
+    let base = base.filter(|_| seldom("base", &plan.fills, 8));
     let base = base.map(|fills| write(&options(), &disk(plan.sectors, fills)));
     let below = || base.as_ref().map(|base| Arc::clone(base) as _);
     let options = match below() {
@@ -178,11 +180,12 @@ pub fn vhdx_write(plan: &VhdxPlan) {
         assert!(read == source.bytes, "{plan:?}: other bytes");
         image
     };
-    if plan.streamed && seldom("stream", &plan.fills, 4) {
+    if plan.streamed && seldom("stream", &plan.fills, 12) {
         let stream: Arc<Pages> = Arc::default();
         let written = options.convert_to_writer(&source, &*stream);
         written.expect("a stream takes it, too");
         read_again(stream);
     }
-    look_around(read_again(write(&options, &source)).as_ref());
+    let image = read_again(write(&options, &source));
+    look_around_in_some(image.as_ref(), &plan.fills);
 }

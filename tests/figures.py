@@ -69,7 +69,8 @@ ROWS = [
     ("Executions of each fuzz target, at least (`fuzz/README.md` has them one by one)",
      ["least executions of a fuzz target"],
      "a qcow2 file cut short that grew when it was repaired (`repair`); a VMDK stream whose header and footer differ, of "
-     "128 PiB (`vmdk`); a window of a stream that was filled before anything came; no crash of the library"),
+     "128 PiB (`vmdk`); of two VMDK grain tables another one salvaged than read (`salvage`); a window of a stream that was "
+     "filled before anything came; no crash of the library"),
     ("Executions of all fuzz targets",
      ["executions of all fuzz targets"],
      "the same"),

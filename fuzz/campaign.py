@@ -35,8 +35,10 @@ FUZZ = pathlib.Path(__file__).resolve().parent
 FIGURES = FUZZ / "executions.tsv"
 PAGE = FUZZ / "README.md"
 START, END = "<!-- executions -->\n", "<!-- end of executions -->\n"
+# Seconds of a target at a time, and bytes of an input.
 SLICE = 120
 LONGEST = 80_000
+# Executions of which the counts of each edge are looked at, too.
 COUNTED = 2_000_000
 # Executions a second, of a target that did not run yet.
 USUAL = 10_000
@@ -87,7 +89,8 @@ def run(program, target, before, most):
     corpus, artifacts = FUZZ / "corpus" / target, FUZZ / "artifacts" / target
     corpus.mkdir(parents=True, exist_ok=True)
     artifacts.mkdir(parents=True, exist_ok=True)
-    command = [str(program / target), str(corpus), f"-artifact_prefix={artifacts}/", f"-max_total_time={SLICE}", f"-runs={most}",
+    command = [str(program / target), str(corpus), f"-artifact_prefix={artifacts}/",
+               f"-max_total_time={SLICE}", f"-runs={most}",
                "-rss_limit_mb=2048", "-timeout=10", "-print_final_stats=1", "-reload=0", f"-max_len={LONGEST}",
                # What is fast is chosen more often.
                "-entropic_scale_per_exec_time=1",

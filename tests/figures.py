@@ -5,7 +5,8 @@
     tests/figures.py faults damage      some of it
     tests/figures.py --log FILE...      what earlier runs printed
 
-Figures that were not measured stay as they are; those of the fuzzing are what fuzz/campaign.py counted. Python 3.9, cargo, qemu-img, qemu-io and strace.
+Figures that were not measured stay as they are; those of the fuzzing are what fuzz/campaign.py counted.
+Python 3.9, cargo, qemu-img, qemu-io and strace.
 """
 
 import argparse

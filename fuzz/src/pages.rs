@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::{fmt, io};
 
-use blockform::{BlockSource, BlockTarget, Error, Extent, ExtentKind, Result, Zeroes};
+use blockform::{
+    BlockSource, BlockTarget, Error, Extent, ExtentKind, Result, Zeroes, check_extent,
+};
 
 const PAGE: usize = 4096;
 const ZEROES: [u8; PAGE] = [0; PAGE];
@@ -93,17 +95,9 @@ impl BlockSource for Pages {
     }
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        let size = self.size();
-        if offset >= size || limit == 0 {
-            return Err(Error::OutOfRange {
-                offset,
-                len: limit,
-                size,
-            });
-        }
         Ok(Extent {
             start: offset,
-            len: limit.min(size - offset),
+            len: check_extent(offset, limit, self.size())?,
             kind: ExtentKind::Data,
             depth: 0,
             host_offset: Some(offset),

@@ -9,7 +9,7 @@ use blockform::image::{Backing, Image};
 use blockform::storage::Memory;
 use blockform::{
     BlockSource, BlockTarget, Error, Extent, ExtentKind, ImageName, OpenOptions, Reference,
-    Resolved, Resolver, Result,
+    Resolved, Resolver, Result, check_extent,
 };
 
 /// What a range of a disk is filled with.
@@ -117,13 +117,7 @@ impl BlockSource for Model {
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
         let size = self.size();
-        if offset >= size || limit == 0 {
-            return Err(Error::OutOfRange {
-                offset,
-                len: limit,
-                size,
-            });
-        }
+        check_extent(offset, limit, size)?;
         let first = usize::try_from(offset).unwrap() / SECTOR;
         let kind = self.kinds[first];
         let same = self.kinds[first..]

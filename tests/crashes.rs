@@ -17,7 +17,7 @@ use std::sync::Arc;
 use blockform::convert::ConvertOptions;
 use blockform::storage::Memory;
 use blockform::{BlockSource, BlockTarget, OpenOptions};
-use support::crash::{Log, Op, Recorder, states};
+use support::crash::{Log, Op, Recorder, after, states};
 use support::faults::{figure, thorough};
 use support::model::{Fill, Model, OnlyOne};
 use support::{Rng, read_all};
@@ -117,11 +117,7 @@ fn crash_everywhere(size: usize, threads: usize, over_another: bool, reordered: 
         let mut start = empty.clone();
         let mut judged_old = None;
         if over_another {
-            for op in record(&options, &old, 1, &empty) {
-                states(&start.clone(), &[op], 0, &mut rng, &mut |_, files| {
-                    start = files.to_vec();
-                });
-            }
+            start = after(&empty, &record(&options, &old, 1, &empty));
             judged_old = Some(content(format, &start).unwrap().unwrap());
         }
         let log = record(&options, &new, threads, &start);

@@ -8,7 +8,6 @@ pub mod faults;
 pub mod model;
 pub mod origins;
 pub mod patch;
-pub mod witness;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

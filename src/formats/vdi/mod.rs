@@ -16,12 +16,11 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
-    Verdict, disagrees,
+    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, RepairFn, SafetyCheck,
+    Scope, Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
-use crate::target::BlockTarget;
 
 pub use header::ImageType;
 pub use open::VdiImage;
@@ -81,17 +80,8 @@ impl Format for Vdi {
         check::check(source, opener).map(Some)
     }
 
-    fn mends(&self) -> &'static [Scope] {
-        &[Scope::All]
-    }
-
-    fn repair(
-        &self,
-        file: &Arc<dyn BlockTarget>,
-        opener: &dyn Opener,
-        _scope: Scope,
-    ) -> Result<Fixed> {
-        repair::repair(file, opener)
+    fn repairs(&self) -> &'static [(Scope, RepairFn)] {
+        &[(Scope::All, repair::repair)]
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -23,12 +23,11 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
-    Verdict,
+    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, RepairFn, SafetyCheck,
+    Scope, Verdict,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
-use crate::target::BlockTarget;
 
 pub use footer::DiskType;
 pub use geometry::Geometry;
@@ -83,17 +82,8 @@ impl Format for Vhd {
         check::check(source, opener).map(Some)
     }
 
-    fn mends(&self) -> &'static [Scope] {
-        &[Scope::All]
-    }
-
-    fn repair(
-        &self,
-        file: &Arc<dyn BlockTarget>,
-        opener: &dyn Opener,
-        _scope: Scope,
-    ) -> Result<Fixed> {
-        repair::repair(file, opener)
+    fn repairs(&self) -> &'static [(Scope, RepairFn)] {
+        &[(Scope::All, repair::repair)]
     }
 
     fn open_arriving(

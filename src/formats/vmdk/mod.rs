@@ -22,12 +22,11 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
-    Verdict, disagrees,
+    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, RepairFn, SafetyCheck,
+    Scope, Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
-use crate::target::BlockTarget;
 
 pub use open::VmdkImage;
 pub use write::{AdapterType, Subformat, VmdkOptions};
@@ -93,17 +92,11 @@ impl Format for Vmdk {
         check::check(source, opener).map(Some)
     }
 
-    fn mends(&self) -> &'static [Scope] {
-        &[Scope::All, Scope::Redundant]
-    }
-
-    fn repair(
-        &self,
-        file: &Arc<dyn BlockTarget>,
-        opener: &dyn Opener,
-        scope: Scope,
-    ) -> Result<Fixed> {
-        repair::repair(file, opener, scope)
+    fn repairs(&self) -> &'static [(Scope, RepairFn)] {
+        &[
+            (Scope::All, repair::repair),
+            (Scope::Redundant, repair::repair_from_redundant),
+        ]
     }
 
     fn open_arriving(

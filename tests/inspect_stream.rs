@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockform::inspect::{Report, Safety};
-use blockform::storage::FileStorage;
+use blockform::storage::{FileStorage, Memory};
 use blockform::stream::{StreamOptions, StreamReport};
 use blockform::{BlockSource, Error, ImageName, Limits, OpenOptions, detect};
 use support::{files_below, root, testdata, unpacked};
@@ -240,7 +240,8 @@ fn a_stream_is_stopped_at_the_byte_that_proves_it_wrong() {
     let image = std::fs::read(testdata("qcow2/good/plain.qcow2")).unwrap();
     assert!(feed(allow(&["qcow2"]), &image).is_ok());
     assert!(feed(allow(&["vdi", "qcow2"]), &image).is_ok());
-    assert_eq!(stopped(allow(&["vhdx"]), &image).0, 1);
+    // A skippable frame of zstd begins with the same byte.
+    assert_eq!(stopped(allow(&["vhdx"]), &image).0, 2);
     assert_eq!(stopped(allow(&["qcow"]), &image).0, 8, "by its version");
     assert_eq!(stopped(allow(&["vdi"]), &image).0, 65);
     // What shows to be something else is looked at by the sector.
@@ -355,6 +356,40 @@ fn packed_streams_are_what_they_hold() {
         let bounded = feed(StreamOptions::new().limits(limits), &packed);
         assert!(tool == "gzip" || bounded.unwrap().description.is_err());
     }
+}
+
+#[test]
+fn zstd_behind_frames_that_are_skipped_is_zstd() {
+    const SIZE: u64 = 10 << 40;
+    let mut image = std::fs::read(testdata("qcow2/good/plain.qcow2")).unwrap();
+    image[24..32].copy_from_slice(&SIZE.to_be_bytes());
+    let frame = zstd::bulk::compress(&image, 3).unwrap();
+    let mut skipped = vec![0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
+    skipped.extend([0x5f, 0x2a, 0x4d, 0x18, 0, 0, 0, 0]);
+    let packed = [skipped, frame].concat();
+    let report = feed(StreamOptions::new(), &packed).unwrap();
+    assert_eq!(report.packing.map(|packing| packing.name()), Some("zstd"));
+    assert_eq!(report.virtual_size, Some(SIZE));
+    let small = StreamOptions::new().max_virtual_size(SIZE - 1);
+    let (_, error) = feed(small, &packed).unwrap_err();
+    assert!(
+        matches!(error, Error::LimitExceeded { value: SIZE, .. }),
+        "{error}"
+    );
+    assert_eq!(stopped(allow(&["qcow2"]), &packed).1, ["zstd"]);
+    // A frame that is longer than what detection looks at.
+    let mut long = packed.clone();
+    long[4..8].copy_from_slice(&(1_u32 << 20).to_le_bytes());
+    long.splice(8..11, vec![7; 1 << 20]);
+    for bytes in [&packed, &long] {
+        let file = detect(&Memory::new(bytes.clone())).unwrap();
+        assert_eq!(file.matches[0].0.as_str(), "zstd");
+        let report = feed(StreamOptions::new(), bytes).unwrap();
+        assert_eq!(report.virtual_size, Some(SIZE));
+    }
+    // Frames that are skipped, and nothing else.
+    let raw = [&packed[..11], &[0; 1 << 20]].concat();
+    assert_eq!(feed(StreamOptions::new(), &raw).unwrap().packing, None);
 }
 
 /// Counts what is read of a file.

@@ -21,7 +21,8 @@ use blockform::digest::Algorithm;
 use blockform::image::parse_options;
 use blockform::storage::Memory;
 use blockform::{
-    BlockSource, BlockTarget, Error, OpenOptions, PathPolicy, Result, StreamImage, StreamSource,
+    BlockSource, BlockTarget, Error, Hint, OpenOptions, PathPolicy, Result, StreamImage,
+    StreamSource,
 };
 use support::model::{Fill, Model, to};
 use support::{
@@ -332,7 +333,7 @@ fn what_is_out_of_order_is_refused_or_spilled() {
     assert!(written(&to("raw", 2), &file).unwrap() == disk);
     let error = refused(open("vdi", stream(&image)).and_then(|vdi| written(&to("raw", 2), &vdi)));
     assert!(matches!(error, Error::OutOfOrder { .. }), "{error}");
-    assert!(error.to_string().contains("allow a spill file"), "{error}");
+    assert_eq!(error.hint(), Some(Hint::AllowSpill), "{error}");
     let folder = tempfile::tempdir().unwrap();
     let vdi = open("vdi", stream(&image).spill(folder.path(), 1 << 30)).unwrap();
     assert!(written(&to("raw", 2), &vdi).unwrap() == disk);

@@ -48,7 +48,7 @@ impl Entries for QcowEntries {
             UnpackError::NotBuilt(feature) => Error::Unsupported {
                 format: QCOW,
                 feature: format!("reading clusters packed with {feature}"),
-                hint: "build blockform with the feature of that name",
+                hint: Some("build blockform with the feature of that name".into()),
             },
         })
     }

@@ -197,9 +197,8 @@ impl Codec {
         match self {
             Codec::Deflate | Codec::Gzip if cfg!(not(feature = "zlib")) => Some("zlib"),
             Codec::Zstd if cfg!(not(feature = "zstd")) => Some("zstd"),
-            Codec::Xz | Codec::Bzip2 | Codec::Lz4 | Codec::Lzma if cfg!(not(feature = "peek")) => {
-                Some("peek")
-            }
+            Codec::Xz if cfg!(not(feature = "xz")) => Some("xz"),
+            Codec::Bzip2 | Codec::Lz4 | Codec::Lzma if cfg!(not(feature = "peek")) => Some("peek"),
             _ => None,
         }
     }
@@ -237,13 +236,13 @@ impl Codec {
                 });
                 decoder.map_or(Vec::new(), fill)
             }
-            #[cfg(feature = "peek")]
-            Codec::Xz => fill(lzma_rust2::XzReader::new_mem_limit(packed, false, LZMA_KIB)),
+            #[cfg(feature = "xz")]
+            Codec::Xz => xz(packed),
             #[cfg(feature = "peek")]
             Codec::Lzma => lzma_rust2::LzmaReader::new_mem_limit(packed, LZMA_KIB, None)
                 .map_or(Vec::new(), fill),
             #[cfg(feature = "peek")]
-            Codec::Bzip2 => fill(bzip2_rs::DecoderReader::new(packed)),
+            Codec::Bzip2 => fill(bzip2::read::BzDecoder::new(packed)),
             #[cfg(feature = "peek")]
             Codec::Lz4 => fill(lz4_flex::frame::FrameDecoder::new(packed)),
             #[cfg(not(all(feature = "zlib", feature = "zstd", feature = "peek")))]
@@ -252,9 +251,36 @@ impl Codec {
     }
 }
 
-/// What unpacking xz and lzma may take, in KiB: a bit more than their largest preset.
+/// Memory that unpacking lzma may take, in KiB: a bit more than its largest preset needs.
 #[cfg(feature = "peek")]
 const LZMA_KIB: u32 = 72 << 10;
+
+/// Unpacks the start of an xz stream, as [`fill`] does.
+#[cfg(feature = "xz")]
+fn xz(mut packed: impl Read) -> Vec<u8> {
+    /// The dictionary of the largest preset.
+    const DICTIONARY: usize = 64 << 20;
+    let mut decoder = xz4rust::XzDecoder::with_alloc_dict_size(4096, DICTIONARY);
+    let mut input = vec![0; 32 << 10];
+    let mut bytes = vec![0; Probe::HEAD];
+    let mut done = 0;
+    'stream: while let Ok(n @ 1..) = packed.read(&mut input) {
+        let mut piece = input.get(..n).unwrap_or_default();
+        while !piece.is_empty() {
+            let room = bytes.get_mut(done..).unwrap_or_default();
+            let Ok(step) = decoder.decode(piece, room) else {
+                break 'stream;
+            };
+            done += step.output_produced();
+            piece = piece.get(step.input_consumed()..).unwrap_or_default();
+            if step.is_end_of_stream() || !step.made_progress() || done == bytes.len() {
+                break 'stream;
+            }
+        }
+    }
+    bytes.truncate(done);
+    bytes
+}
 
 /// Reads a window's worth, or what there is before something is wrong.
 fn fill(mut reader: impl Read) -> Vec<u8> {

@@ -517,9 +517,9 @@ fn packed_streams_are_refused_by_name() {
     let packed = std::fs::read(testdata("packed/good/plain.qcow2.gz"));
     let packed = packed.unwrap_or_else(|_| b"\x1f\x8b\x08\0\0\0\0\0\0\x03and so on".repeat(100));
     let error = refused(open("qcow2", stream(&packed)));
-    assert!(error.to_string().contains("unpack it first"), "{error}");
+    assert!(error.hint() == Some("unpack it first".into()), "{error}");
     let error = refused(OpenOptions::new().open_stream(stream(&packed)));
-    assert!(error.to_string().contains("unpack it first"), "{error}");
+    assert!(error.hint() == Some("unpack it first".into()), "{error}");
     assert!(open("raw", stream(&packed)).is_ok());
 }
 

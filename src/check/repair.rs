@@ -104,7 +104,7 @@ impl Repair {
             return Err(Error::Unsupported {
                 format: format.id(),
                 feature: "repair".to_owned(),
-                hint: "convert what can be read of it",
+                hint: Some("convert what can be read of it".into()),
             });
         }
         let within = repairs.iter().filter(|(scope, _)| *scope <= self.scope);

@@ -58,7 +58,7 @@ fn run(file: &Arc<dyn BlockTarget>, opener: &dyn Opener, takes_more: bool) -> Re
             false => Error::Unsupported {
                 format: super::VMDK,
                 feature: "repairing a disk through its descriptor".to_owned(),
-                hint: "repair each of its extent files",
+                hint: Some("repair each of its extent files".into()),
             },
         });
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::image::{Image, ImageInfo, Opener};
 use crate::map::{MappedImage, Unread};
-use crate::ondisk::{FieldType, Order};
+use crate::ondisk::{Order, values};
 use crate::source::BlockSource;
 
 use super::PARALLELS;
@@ -56,9 +56,7 @@ pub(super) fn read_bat(
     opener.limits().check_metadata("the BAT", len)?;
     let mut bat = vec![0; usize::try_from(len).unwrap_or(0)];
     let unread = Unread::of_table(file, &mut bat, RawHeader::LEN as u64, opener)?;
-    let entries = bat.chunks_exact(4);
-    let entries = entries.filter_map(|raw| u32::get(raw, 0, Order::Little));
-    Ok((entries.collect(), unread))
+    Ok((values(&bat, Order::Little).collect(), unread))
 }
 
 /// Opens the image in `file`: of one file, or of those that a descriptor lists.

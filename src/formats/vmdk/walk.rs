@@ -14,11 +14,12 @@ use crate::packed::Codec;
 use crate::source::{BlockSource, BlockSourceExt, readable};
 
 use super::alias::{Regions, Seen};
+use super::entry::Grain;
 use super::header::{
     GRAIN_MARKER_LEN, MARKER_EOS, MARKER_FOOTER, MARKER_GD, MARKER_GT, MARKER_PROGRESS, Marker,
     SECTOR, SparseExtentHeader,
 };
-use super::map::{Grain, GrainMap, Storage, Tables, malformed};
+use super::map::{GrainMap, Storage, Tables, malformed};
 use super::open::VmdkImage;
 use super::stream;
 

@@ -1,12 +1,12 @@
 //! Hosted sparse extents (`KDMV`) and those of ESXi hosts (`COWD`).
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::image::Opener;
 use crate::limits::Limits;
-use crate::map::{TableCache, read_what_is_left};
+use crate::map::{TableReader, read_what_is_left};
 use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::zero::is_zero;
@@ -16,7 +16,7 @@ use super::entry::{Grain, GrainDirectoryEntry, GrainEntry};
 use super::header::{
     COWD_TABLE_ENTRIES, CowdHeader, Flags, GD_AT_END, SECTOR, SECTOR_LEN, SparseExtentHeader,
 };
-use super::map::{GrainMap, Salvaging, Storage, Tables, malformed};
+use super::map::{GrainMap, GrainPacking, Tables, malformed};
 use super::{VMDK, scan, stream};
 
 /// Tables of 32-bit entries that count in sectors.
@@ -185,13 +185,12 @@ pub(super) fn open_hosted(found: InForce, size: u64, opener: &dyn Opener) -> Res
     if header.unclean_shutdown != 0 {
         warnings.push("the extent was not closed: its tables may be behind its data".to_owned());
     }
-    let storage = match header.is_compressed() {
-        false => Storage::Plain,
-        true => Storage::Packed {
-            markers: header.flag_set().contains(Flags::MARKERS),
-            unpacker: Default::default(),
-        },
-    };
+    let packing = header.is_compressed().then(|| GrainPacking {
+        markers: header.flag_set().contains(Flags::MARKERS),
+        grain: layout.grain,
+        size,
+        unpacker: Default::default(),
+    });
     // Packed grains begin at any sector.
     let unit = if header.is_compressed() {
         SECTOR
@@ -214,14 +213,14 @@ pub(super) fn open_hosted(found: InForce, size: u64, opener: &dyn Opener) -> Res
         first_grain: header.over_head.saturating_mul(SECTOR),
         file,
         tables,
-        storage,
+        packing,
         grain: layout.grain,
         entries: layout.entries,
         size,
         regions,
         seen,
-        cache: TableCache::new(limits.cache_bytes),
-        salvage: Salvaging::asked_by(opener),
+        reader: TableReader::of(VMDK, opener),
+        contested: OnceLock::new(),
     };
     Ok(SparseExtent { map, warnings })
 }
@@ -274,7 +273,7 @@ pub(super) fn open_cowd(
             zeroed_grains: false,
         },
         file,
-        storage: Storage::Plain,
+        packing: None,
         first_grain: 0,
         marked_tables: false,
         compares: false,
@@ -283,8 +282,8 @@ pub(super) fn open_cowd(
         size: size.unwrap_or(capacity),
         regions,
         seen,
-        cache: TableCache::new(limits.cache_bytes),
-        salvage: Salvaging::asked_by(opener),
+        reader: TableReader::of(VMDK, opener),
+        contested: OnceLock::new(),
     })
 }
 

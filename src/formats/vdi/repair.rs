@@ -33,12 +33,12 @@ pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result
         return Ok(fixed);
     }
     let field = match header.version {
-        VERSION => Header1::place_of("blocks_allocated"),
-        _ => Header0::place_of("blocks_allocated"),
+        VERSION => Header1::blocks_allocated,
+        _ => Header0::blocks_allocated,
     };
-    if let (Some(field), Ok(next)) = (field, u32::try_from(next)) {
-        let at = (PreHeader::LEN + field) as u64;
-        store.put(Changes::of(Rank::Header, at, next.to_le_bytes()))?;
+    if let Ok(next) = u32::try_from(next) {
+        let at = field.at(PreHeader::LEN as u64);
+        store.put(Changes::of(Rank::Header, at, field.bytes(next)))?;
         store.commit()?;
         fixed.corruptions = 1;
     }

@@ -14,10 +14,12 @@ use crate::image::{Fixed, Opener};
 use crate::limits::Limits;
 use crate::map::Claims;
 use crate::map::edit::{Changes, Ordered, Rank, TableStore};
+use crate::ondisk::{Field, TableEntry};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
 
 use super::alias::Regions;
+use super::entry::{Grain, GrainDirectoryEntry, GrainEntry};
 use super::header::{
     Flags, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader, unsupported,
 };
@@ -75,10 +77,9 @@ fn run(file: &Arc<dyn BlockTarget>, opener: &dyn Opener, takes_more: bool) -> Re
         sides.reverse();
     }
     if header.unclean_shutdown != 0 && extent.agree(&sides)? {
-        let at = SparseExtentHeader::place_of("unclean_shutdown").unwrap_or(0);
-        extent
-            .store
-            .put(Changes::of(Rank::Header, at as u64, [0]))?;
+        let field = SparseExtentHeader::unclean_shutdown;
+        let changes = Changes::of(Rank::Header, field.at(0), field.bytes(0));
+        extent.store.put(changes)?;
         extent.store.commit()?;
     }
     Ok(fixed)
@@ -88,6 +89,8 @@ fn run(file: &Arc<dyn BlockTarget>, opener: &dyn Opener, takes_more: bool) -> Re
 #[derive(Debug)]
 struct Side {
     is_redundant: bool,
+    /// The field of the header with the place of the directory.
+    field: Field<u64>,
     /// The place of the directory, in bytes.
     at: u64,
     /// The directory as it is in the file; `None` if it is not all there.
@@ -101,7 +104,8 @@ impl Side {
     /// The place of a table by the directory, in bytes; 0 if there is none.
     fn place(&self, index: u64) -> u64 {
         let directory = self.directory.as_deref().unwrap_or_default();
-        u64::from(number(directory, index).unwrap_or(0)) * SECTOR
+        let entry = GrainDirectoryEntry::decode(directory, index);
+        entry.and_then(GrainDirectoryEntry::table).unwrap_or(0)
     }
 
     /// Whether the directory says that there is no table.
@@ -134,7 +138,7 @@ impl<'a> Extent<'a> {
         let layout = Layout::hosted(header, header)?;
         let len = layout.directory_entries().saturating_mul(ENTRY);
         limits.check_metadata("the grain directory", len)?;
-        let side = |is_redundant, sector: u64| -> Result<Side> {
+        let side = |is_redundant, field, sector: u64| -> Result<Side> {
             let at = sector.saturating_mul(SECTOR);
             let there = at.checked_add(len).is_some_and(|end| end <= file.size());
             let mut directory = vec![0; usize::try_from(len).unwrap_or(0)];
@@ -143,6 +147,7 @@ impl<'a> Extent<'a> {
             }
             Ok(Side {
                 is_redundant,
+                field,
                 at,
                 directory: there.then_some(directory),
                 grains: Claims::default(),
@@ -150,8 +155,8 @@ impl<'a> Extent<'a> {
             })
         };
         let mut sides = [
-            side(false, header.gd_offset)?,
-            side(true, header.rgd_offset)?,
+            side(false, SparseExtentHeader::gd_offset, header.gd_offset)?,
+            side(true, SparseExtentHeader::rgd_offset, header.rgd_offset)?,
         ];
         let mut extent = Extent {
             store: TableStore::new(file, Ordered, limits),
@@ -215,9 +220,9 @@ impl<'a> Extent<'a> {
     fn claim_grains(&self, side: &mut Side) -> Result<()> {
         for index in 0..self.layout.directory_entries() {
             let table = self.table(side, index)?.unwrap_or_default();
-            for (sector, guest) in self.entries(&table, index) {
-                let grain = self.grain_of(sector);
-                let Some(grain) = grain.filter(|_| self.is_sound(sector, guest)) else {
+            for (entry, guest) in self.entries(&table, index) {
+                let grain = self.grain_of(entry);
+                let Some(grain) = grain.filter(|_| self.is_sound(entry, guest)) else {
                     continue;
                 };
                 if !side.grains.claim(grain, self.limits)? {
@@ -233,34 +238,34 @@ impl<'a> Extent<'a> {
         &self,
         table: &'t [u8],
         index: u64,
-    ) -> impl Iterator<Item = (u32, u64)> + use<'t> {
+    ) -> impl Iterator<Item = (GrainEntry, u64)> + use<'t> {
         let grain = self.layout.grain;
         let first = index * self.layout.entries * grain;
-        let count = table.len() as u64 / ENTRY;
-        (0..count).filter_map(move |i| Some((number(table, i)?, first + i * grain)))
+        GrainEntry::all(table).zip((0..).map(move |i| first + i * grain))
     }
 
     /// The grain of the file that an entry refers to, by its number.
-    fn grain_of(&self, sector: u32) -> Option<u64> {
-        let stored = sector > 1 || sector == 1 && !self.zeroed_grains;
-        stored.then(|| u64::from(sector) * SECTOR / self.layout.grain)
+    fn grain_of(&self, entry: GrainEntry) -> Option<u64> {
+        match entry.grain(self.zeroed_grains) {
+            Grain::At(start) => Some(start / self.layout.grain),
+            Grain::Unallocated | Grain::Zero => None,
+        }
     }
 
     /// Whether an entry makes sense by itself.
-    fn is_sound(&self, sector: u32, guest: u64) -> bool {
-        if self.grain_of(sector).is_none() {
+    fn is_sound(&self, entry: GrainEntry, guest: u64) -> bool {
+        let Grain::At(start) = entry.grain(self.zeroed_grains) else {
             return true;
-        }
-        let start = u64::from(sector) * SECTOR;
+        };
         let left = self.layout.capacity.saturating_sub(guest);
         let end = start + left.min(self.layout.grain);
         left > 0 && end <= self.size && !self.regions.overlap(start, end)
     }
 
     /// Whether an entry of a side makes sense, and is the only one there with its grain.
-    fn is_good(&self, side: &Side, sector: u32, guest: u64) -> bool {
-        let grain = self.grain_of(sector);
-        self.is_sound(sector, guest) && grain.is_none_or(|grain| !side.contested.has(grain))
+    fn is_good(&self, side: &Side, entry: GrainEntry, guest: u64) -> bool {
+        let grain = self.grain_of(entry);
+        self.is_sound(entry, guest) && grain.is_none_or(|grain| !side.contested.has(grain))
     }
 
     /// Repairs one side by the other. Returns the number of tables and directories that were changed.
@@ -306,9 +311,9 @@ impl<'a> Extent<'a> {
         for (at, ((old, guest), (new, _))) in (0..).zip(pairs) {
             // A grain that another entry has would only move the damage.
             let is_free = |grain| !own.grains.has(grain) || own.contested.has(grain);
-            let wanted = !self.is_good(own, old, guest) || old == 0 && fills;
+            let wanted = !self.is_good(own, old, guest) || old.raw() == 0 && fills;
             if wanted && self.is_good(other, new, guest) && self.grain_of(new).is_none_or(is_free) {
-                put(&mut ours, at, new);
+                new.put(&mut ours, at);
             }
         }
         if ours == before {
@@ -323,15 +328,15 @@ impl<'a> Extent<'a> {
     fn is_all_new(&self, first: &Side, redundant: &Side, index: u64, table: &[u8]) -> bool {
         let mut entries = self.entries(table, index);
         table.iter().any(|byte| *byte != 0)
-            && entries.all(|(sector, guest)| {
-                let grain = self.grain_of(sector);
-                self.is_good(redundant, sector, guest)
+            && entries.all(|(entry, guest)| {
+                let grain = self.grain_of(entry);
+                self.is_good(redundant, entry, guest)
                     && grain.is_none_or(|grain| !first.grains.has(grain))
             })
     }
 
-    /// Returns the sector of a table that a side lacks: where it was, if it is there still, or behind the end.
-    fn replace(&self, side: &Side, index: u64, table: Vec<u8>) -> Result<u32> {
+    /// Returns the entry of a table that a side lacks: where it was, if it is there still, or behind the end.
+    fn replace(&self, side: &Side, index: u64, table: Vec<u8>) -> Result<GrainDirectoryEntry> {
         let at = match self.old_place(side, index, &table)? {
             Some(at) => at,
             None => {
@@ -340,8 +345,10 @@ impl<'a> Extent<'a> {
                 at
             }
         };
-        u32::try_from(at / SECTOR)
-            .map_err(|_| Error::invalid("the extent has no room for a grain table that it lacks"))
+        let sector = u32::try_from(at / SECTOR).map_err(|_| {
+            Error::invalid("the extent has no room for a grain table that it lacks")
+        })?;
+        Ok(GrainDirectoryEntry::from_raw(sector))
     }
 
     /// The place of the next new structure.
@@ -377,37 +384,34 @@ impl<'a> Extent<'a> {
     }
 
     /// Puts tables in force at their new places. Returns how many directories were made for that.
-    fn repair_directory(&self, side: &mut Side, places: &[(u64, u32)]) -> Result<u64> {
+    fn repair_directory(
+        &self,
+        side: &mut Side,
+        places: &[(u64, GrainDirectoryEntry)],
+    ) -> Result<u64> {
         if places.is_empty() {
             return Ok(0);
         }
         if let Some(directory) = &mut side.directory {
-            for (index, sector) in places {
-                put(directory, *index, *sector);
-                self.store.put(Changes::of(
-                    Rank::Root,
-                    side.at + index * ENTRY,
-                    sector.to_le_bytes(),
-                ))?;
+            for (index, entry) in places {
+                entry.put(directory, *index);
+                let at = side.at + index * ENTRY;
+                let changes = Changes::of(Rank::Root, at, entry.encode());
+                self.store.put(changes)?;
             }
             return Ok(0);
         }
         let len = self.layout.directory_entries().saturating_mul(ENTRY);
         let mut directory = vec![0; usize::try_from(len).unwrap_or(0)];
-        for (index, sector) in places {
-            put(&mut directory, *index, *sector);
+        for (index, entry) in places {
+            entry.put(&mut directory, *index);
         }
         side.at = self.end();
-        self.store
-            .put(Changes::of(Rank::Root, side.at, directory.clone()))?;
+        let mut changes = Changes::of(Rank::Root, side.at, directory.clone());
+        let sector = side.field.bytes(side.at / SECTOR);
+        changes.write(Rank::Header, side.field.at(0), sector);
+        self.store.put(changes)?;
         side.directory = Some(directory);
-        let field = match side.is_redundant {
-            true => SparseExtentHeader::place_of("rgd_offset"),
-            false => SparseExtentHeader::place_of("gd_offset"),
-        };
-        let sector = (side.at / SECTOR).to_le_bytes();
-        self.store
-            .put(Changes::of(Rank::Header, field.unwrap_or(0) as u64, sector))?;
         Ok(1)
     }
 
@@ -417,7 +421,7 @@ impl<'a> Extent<'a> {
         for index in 0..self.layout.directory_entries() {
             let same = match (self.table(first, index)?, self.table(second, index)?) {
                 (Some(table), Some(other)) => {
-                    let good = |side, (sector, guest)| self.is_good(side, sector, guest);
+                    let good = |side, (entry, guest)| self.is_good(side, entry, guest);
                     let mut entries = self.entries(&table, index);
                     table == other && entries.all(|entry| good(first, entry) || good(second, entry))
                 }
@@ -429,18 +433,5 @@ impl<'a> Extent<'a> {
             }
         }
         Ok(true)
-    }
-}
-
-fn number(table: &[u8], index: u64) -> Option<u32> {
-    let at = usize::try_from(index.checked_mul(ENTRY)?).ok()?;
-    let raw = table.get(at..)?.first_chunk()?;
-    Some(u32::from_le_bytes(*raw))
-}
-
-fn put(table: &mut [u8], index: u64, sector: u32) {
-    let at = usize::try_from(index.saturating_mul(ENTRY)).unwrap_or(usize::MAX);
-    if let Some(to) = table.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
-        *to = sector.to_le_bytes();
     }
 }

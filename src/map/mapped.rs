@@ -8,7 +8,10 @@ use crate::format_id::FormatId;
 use crate::map::{BlockMap, Run, Span};
 use crate::packed::{Codec, PackedSource, PackedUnit};
 use crate::reference::Reference;
-use crate::source::{BlockSource, FileIdentity, Place, check_extent, read_padded, readable};
+use crate::source::{
+    BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored, check_extent,
+    read_padded, readable,
+};
 
 /// What shows through where a table records nothing.
 #[derive(Debug, Clone)]
@@ -332,27 +335,26 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
         self.map.unit()
     }
 
-    fn lost_with(&self, offset: u64) -> u64 {
-        let left = self.size.saturating_sub(offset).max(1);
-        match (self.map.span(offset, left), &self.below) {
-            (Ok((Span::Unallocated, len)), Below::Image(image)) if offset < image.size() => {
-                image.lost_with(offset).min(len)
-            }
-            (Ok((Span::Unallocated, len)), _) => len,
-            _ => self.map.lost_with(offset),
-        }
+    fn packed(&self) -> Option<&dyn PackedSource> {
+        self.map.packing().map(|_| self as &dyn PackedSource)
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl<M: BlockMap> Stored for Mapped<M> {
     fn uses_file(&self, file: FileIdentity) -> bool {
         let below = match &self.below {
             Below::Image(image) => image.uses_file(file),
             Below::Nothing | Below::Detached(_) => false,
         };
         below || self.host.uses_file(file)
-    }
-
-    fn packed(&self) -> Option<&dyn PackedSource> {
-        self.map.packing().map(|_| self as &dyn PackedSource)
     }
 
     /// A depth below this source: who it is itself, the format knows.
@@ -371,6 +373,19 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
             (Run::Stored { host }, _) => self.host.place_of(host, len.min(limit)),
             (Run::Unallocated, Below::Image(image)) => image.place_of(offset, len.min(limit)),
             _ => None,
+        }
+    }
+}
+
+impl<M: BlockMap> Salvageable for Mapped<M> {
+    fn lost_with(&self, offset: u64) -> u64 {
+        let left = self.size.saturating_sub(offset).max(1);
+        match (self.map.span(offset, left), &self.below) {
+            (Ok((Span::Unallocated, len)), Below::Image(image)) if offset < image.size() => {
+                image.lost_with(offset).min(len)
+            }
+            (Ok((Span::Unallocated, len)), _) => len,
+            _ => self.map.lost_with(offset),
         }
     }
 }

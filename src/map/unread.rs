@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::image::Opener;
+use crate::image::Request;
 use crate::limits::Limits;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -94,11 +94,11 @@ impl Unread {
         source: &dyn BlockSource,
         buf: &mut [u8],
         at: u64,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Self> {
         let unread = Unread::default();
-        match opener.salvages() {
-            true => unread.read(source, buf, at, opener.limits())?,
+        match request.salvages {
+            true => unread.read(source, buf, at, request.limits)?,
             false => source.read_exact_at(buf, at)?,
         }
         Ok(unread)

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{BitmapInfo, Image, ImageInfo, Opener, Value};
+use crate::image::{BitmapInfo, Image, ImageInfo, Request, Value};
 use crate::map::{Below, Detached, Mapped, Unread};
 use crate::name::ImageName;
 use crate::packed::PackedSource;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
 
 use super::header::{Encryption, Header, HeaderV2};
 use super::layout::Regions;
@@ -34,18 +34,18 @@ impl Qcow2Image {
     ///
     /// # Errors
     /// As [`Format::open`](crate::Format::open).
-    pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
-        let (limits, salvages) = (opener.limits(), opener.salvages());
+    pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
+        let (limits, salvages) = (request.limits, request.salvages);
         let header = read_header(&source)?;
         let mut regions = Regions::of(&header, source.size(), salvages)?;
         let mut left_out = Vec::new();
         let snapshots = snapshot::read_table(&header, &source, limits);
-        let (snapshots, table_end) = match salvages && opener.snapshot().is_none() {
+        let (snapshots, table_end) = match salvages && request.snapshot.is_none() {
             true => or_nothing("snapshots", snapshots, &mut left_out),
             false => snapshots?,
         };
-        let selected = opener
-            .snapshot()
+        let selected = request
+            .snapshot
             .map(|s| snapshot::find(&snapshots, s))
             .transpose()?;
         let size = selected.map_or(header.size, |snapshot| snapshot.info.virtual_size);
@@ -54,11 +54,11 @@ impl Qcow2Image {
             selected,
             size,
         };
-        let (l1, l1_offset, unread) = l1.read(&source, &regions, opener)?;
+        let (l1, l1_offset, unread) = l1.read(&source, &regions, request)?;
 
         let mut references = Vec::new();
-        let data = open_data_file(&header, &source, opener, &mut references)?;
-        let (below, backing) = open_backing(&header, opener, &mut references)?;
+        let data = open_data_file(&header, &source, request, &mut references)?;
+        let (below, backing) = open_backing(&header, request, &mut references)?;
         let bitmaps = bitmap::read_directory(&header, &source, limits);
         let directory = match salvages {
             true => or_nothing("bitmaps", bitmaps, &mut left_out),
@@ -129,35 +129,47 @@ impl BlockSource for Qcow2Image {
         self.header.cluster_size()
     }
 
-    fn lost_with(&self, offset: u64) -> u64 {
-        self.mapped.lost_with(offset)
-    }
-
-    fn identity(&self) -> Option<FileIdentity> {
-        self.file.identity()
-    }
-
-    fn uses_file(&self, file: FileIdentity) -> bool {
-        self.file.uses_file(file) || self.mapped.uses_file(file)
-    }
-
     fn packed(&self) -> Option<&dyn PackedSource> {
         self.mapped
             .packed()
             .filter(|_| self.header.encryption.is_none())
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl Stored for Qcow2Image {
+    fn identity(&self) -> Option<FileIdentity> {
+        self.file.identity()
+    }
+
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        self.file.uses_file(file) || Stored::uses_file(&self.mapped, file)
+    }
+
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        if format == QCOW2 && self.identity() == Some(file) {
+        if format == QCOW2 && Stored::identity(self) == Some(file) {
             Some(0)
         } else {
-            self.mapped.depth_of(file, format)
+            Stored::depth_of(&self.mapped, file, format)
         }
     }
 
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.check_readable().ok()?;
-        self.mapped.place_of(offset, limit)
+        Stored::place_of(&self.mapped, offset, limit)
+    }
+}
+
+impl Salvageable for Qcow2Image {
+    fn lost_with(&self, offset: u64) -> u64 {
+        Salvageable::lost_with(&self.mapped, offset)
     }
 }
 
@@ -233,7 +245,7 @@ impl L1<'_> {
         &self,
         source: &dyn BlockSource,
         regions: &Regions,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<(Vec<u8>, u64, Unread)> {
         let header = self.header;
         let (offset, entries) = match self.selected {
@@ -244,7 +256,7 @@ impl L1<'_> {
         let span =
             u128::from(header.cluster_size()) * u128::from(header.cluster_size() / entry_size);
         let needed = u128::from(self.size).div_ceil(span);
-        if u128::from(entries) < needed && !opener.salvages() {
+        if u128::from(entries) < needed && !request.salvages {
             let problem = format!(
                 "is {entries}, and a disk of {} bytes needs {needed}",
                 self.size
@@ -252,7 +264,7 @@ impl L1<'_> {
             return Err(HeaderV2::malformed(0, "l1_size", problem));
         }
         let len = u64::from(entries) * 8;
-        opener.limits().check_metadata("the L1 table", len)?;
+        request.limits.check_metadata("the L1 table", len)?;
         if self.selected.is_some() {
             if let Some(other) = regions.overlapping(offset, len) {
                 let problem = format!("of the snapshot is in the {other}");
@@ -260,14 +272,14 @@ impl L1<'_> {
             }
         }
         let there = source.size().saturating_sub(offset) / 8 * 8;
-        let fits = len <= there || opener.salvages();
+        let fits = len <= there || request.salvages;
         if !fits || offset % header.cluster_size() != 0 {
             let problem =
                 format!("{len} bytes long, is not at the start of a cluster or not in the file");
             return Err(Error::malformed(QCOW2, "L1 table", offset, problem));
         }
         let mut l1 = vec![0; usize::try_from(len.min(there)).unwrap_or(0)];
-        let unread = Unread::of_table(source, &mut l1, offset, opener)?;
+        let unread = Unread::of_table(source, &mut l1, offset, request)?;
         Ok((l1, offset, unread))
     }
 }
@@ -276,7 +288,7 @@ impl L1<'_> {
 fn open_data_file(
     header: &Header,
     source: &Arc<dyn BlockSource>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
     references: &mut Vec<Reference>,
 ) -> Result<Arc<dyn BlockSource>> {
     if !header.has_data_file() {
@@ -288,7 +300,7 @@ fn open_data_file(
     };
     let reference = Reference::new(ReferenceKind::DataFile, name);
     references.push(reference.clone());
-    Ok(match opener.open_bytes(&reference)? {
+    Ok(match request.opener.open_bytes(&reference)? {
         Some(file) => file,
         None => Arc::new(Detached {
             reference: Box::new(reference),
@@ -299,7 +311,7 @@ fn open_data_file(
 
 fn open_backing(
     header: &Header,
-    opener: &dyn Opener,
+    request: &Request<'_>,
     references: &mut Vec<Reference>,
 ) -> Result<(Below, Option<Arc<dyn Image>>)> {
     let Some(name) = header.backing_file.clone() else {
@@ -308,7 +320,7 @@ fn open_backing(
     let reference = Reference::new(ReferenceKind::BackingFile, name);
     let reference = reference.with_format(header.backing_format());
     references.push(reference.clone());
-    Ok(match opener.open_image(&reference)? {
+    Ok(match request.opener.open_image(&reference)? {
         None => (Below::Detached(Box::new(reference)), None),
         Some(image) => (Below::Image(Arc::new(Arc::clone(&image))), Some(image)),
     })

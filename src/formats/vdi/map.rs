@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
-use crate::image::Opener;
+use crate::image::Request;
 use crate::map::{BlockMap, Run, Span, Unread};
 use crate::source::BlockSource;
 
@@ -15,17 +15,17 @@ pub(super) fn read_entries(
     source: &dyn BlockSource,
     header: &Header,
     count: u64,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<(Vec<u32>, Unread)> {
     let len = header.map_len();
-    opener.limits().check_metadata("the block map", len)?;
+    request.limits.check_metadata("the block map", len)?;
     let (start, file_size) = (header.offset_blocks, source.size());
     if start.checked_add(len).is_none_or(|end| end > file_size) {
         let problem = format!("{len} bytes long, reaches past the end of the file at {file_size}");
         return Err(Error::malformed(VDI, "block map", start, problem));
     }
     let mut table = vec![0; usize::try_from(count * 4).unwrap_or(0)];
-    let unread = Unread::of_table(source, &mut table, start, opener)?;
+    let unread = Unread::of_table(source, &mut table, start, request)?;
     let entries = table
         .chunks_exact(4)
         .filter_map(|raw| raw.first_chunk().copied().map(u32::from_le_bytes));
@@ -56,11 +56,11 @@ impl VdiMap {
     pub(super) fn read(
         source: &dyn BlockSource,
         header: &Header,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Self> {
         // Blocks that the disk does not reach are nobody's.
         let used = header.disk_size.div_ceil(header.block_size);
-        let (entries, unread) = read_entries(source, header, used, opener)?;
+        let (entries, unread) = read_entries(source, header, used, request)?;
         let mut map = VdiMap {
             entries,
             offset_data: header.offset_data,
@@ -69,7 +69,7 @@ impl VdiMap {
             size: header.disk_size,
             file_size: source.size(),
             shared: Vec::new(),
-            salvages: opener.salvages(),
+            salvages: request.salvages,
             start: header.offset_blocks,
             unread,
         };

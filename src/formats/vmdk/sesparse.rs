@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::image::Opener;
+use crate::image::Request;
 use crate::limits::Limits;
 use crate::map::TableCache;
 use crate::source::{BlockSource, BlockSourceExt};
@@ -166,9 +166,9 @@ pub(super) fn load(file: &dyn BlockSource, limits: &Limits) -> Result<Loaded> {
 pub(super) fn open(
     file: Arc<dyn BlockSource>,
     size: Option<u64>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<GrainMap<SeSparseTables>> {
-    let limits = opener.limits();
+    let limits = request.limits;
     let Loaded {
         tables,
         reserved,
@@ -195,7 +195,7 @@ pub(super) fn open(
         first_grain: 0,
         marked_tables: false,
         compares: false,
-        salvage: Salvaging::asked_by(opener),
+        salvage: Salvaging::asked_by(request),
     })
 }
 

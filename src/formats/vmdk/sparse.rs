@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::Opener;
+use crate::image::Request;
 use crate::limits::Limits;
 use crate::map::{TableCache, read_what_is_left};
 use crate::source::{BlockSource, BlockSourceExt};
@@ -122,7 +122,7 @@ impl InForce {
     pub(super) fn of(
         file: Arc<dyn BlockSource>,
         first: &SparseExtentHeader,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Self> {
         let mut found = InForce {
             first: *first,
@@ -131,10 +131,10 @@ impl InForce {
             file,
         };
         match stream::in_force(&found.file, first) {
-            Err(error) if opener.salvages() => {
+            Err(error) if request.salvages => {
                 let warning = format!("the grains say where they belong: {error}");
                 found.warnings.push(warning);
-                let scanned = scan::scan(&found.file, first, opener.limits())?;
+                let scanned = scan::scan(&found.file, first, request.limits)?;
                 (found.file, found.header) = (scanned.file, scanned.header);
             }
             header => found.header = header?,
@@ -150,8 +150,12 @@ impl InForce {
 
 /// Opens a hosted sparse extent whose header was read. `size` is how much of it the guest sees, in
 /// bytes: no more than its capacity.
-pub(super) fn open_hosted(found: InForce, size: u64, opener: &dyn Opener) -> Result<SparseExtent> {
-    let (limits, salvages) = (opener.limits(), opener.salvages());
+pub(super) fn open_hosted(
+    found: InForce,
+    size: u64,
+    request: &Request<'_>,
+) -> Result<SparseExtent> {
+    let (limits, salvages) = (request.limits, request.salvages);
     let InForce {
         file,
         first,
@@ -233,7 +237,7 @@ pub(super) fn open_hosted(found: InForce, size: u64, opener: &dyn Opener) -> Res
         regions,
         seen,
         cache: TableCache::new(limits.cache_bytes),
-        salvage: Salvaging::asked_by(opener),
+        salvage: Salvaging::asked_by(request),
     };
     Ok(SparseExtent { map, warnings })
 }
@@ -252,9 +256,9 @@ pub(super) fn open_cowd(
     file: Arc<dyn BlockSource>,
     header: &CowdHeader,
     size: Option<u64>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<GrainMap<SectorTables>> {
-    let (limits, salvages) = (opener.limits(), opener.salvages());
+    let (limits, salvages) = (request.limits, request.salvages);
     let layout = Layout::cowd(header);
     let capacity = layout.capacity;
     if u64::from(header.num_gd_entries) < layout.directory_entries() {
@@ -296,7 +300,7 @@ pub(super) fn open_cowd(
         regions,
         seen,
         cache: TableCache::new(limits.cache_bytes),
-        salvage: Salvaging::asked_by(opener),
+        salvage: Salvaging::asked_by(request),
     })
 }
 

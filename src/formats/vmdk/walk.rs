@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
-use crate::image::Opener;
+use crate::image::Request;
 use crate::limits::Limits;
 use crate::map::{BlockMap, Run, Span, TableCache};
 use crate::packed::Codec;
@@ -107,7 +107,7 @@ impl Walk {
     pub(super) fn arrived(
         &self,
         file: Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<VmdkImage> {
         let mut progress = self.progress();
         while progress.end.is_none() {
@@ -125,7 +125,7 @@ impl Walk {
         }
         let tables = std::mem::take(&mut progress.tables);
         let held = Held { file, size, tables };
-        VmdkImage::open(Arc::new(held), opener)
+        VmdkImage::open(Arc::new(held), request)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use crate::codec::{UnpackError, ZlibUnpacker};
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
-use crate::image::Opener;
+use crate::image::Request;
 use crate::limits::Limits;
 use crate::map::{BlockMap, Claims, Run, Span, TableCache, Unread};
 use crate::packed::Codec;
@@ -95,10 +95,10 @@ pub(super) struct Salvaging {
 }
 
 impl Salvaging {
-    /// What is kept, if the opener asks for it.
-    pub(super) fn asked_by(opener: &dyn Opener) -> Option<Self> {
-        opener.salvages().then(|| Salvaging {
-            limits: opener.limits().clone(),
+    /// What is kept, if the request asks for it.
+    pub(super) fn asked_by(request: &Request<'_>) -> Option<Self> {
+        request.salvages.then(|| Salvaging {
+            limits: request.limits.clone(),
             contested: OnceLock::new(),
             unread: Unread::default(),
         })

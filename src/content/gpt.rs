@@ -285,7 +285,7 @@ fn copy_at(disk: &Part<'_>, sector: u32, lba: u64) -> Option<Copy> {
             Some(format!("its array has {length} bytes, too many to check"))
         }
         Some(array) => {
-            let sum = text::CRC32.checksum(array);
+            let sum = crc32fast::hash(array);
             (sum != copy.header.partition_entry_array_crc32)
                 .then(|| "the checksum of its array is wrong".to_owned())
         }
@@ -303,7 +303,7 @@ fn header_problem(header: &Header, raw: &[u8], lba: u64) -> Option<String> {
     if let Some(field) = summed.get_mut(16..20) {
         field.fill(0);
     }
-    if text::CRC32.checksum(&summed) != header.header_crc32 {
+    if crc32fast::hash(&summed) != header.header_crc32 {
         return Some("the checksum of its header is wrong".to_owned());
     }
     if header.my_lba != lba {

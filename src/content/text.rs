@@ -59,11 +59,16 @@ pub(super) fn serial(number: u32) -> String {
     format!("{:04X}-{:04X}", number >> 16, number & 0xffff)
 }
 
-/// The checksum of GPT (UEFI 2.10, section 5.3.2).
-pub(super) const CRC32: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
-
-/// The checksum of UDF's descriptors (ECMA-167, 7.2.6).
-pub(super) const CRC16: crc::Crc<u16> = crc::Crc::<u16>::new(&crc::CRC_16_XMODEM);
+/// The checksum of UDF's descriptors (ECMA-167, 7.2.6): the polynomial 0x1021, from 0.
+pub(super) fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, byte| {
+        let crc = crc ^ u16::from(*byte) << 8;
+        (0..8).fold(crc, |crc, _| match crc >> 15 {
+            0 => crc << 1,
+            _ => crc << 1 ^ 0x1021,
+        })
+    })
+}
 
 #[cfg(test)]
 mod tests {
@@ -78,6 +83,7 @@ mod tests {
             "28732ac1-1ff8-d211-ba4b-00a0c93ec93b"
         );
         assert_eq!(uuid(&[0; 16]), None);
+        assert_eq!(crc16(b"123456789"), 0x31c3);
         assert_eq!(label(b"a b  \0x"), Some(ImageName::from("a b")));
         assert_eq!(label(b"   "), None);
         assert_eq!(

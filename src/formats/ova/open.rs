@@ -38,7 +38,7 @@ impl OvaImage {
     /// Opens the disk that the request wants of the appliance in `source`.
     ///
     /// # Errors
-    /// As [`Format::open`](crate::Format::open), and [`Error::InvalidInput`] if there are several disks
+    /// As [`Format::open`](crate::Format::open), and [`Error::DiskNotChosen`] if there are several disks
     /// and none was named.
     pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
         if request.snapshot.is_some() {

@@ -135,7 +135,7 @@ fn unsupported(feature: String) -> Error {
     Error::Unsupported {
         format: PARALLELS,
         feature,
-        hint: "",
+        hint: None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::image::{Image, ImageInfo, Request};
 use crate::map::{MappedImage, TableReader};
-use crate::ondisk::{FieldType, Order};
+use crate::ondisk::{Order, values};
 use crate::source::BlockSource;
 
 use super::PARALLELS;
@@ -55,9 +55,7 @@ pub(super) fn read_bat(
     let mut bat = vec![0; usize::try_from(len).unwrap_or(0)];
     let reader = TableReader::of(PARALLELS, request);
     reader.read(file, &mut bat, RawHeader::LEN as u64)?;
-    let entries = bat.chunks_exact(4);
-    let entries = entries.filter_map(|raw| u32::get(raw, 0, Order::Little));
-    Ok((entries.collect(), reader))
+    Ok((values(&bat, Order::Little).collect(), reader))
 }
 
 /// Opens the image in `file`: of one file, or of those that a descriptor lists.

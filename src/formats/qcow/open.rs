@@ -59,7 +59,7 @@ impl Packing for QcowEntries {
             UnpackError::NotBuilt(feature) => Error::Unsupported {
                 format: QCOW,
                 feature: format!("reading clusters packed with {feature}"),
-                hint: "build blockform with the feature of that name",
+                hint: Some("build blockform with the feature of that name".into()),
             },
         })
     }

@@ -467,7 +467,7 @@ impl Packing for Qcow2Map {
                 UnpackError::NotBuilt(feature) => Error::Unsupported {
                     format: QCOW2,
                     feature: format!("reading clusters packed with {feature}"),
-                    hint: "build blockform with the feature of that name",
+                    hint: Some("build blockform with the feature of that name".into()),
                 },
             })
     }

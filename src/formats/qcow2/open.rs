@@ -103,7 +103,7 @@ impl Qcow2Image {
         Err(Error::Unsupported {
             format: QCOW2,
             feature: format!("reading through {feature}"),
-            hint: "decrypt it with a tool that has the key",
+            hint: Some("decrypt it with a tool that has the key".into()),
         })
     }
 }

@@ -32,12 +32,11 @@ pub(super) fn repair(file: &Arc<dyn BlockTarget>, request: &Request<'_>) -> Resu
         return Ok(fixed);
     }
     let field = match header.version {
-        VERSION => Header1::place_of("blocks_allocated"),
-        _ => Header0::place_of("blocks_allocated"),
+        VERSION => Header1::blocks_allocated,
+        _ => Header0::blocks_allocated,
     };
-    if let (Some(field), Ok(next)) = (field, u32::try_from(next)) {
-        let at = (PreHeader::LEN + field) as u64;
-        file.write_all_at(&next.to_le_bytes(), at)?;
+    if let Ok(next) = u32::try_from(next) {
+        file.write_all_at(&field.bytes(next), field.at(PreHeader::LEN as u64))?;
         file.sync()?;
         fixed.corruptions = 1;
     }

@@ -155,7 +155,7 @@ impl Tables {
             return Err(Error::Unsupported {
                 format: VHD,
                 feature: format!("header version {:#010x}", header.header_version),
-                hint: "",
+                hint: None,
             });
         }
         let damaged = checksum(&bytes, CHECKSUM_AT) != header.checksum;

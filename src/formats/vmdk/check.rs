@@ -9,16 +9,18 @@ use crate::image::{Finding, FindingKind, Findings, Request};
 use crate::limits::Limits;
 use crate::map::Usage;
 use crate::name::ImageName;
+use crate::ondisk::TableEntry;
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 
 use super::descriptor::{Access, Descriptor, ExtentLine, malformed as bad_descriptor};
+use super::entry::{Grain, GrainDirectoryEntry};
 use super::extent::is_device;
 use super::header::{
     CHANGE_TRACKING_MAGIC, COWD_MAGIC, Flags, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC,
     SparseExtentHeader, unsupported,
 };
-use super::map::{Grain, Tables};
+use super::map::Tables;
 use super::open::{embedded_text, read_text_file};
 use super::sparse::{Layout, SectorTables, read_cowd_header, read_header, second_directory};
 use super::{sesparse, stream};
@@ -286,12 +288,8 @@ impl<'a> Walk<'a> {
         }
         let usage = &mut self.usage;
         usage.structure(name, start, directory.len() as u64, findings)?;
-        for raw in directory.chunks_exact(4) {
-            let sector = raw.first_chunk().map_or(0, |raw| u32::from_le_bytes(*raw));
-            if sector != 0 {
-                let (at, len) = (u64::from(sector) * SECTOR, self.layout.entries * 4);
-                usage.structure("grain table", at, len, findings)?;
-            }
+        for at in GrainDirectoryEntry::all(directory).filter_map(GrainDirectoryEntry::table) {
+            usage.structure("grain table", at, self.layout.entries * 4, findings)?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 mod alias;
 mod check;
 mod descriptor;
+mod entry;
 mod extent;
 mod header;
 mod map;

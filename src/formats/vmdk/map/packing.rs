@@ -64,10 +64,7 @@ impl Packing for GrainPacking {
             UnpackError::NotBuilt(feature) => Error::Unsupported {
                 format: VMDK,
                 feature: "reading compressed grains".to_owned(),
-                hint: match feature {
-                    "zlib" => "build with the feature zlib",
-                    _ => "",
-                },
+                hint: (feature == "zlib").then(|| "build with the feature zlib".into()),
             },
         })?;
         // Writers compress of the disk's last grain only what there is.

@@ -96,7 +96,7 @@ impl Repair {
         file: Arc<dyn BlockTarget>,
         resolver: Arc<dyn Resolver>,
     ) -> Result<Repaired> {
-        let opener = self
+        let chain = self
             .options
             .own_files(Arc::clone(&resolver), file.identity());
         let repairs = format.repairs();
@@ -109,7 +109,7 @@ impl Repair {
         }
         let within = repairs.iter().filter(|(scope, _)| *scope <= self.scope);
         let fixed = match within.max_by_key(|(scope, _)| *scope) {
-            Some((_, repair)) => repair(&file, &opener)?,
+            Some((_, repair)) => repair(&file, &chain.request())?,
             None => Fixed::default(),
         };
         let source: Arc<dyn BlockSource> = Arc::new(file);

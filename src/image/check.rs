@@ -9,7 +9,7 @@ use crate::format_id::FormatId;
 use crate::name::ImageName;
 use crate::target::BlockTarget;
 
-use super::Opener;
+use super::Request;
 
 /// What is wrong with an image, exactly counted, and told as far as a person reads it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -303,7 +303,7 @@ pub enum Scope {
 ///
 /// # Errors
 /// As [`Format::check`](super::Format::check), and errors of writing.
-pub type RepairFn = fn(&Arc<dyn BlockTarget>, &dyn Opener) -> Result<Fixed>;
+pub type RepairFn = fn(&Arc<dyn BlockTarget>, &Request<'_>) -> Result<Fixed>;
 
 /// What a repair mended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

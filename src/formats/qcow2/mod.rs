@@ -20,7 +20,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, RepairFn, SafetyCheck,
+    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
     Scope, Verdict, disagrees,
 };
 use crate::limits::Limits;
@@ -67,16 +67,16 @@ impl Format for Qcow2 {
         safety::checks(source)
     }
 
-    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
-        Ok(Box::new(Qcow2Image::open(source, opener)?))
+    fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+        Ok(Box::new(Qcow2Image::open(source, request)?))
     }
 
     fn check(
         &self,
         source: &Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Option<Findings>> {
-        check::check(source, opener.limits()).map(Some)
+        check::check(source, request.limits).map(Some)
     }
 
     fn repairs(&self) -> &'static [(Scope, RepairFn)] {

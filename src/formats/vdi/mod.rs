@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, RepairFn, SafetyCheck,
+    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
     Scope, Verdict, disagrees,
 };
 use crate::limits::Limits;
@@ -68,16 +68,16 @@ impl Format for Vdi {
         })
     }
 
-    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VdiImage::open(source, opener)?))
+    fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+        Ok(Box::new(VdiImage::open(source, request)?))
     }
 
     fn check(
         &self,
         source: &Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Option<Findings>> {
-        check::check(source, opener).map(Some)
+        check::check(source, request).map(Some)
     }
 
     fn repairs(&self) -> &'static [(Scope, RepairFn)] {

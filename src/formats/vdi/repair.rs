@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Fixed, Opener};
+use crate::image::{Fixed, Request};
 use crate::map::edit::{Changes, Ordered, Rank, TableStore};
 use crate::target::BlockTarget;
 
@@ -14,11 +14,11 @@ use super::map::VdiMap;
 ///
 /// # Errors
 /// Damage of the header, and errors of reading and writing.
-pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result<Fixed> {
+pub(super) fn repair(file: &Arc<dyn BlockTarget>, request: &Request<'_>) -> Result<Fixed> {
     let mut fixed = Fixed::default();
-    let store = TableStore::new(file, Ordered, opener.limits());
+    let store = TableStore::new(file, Ordered, request.limits);
     let header = Header::read(&store)?;
-    let map = match VdiMap::read(&store, &header, opener) {
+    let map = match VdiMap::read(&store, &header, request) {
         Ok(map) => map,
         Err(Error::Malformed { .. }) => return Ok(fixed),
         Err(error) => return Err(error),

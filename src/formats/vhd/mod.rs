@@ -23,7 +23,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, RepairFn, SafetyCheck,
+    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
     Scope, Verdict,
 };
 use crate::limits::Limits;
@@ -70,16 +70,16 @@ impl Format for Vhd {
         footer::safety(source)
     }
 
-    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VhdImage::open(source, opener)?))
+    fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+        Ok(Box::new(VhdImage::open(source, request)?))
     }
 
     fn check(
         &self,
         source: &Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Option<Findings>> {
-        check::check(source, opener).map(Some)
+        check::check(source, request).map(Some)
     }
 
     fn repairs(&self) -> &'static [(Scope, RepairFn)] {
@@ -89,9 +89,9 @@ impl Format for Vhd {
     fn open_arriving(
         &self,
         source: Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Box<dyn Image>> {
-        arriving::open(source, opener)
+        arriving::open(source, request)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Fixed, Opener};
+use crate::image::{Fixed, Request};
 use crate::map::edit::{Changes, Ordered, Rank, TableStore};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
@@ -20,11 +20,11 @@ const FOOTER: usize = Footer::LEN;
 ///
 /// # Errors
 /// Damage that cannot be repaired, and errors of reading and writing.
-pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result<Fixed> {
-    let store = TableStore::new(file, Ordered, opener.limits());
+pub(super) fn repair(file: &Arc<dyn BlockTarget>, request: &Request<'_>) -> Result<Fixed> {
+    let store = TableStore::new(file, Ordered, request.limits);
     let mut fixed = Fixed::default();
     for changes in [footers, header_checksum] {
-        let changes = changes(&store, opener)?;
+        let changes = changes(&store, request)?;
         fixed.corruptions += u64::from(!changes.is_empty());
         store.put(changes)?;
     }
@@ -32,7 +32,7 @@ pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result
     Ok(fixed)
 }
 
-fn footers(file: &dyn BlockSource, opener: &dyn Opener) -> Result<Changes> {
+fn footers(file: &dyn BlockSource, request: &Request<'_>) -> Result<Changes> {
     let mut changes = Changes::default();
     let is_fixed = |footer: &Footer| footer.disk_type == DiskType::Fixed.number();
     let (start, end) = (Copy::read(file, 0)?, Copy::read_at_end(file)?);
@@ -51,7 +51,7 @@ fn footers(file: &dyn BlockSource, opener: &dyn Opener) -> Result<Changes> {
             changes.write(Rank::Root, at, read(file, 0)?);
         }
         (Copy::Sound { footer, .. }, Copy::Absent) if !is_fixed(&footer) => {
-            if let Some(at) = place_of_footer(file, opener)? {
+            if let Some(at) = place_of_footer(file, request)? {
                 changes.write(Rank::Root, at, read(file, 0)?);
             }
         }
@@ -77,10 +77,10 @@ fn footers(file: &dyn BlockSource, opener: &dyn Opener) -> Result<Changes> {
 
 /// The place of the footer in a file that has lost it; `None` if the file has lost blocks, too, which a footer
 /// would only hide.
-fn place_of_footer(file: &dyn BlockSource, opener: &dyn Opener) -> Result<Option<u64>> {
+fn place_of_footer(file: &dyn BlockSource, request: &Request<'_>) -> Result<Option<u64>> {
     let footers = Footers::read(file)?;
     let size = footers.footer.virtual_size();
-    let tables = Tables::read(file, &footers, size, opener)?;
+    let tables = Tables::read(file, &footers, size, request)?;
     let ends = stored(&tables).map(|(start, index)| start + tables.stored_len(index, size));
     let end = ends.max().unwrap_or(0);
     let file_size = file.size();
@@ -104,13 +104,13 @@ fn place_of_footer(file: &dyn BlockSource, opener: &dyn Opener) -> Result<Option
 
 /// The header has no copy. Its checksum is corrected only where the rest of the file proves every field that says
 /// where the disk's bytes are.
-fn header_checksum(file: &dyn BlockSource, opener: &dyn Opener) -> Result<Changes> {
+fn header_checksum(file: &dyn BlockSource, request: &Request<'_>) -> Result<Changes> {
     let footers = Footers::read(file)?;
     if footers.kind == DiskType::Fixed {
         return Ok(Changes::default());
     }
     let size = footers.footer.virtual_size();
-    let tables = match Tables::read(file, &footers, size, opener) {
+    let tables = match Tables::read(file, &footers, size, request) {
         Ok(tables) if tables.damaged => tables,
         // Blocks have no second source: a check reports their damage.
         Ok(_) | Err(Error::Malformed { .. }) => return Ok(Changes::default()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::formats::identity::derived;
-use crate::image::{Fixed, Opener};
+use crate::image::{Fixed, Request};
 use crate::map::edit::{Changes, Ordered, Rank, TableStore};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
@@ -23,13 +23,13 @@ use super::region::{self, REGION_TABLE_LEN, REGION_TABLES};
 ///
 /// # Errors
 /// Damage that cannot be repaired, and errors of reading and writing.
-pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result<Fixed> {
-    let store = Arc::new(TableStore::new(file, Ordered, opener.limits()));
+pub(super) fn repair(file: &Arc<dyn BlockTarget>, request: &Request<'_>) -> Result<Fixed> {
+    let store = Arc::new(TableStore::new(file, Ordered, request.limits));
     let source: Arc<dyn BlockSource> = Arc::clone(&store) as _;
     header::check_identifier(&store)?;
     let mut current = header::read_current(&store)?;
     let mut fixed = Fixed::default();
-    if let Some(overlay) = log::replay(&current.header, current.offset, &source, opener.limits())? {
+    if let Some(overlay) = log::replay(&current.header, current.offset, &source, request.limits)? {
         // The result of the replay has to be an image.
         region::read_regions(&overlay, &current.header, current.offset)?;
         store.put(overlay.into_changes())?;

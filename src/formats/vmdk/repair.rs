@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Fixed, Opener};
+use crate::image::{Fixed, Request};
 use crate::limits::Limits;
 use crate::map::Claims;
 use crate::map::edit::{Changes, Ordered, Rank, TableStore};
@@ -35,8 +35,8 @@ const ENTRY: u64 = 4;
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a file that is not such an extent, and errors of reading and writing.
-pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result<Fixed> {
-    run(file, opener, false)
+pub(super) fn repair(file: &Arc<dyn BlockTarget>, request: &Request<'_>) -> Result<Fixed> {
+    run(file, request, false)
 }
 
 /// The same, and takes the grains that only the redundant copy has.
@@ -45,12 +45,12 @@ pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result
 /// As [`repair`].
 pub(super) fn repair_from_redundant(
     file: &Arc<dyn BlockTarget>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<Fixed> {
-    run(file, opener, true)
+    run(file, request, true)
 }
 
-fn run(file: &Arc<dyn BlockTarget>, opener: &dyn Opener, takes_more: bool) -> Result<Fixed> {
+fn run(file: &Arc<dyn BlockTarget>, request: &Request<'_>, takes_more: bool) -> Result<Fixed> {
     let mut magic = [0; 8];
     file.read_at(&mut magic, 0)?;
     if !magic.starts_with(&SPARSE_MAGIC) {
@@ -69,7 +69,7 @@ fn run(file: &Arc<dyn BlockTarget>, opener: &dyn Opener, takes_more: bool) -> Re
     if second_directory(&header).is_none() || header.is_compressed() {
         return Ok(fixed);
     }
-    let (mut extent, mut sides) = Extent::of(file, &header, opener.limits())?;
+    let (mut extent, mut sides) = Extent::of(file, &header, request.limits)?;
     extent.takes_more = takes_more;
     for _ in 0..sides.len() {
         let [own, other] = &mut sides;

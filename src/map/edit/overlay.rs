@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::extent::{Extent, ExtentKind};
-use crate::source::{BlockSource, FileIdentity, check_extent, read_padded, readable};
+use crate::source::{
+    BlockSource, BlockSourceExt, FileIdentity, Stored, check_extent, read_padded, readable,
+};
 
 use super::changes::Changes;
 
@@ -110,6 +112,12 @@ impl BlockSource for Overlay {
         self.changes.extent_at(&self.file, offset, limit)
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+}
+
+impl Stored for Overlay {
     fn allocated_size(&self) -> Option<u64> {
         self.file.allocated_size()
     }

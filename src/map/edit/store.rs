@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::error::Result;
 use crate::extent::Extent;
 use crate::limits::Limits;
-use crate::source::{BlockSource, FileIdentity};
+use crate::source::BlockSource;
 use crate::target::BlockTarget;
 
 use super::changes::Changes;
@@ -81,13 +81,5 @@ impl<C: Commit> BlockSource for TableStore<C> {
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
         self.changes().extent_at(&self.file, offset, limit)
-    }
-
-    fn identity(&self) -> Option<FileIdentity> {
-        self.file.identity()
-    }
-
-    fn uses_file(&self, file: FileIdentity) -> bool {
-        self.file.uses_file(file)
     }
 }

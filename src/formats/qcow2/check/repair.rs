@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::image::{Fixed, Opener};
+use crate::image::{Fixed, Request};
 use crate::limits::Limits;
 use crate::map::edit::{Changes, Ordered, Rank, TableStore};
 use crate::source::{BlockSource, BlockSourceExt};
@@ -34,9 +34,9 @@ const AUTOCLEAR_AT: u64 = HeaderV2::LEN as u64 + 16;
 /// As [`check`](super::check), and errors of writing.
 pub(in super::super) fn repair_leaks(
     file: &Arc<dyn BlockTarget>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<Fixed> {
-    repair(file, opener.limits(), Repair::leaks)
+    repair(file, request.limits, Repair::leaks)
 }
 
 /// Repairs everything.
@@ -45,9 +45,9 @@ pub(in super::super) fn repair_leaks(
 /// As [`repair_leaks`].
 pub(in super::super) fn repair_all(
     file: &Arc<dyn BlockTarget>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<Fixed> {
-    repair(file, opener.limits(), Repair::all)
+    repair(file, request.limits, Repair::all)
 }
 
 fn repair(

@@ -25,7 +25,7 @@ pub(crate) use pending::{settle, sync_folder};
 pub use seek::{SeekSource, SeekTarget, SourceReader};
 pub use slice::Slice;
 pub(crate) use spill::Spill;
-pub(crate) use window::{Length, Miss, Window};
+pub(crate) use window::{Miss, Window};
 
 /// Zeros to write from, where nothing cheaper makes a range read as zero.
 pub(crate) static ZEROES: [u8; 64 << 10] = [0; 64 << 10];

@@ -350,9 +350,7 @@ mod tests {
         let bytes: Vec<u8> = (0..=255).collect();
         let mut window = Window::new(1, 256 + 6 * PIECE_COST);
         for (start, end) in [(10, 20), (30, 40), (0, 60), (15, 35), (50, 256)] {
-            window
-                .keep_these(start as u64, &bytes[start..end])
-                .unwrap();
+            window.keep_these(start as u64, &bytes[start..end]).unwrap();
         }
         let mut all = vec![0; 256];
         let mut at = 0;

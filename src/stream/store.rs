@@ -35,7 +35,7 @@ impl Store {
         let mut store = Store {
             window: Window::new(
                 usize::try_from(tail).unwrap_or(Probe::TAIL),
-                all.saturating_sub(tail).max(2 * head_len),
+                all.saturating_sub(tail).max(head_len + tail),
             ),
             head_len,
             tail,

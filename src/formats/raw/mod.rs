@@ -114,4 +114,8 @@ impl Image for RawImage {
     fn references(&self) -> &[Reference] {
         &[]
     }
+
+    fn trailer(&self) -> Option<u64> {
+        Some(0)
+    }
 }

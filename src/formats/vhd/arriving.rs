@@ -5,12 +5,11 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{Image, ImageInfo, Request};
+use crate::image::{Image, ImageInfo};
 use crate::reference::Reference;
 use crate::source::{BlockSource, check_extent, readable};
 
 use super::footer::COOKIE;
-use super::open::VhdImage;
 use super::{SECTOR, VHD};
 
 /// What is taken for a fixed disk until its footer has come.
@@ -20,21 +19,22 @@ struct Fixed {
     info: ImageInfo,
 }
 
-/// Opens the image that arrives in `file`. A dynamic one begins with a copy of its footer.
+/// Opens what arrives in `file`, if it does not begin with a copy of the footer, as a dynamic disk does.
 ///
 /// # Errors
-/// As [`Format::open_arriving`](crate::Format::open_arriving).
-pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+/// As reading.
+pub(super) fn open(file: &Arc<dyn BlockSource>) -> Result<Option<Box<dyn Image>>> {
     let mut start = [0; COOKIE.len()];
     let n = file.read_at(&mut start, 0)?;
     if n == start.len() && start == COOKIE {
-        return Ok(Box::new(VhdImage::open(file, request)?));
+        return Ok(None);
     }
     let info = ImageInfo {
         virtual_size: file.size().saturating_sub(SECTOR),
         ..ImageInfo::default()
     };
-    Ok(Box::new(Fixed { file, info }))
+    let file = Arc::clone(file);
+    Ok(Some(Box::new(Fixed { file, info })))
 }
 
 impl BlockSource for Fixed {
@@ -65,5 +65,9 @@ impl Image for Fixed {
 
     fn references(&self) -> &[Reference] {
         &[]
+    }
+
+    fn trailer(&self) -> Option<u64> {
+        Some(SECTOR)
     }
 }

@@ -72,6 +72,13 @@ impl Format for Vhd {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+        let arriving = match request.arriving {
+            true => arriving::open(&source)?,
+            false => None,
+        };
+        if let Some(fixed) = arriving {
+            return Ok(fixed);
+        }
         Ok(Box::new(VhdImage::open(source, request)?))
     }
 
@@ -94,14 +101,6 @@ impl Format for Vhd {
         _scope: Scope,
     ) -> Result<Fixed> {
         repair::repair(file, request)
-    }
-
-    fn open_arriving(
-        &self,
-        source: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Box<dyn Image>> {
-        arriving::open(source, request)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

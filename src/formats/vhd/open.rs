@@ -56,7 +56,10 @@ impl VhdImage {
     /// # Errors
     /// As [`Format::open`](crate::Format::open).
     pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
-        let footers = Footers::read(&source)?;
+        let footers = match request.arriving {
+            true => Footers::read_start(&source)?,
+            false => Footers::read(&source)?,
+        };
         let size = footers.footer.virtual_size();
         request.limits.check_virtual_size(size)?;
         let mut info = describe(&footers, size);

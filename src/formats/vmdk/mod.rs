@@ -107,14 +107,6 @@ impl Format for Vmdk {
         repair::repair(file, request, scope)
     }
 
-    fn open_arriving(
-        &self,
-        source: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VmdkImage::open_arriving(source, request)?))
-    }
-
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
         VmdkOptions::parse(options)?.writer(options.virtual_size, options.file_name.as_ref())
     }

@@ -48,25 +48,6 @@ impl VmdkImage {
     /// # Errors
     /// As [`Format::open`](crate::Format::open).
     pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
-        Self::open_any(source, request, false)
-    }
-
-    /// Opens a disk that arrives.
-    ///
-    /// # Errors
-    /// As [`Format::open_arriving`](crate::Format::open_arriving).
-    pub(super) fn open_arriving(
-        source: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Self> {
-        Self::open_any(source, request, true)
-    }
-
-    fn open_any(
-        source: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-        arriving: bool,
-    ) -> Result<Self> {
         if request.snapshot.is_some() {
             return Err(Error::invalid(
                 "a VMDK has no internal snapshots: each is a disk of its own",
@@ -76,7 +57,7 @@ impl VmdkImage {
         let n = source.read_at(&mut magic, 0)?;
         let starts = |known: &[u8]| n >= known.len() && magic.starts_with(known);
         if starts(&SPARSE_MAGIC) {
-            Self::open_monolithic(source, request, arriving)
+            Self::open_monolithic(source, request)
         } else if starts(&COWD_MAGIC) {
             Self::open_bare_cowd(source, request)
         } else if starts(&SE_SPARSE_MAGIC) {
@@ -90,11 +71,7 @@ impl VmdkImage {
     }
 
     /// A hosted sparse extent with the descriptor in it.
-    fn open_monolithic(
-        source: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-        arriving: bool,
-    ) -> Result<Self> {
+    fn open_monolithic(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
         let header = sparse::read_header(&source)?;
         let text = embedded_text(&source, &header, request.limits);
         if header.capacity == 0 && header.descriptor_offset > 0 {
@@ -125,7 +102,7 @@ impl VmdkImage {
             )));
         }
         // The footer counts, where there is one and it has arrived.
-        let found = match arriving && header.is_walkable() {
+        let found = match request.arriving && header.is_walkable() {
             true => None,
             false => Some(InForce::of(Arc::clone(&source), &header, request)?),
         };

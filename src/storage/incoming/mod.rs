@@ -6,7 +6,7 @@ use std::io::Read;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::digest::{Digest, Hasher};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::extent::Extent;
 use crate::progress::Cancel;
 use crate::source::{BlockSource, stored_extent};
@@ -97,7 +97,7 @@ impl Incoming {
     /// Sees to it that these ranges of bytes are kept when they come by.
     ///
     /// # Errors
-    /// [`Error::LimitExceeded`] if those that are here already are too many.
+    /// [`Error::LimitExceeded`] if they are too many.
     pub(crate) fn owe(&self, ranges: Vec<(u64, u64)>) -> Result<()> {
         let mut state = self.lock();
         ranges
@@ -112,6 +112,11 @@ impl Incoming {
 
     pub(crate) fn length(&self) -> Length {
         self.lock().arrived.length()
+    }
+
+    /// Returns true if the end was seen.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.lock().ended()
     }
 
     /// Bytes of memory that the window takes.
@@ -176,6 +181,8 @@ impl BlockSource for Incoming {
 mod tests {
     use super::*;
     use crate::digest::Algorithm;
+    use crate::error::Error;
+    use std::io;
 
     /// Gives as many bytes at a time as it says.
     struct Cut {

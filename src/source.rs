@@ -268,7 +268,11 @@ pub(crate) fn stored_extent(offset: u64, limit: u64, size: u64) -> Result<Extent
 /// # Errors
 /// [`Error::Io`] where the source gives less than it has, as a file does that was cut short since it
 /// was opened, and what [`read_at`](BlockSource::read_at) fails with.
-pub(crate) fn read_padded(source: &dyn BlockSource, buf: &mut [u8], offset: u64) -> Result<usize> {
+pub(crate) fn read_padded(
+    source: &(impl BlockSource + ?Sized),
+    buf: &mut [u8],
+    offset: u64,
+) -> Result<usize> {
     let n = source.read_at(buf, offset)?;
     if n < buf.len() {
         if n < readable(buf.len(), offset, source.size()) {

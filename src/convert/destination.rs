@@ -259,13 +259,16 @@ impl ConvertOptions {
     }
 
     /// Fails if writing to `path` would destroy a file that is read.
-    pub(super) fn refuse_source(&self, source: &dyn BlockSource, path: &Path) -> Result<()> {
+    pub(super) fn refuse_source(
+        &self,
+        source: &(impl BlockSource + ?Sized),
+        path: &Path,
+    ) -> Result<()> {
         let found = there(std::fs::metadata(path), path)?;
         let Some(identity) = found.as_ref().and_then(identity_of) else {
             return Ok(());
         };
-        let reads = |s: &dyn BlockSource| s.uses_file(identity);
-        if reads(source)
+        if source.uses_file(identity)
             || self
                 .overlay
                 .as_ref()

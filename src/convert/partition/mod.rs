@@ -478,7 +478,7 @@ const SAMPLE: u64 = 4096;
 
 /// A digest of the bytes at some places of a part, the first and the last among them: to tell a wrong
 /// disk, at little cost.
-fn sample(source: &dyn BlockSource, part: &Part) -> Result<Digest> {
+fn sample(source: &dyn Image, part: &Part) -> Result<Digest> {
     let mut hasher = Hasher::new(Algorithm::Md5)?;
     let mut bytes = vec![0; usize::try_from(SAMPLE).unwrap_or(0)];
     let window = Window::new(source, part.start, part.len);

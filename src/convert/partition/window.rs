@@ -5,19 +5,20 @@ use std::sync::Arc;
 use crate::convert::partition::layout::Stretch;
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
+use crate::image::Image;
 use crate::source::{BlockSource, FileIdentity, check_extent, read_padded, readable};
 use crate::target::{BlockTarget, Zeroes};
 
 /// A range of a disk, which may reach beyond the end of the source: what a target adds reads as zero.
 #[derive(Debug)]
 pub(super) struct Window<'a> {
-    source: &'a dyn BlockSource,
+    source: &'a dyn Image,
     start: u64,
     len: u64,
 }
 
 impl<'a> Window<'a> {
-    pub(super) fn new(source: &'a dyn BlockSource, start: u64, len: u64) -> Self {
+    pub(super) fn new(source: &'a dyn Image, start: u64, len: u64) -> Self {
         Window { source, start, len }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Fixed, Opener};
+use crate::image::{Fixed, Request};
 use crate::target::BlockTarget;
 
 use super::header::{Header, Header0, Header1, PreHeader, VERSION};
@@ -14,10 +14,10 @@ use super::map::VdiMap;
 ///
 /// # Errors
 /// What is wrong with the header, and what reading and writing fail with.
-pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result<Fixed> {
+pub(super) fn repair(file: &Arc<dyn BlockTarget>, request: &Request<'_>) -> Result<Fixed> {
     let mut fixed = Fixed::default();
     let header = Header::read(file)?;
-    let map = match VdiMap::read(file, &header, opener) {
+    let map = match VdiMap::read(file, &header, request) {
         Ok(map) => map,
         Err(Error::Malformed { .. }) => return Ok(fixed),
         Err(error) => return Err(error),

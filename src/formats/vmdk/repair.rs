@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Fixed, Opener, Scope};
+use crate::image::{Fixed, Request, Scope};
 use crate::limits::Limits;
 use crate::map::Claims;
 use crate::ondisk::{Field, TableEntry};
@@ -33,7 +33,7 @@ const ENTRY: u64 = 4;
 /// [`Error::Unsupported`] for a file that is not such an extent, and what reading and writing fail with.
 pub(super) fn repair(
     file: &Arc<dyn BlockTarget>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
     scope: Scope,
 ) -> Result<Fixed> {
     let mut magic = [0; 8];
@@ -55,7 +55,7 @@ pub(super) fn repair(
     let (Some(_), false) = (second, header.is_compressed()) else {
         return Ok(fixed);
     };
-    let mut mending = Mending::of(&**file, &header, opener.limits())?;
+    let mut mending = Mending::of(&**file, &header, request.limits)?;
     mending.takes_more = scope == Scope::Redundant;
     fixed.corruptions = mending.tables()?;
     fixed.corruptions += mending.directories()?;

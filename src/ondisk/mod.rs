@@ -6,6 +6,7 @@
 pub(crate) mod luks;
 mod reader;
 mod table;
+pub(crate) mod xml;
 
 pub(crate) use reader::Reader;
 pub(crate) use table::{Field, FieldType, Order, check_fields, cut_short, field, on_disk};

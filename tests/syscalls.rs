@@ -12,7 +12,6 @@
     clippy::print_stderr
 )]
 
-mod common;
 mod support;
 
 use std::fs;
@@ -25,7 +24,7 @@ use std::process::{Command, Output};
 use blockform::convert::ConvertOptions;
 use blockform::storage::FileStorage;
 use blockform::{OpenOptions, PathPolicy};
-use common::{example, names};
+use support::command::{example, names};
 use support::faults::{figure, thorough};
 use support::{Rng, has_tool, read_all, sample_disk};
 

@@ -2,6 +2,7 @@
 
 mod content;
 mod kinds;
+pub(crate) mod magic;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;

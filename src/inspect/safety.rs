@@ -15,7 +15,7 @@
 //! | `limits` | it demands more than the limits grant |
 //!
 //! Where oslo.utils has a check of the same kind it has the same name here. The verdicts of its
-//! `format_inspector`, version 10.2.0, differ in these cases (`tests/safety.rs` compares them, file by file,
+//! `format_inspector`, version 10.2.0, differ in these cases (`tests/inspect/safety.rs` compares them, file by file,
 //! where it is installed):
 //!
 //! | image | oslo.utils | here |

@@ -31,12 +31,13 @@ use crate::detect::Detected;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::formats::by_name;
+use crate::image::Probe;
 use crate::inspect::{Report, Safety};
 use crate::limits::Limits;
 
 pub use reader::InspectedReader;
 pub use unpack::Packing;
-use unpack::{MAGIC_LEN, Unpacked};
+use unpack::Unpacked;
 use watch::Watch;
 
 /// How a stream is inspected.
@@ -113,6 +114,7 @@ impl StreamOptions {
             options: self,
             outer: Watch::new(&outer),
             start: Vec::new(),
+            needed: 1,
             held: Held::Undecided,
             stopped: false,
         }
@@ -132,6 +134,8 @@ pub struct StreamInspector {
     outer: Watch,
     /// The first bytes, until they tell whether they are packed.
     start: Vec<u8>,
+    /// How many of them are looked at next.
+    needed: usize,
     held: Held,
     stopped: bool,
 }
@@ -183,10 +187,12 @@ impl StreamInspector {
 
     fn take(&mut self, chunk: &[u8]) -> Result<()> {
         let mut rest = chunk;
-        while let (Held::Undecided, Some((first, after))) = (&self.held, rest.split_first()) {
-            self.start.push(*first);
+        while let (Held::Undecided, false) = (&self.held, rest.is_empty()) {
+            let needed = self.needed.saturating_sub(self.start.len());
+            let (next, after) = rest.split_at(needed.min(rest.len()));
+            self.start.extend_from_slice(next);
             rest = after;
-            self.decide()?;
+            self.decide(false)?;
         }
         match &mut self.held {
             Held::Undecided => Ok(()),
@@ -199,13 +205,13 @@ impl StreamInspector {
     }
 
     /// Finds out from the first bytes whether the stream is packed, and hands them on.
-    fn decide(&mut self) -> Result<()> {
+    fn decide(&mut self, last: bool) -> Result<()> {
         let start = self.start.as_slice();
         if self.options.as_it_is {
             return self.settle_plain();
         }
-        match Packing::of(start) {
-            Some(packing) => {
+        match Packing::of(start, last || start.len() >= Probe::HEAD) {
+            Ok(Some(packing)) => {
                 let allowed = &self.options.allowed;
                 let name = packing.name();
                 if !allowed.is_empty() && !allowed.iter().any(|a| a == name) {
@@ -221,8 +227,8 @@ impl StreamInspector {
                 unpacked.feed(start)?;
                 self.held = Held::Packed(Box::new(unpacked));
             }
-            None if Packing::may_be(start) && start.len() < MAGIC_LEN => {}
-            None => self.settle_plain()?,
+            Ok(None) => self.settle_plain()?,
+            Err(needed) => self.needed = needed.min(Probe::HEAD),
         }
         Ok(())
     }
@@ -243,7 +249,7 @@ impl StreamInspector {
         self.check_running()?;
         self.stopped = true;
         if let Held::Undecided = self.held {
-            self.settle_plain()?;
+            self.decide(true)?;
         }
         let Held::Packed(unpacked) = &mut self.held else {
             return self.outer.finish();

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::detect::magic::{self, Told};
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 
@@ -19,13 +20,12 @@ pub enum Packing {
     Zstd,
 }
 
-/// The longest of the magics, in bytes.
-pub(super) const MAGIC_LEN: usize = 6;
+type ToldBy = fn(&[u8]) -> Told;
 
-const MAGICS: [(Packing, &[u8]); 3] = [
-    (Packing::Gzip, b"\x1f\x8b\x08"),
-    (Packing::Xz, b"\xfd7zXZ\0"),
-    (Packing::Zstd, b"\x28\xb5\x2f\xfd"),
+const SIGNATURES: [(Packing, ToldBy); 3] = [
+    (Packing::Gzip, |start| magic::GZIP.told_by(start)),
+    (Packing::Xz, |start| magic::XZ.told_by(start)),
+    (Packing::Zstd, magic::zstd_told_by),
 ];
 
 impl Packing {
@@ -38,17 +38,21 @@ impl Packing {
         }
     }
 
-    /// How a stream that begins with these bytes is packed.
-    pub(super) fn of(start: &[u8]) -> Option<Self> {
-        let mut magics = MAGICS.iter();
-        magics
-            .find(|(_, magic)| start.starts_with(magic))
-            .map(|(packing, _)| *packing)
-    }
-
-    /// Whether a stream that begins with these bytes may turn out to be packed.
-    pub(super) fn may_be(start: &[u8]) -> bool {
-        MAGICS.iter().any(|(_, magic)| magic.starts_with(start))
+    /// The compression of a stream with these first bytes. If they are too few to tell and are not the
+    /// `last`, an error with the number that is needed.
+    pub(super) fn of(start: &[u8], last: bool) -> std::result::Result<Option<Self>, usize> {
+        let mut needed = Ok(None);
+        for (packing, told_by) in SIGNATURES {
+            match told_by(start) {
+                Told::At(_) => return Ok(Some(packing)),
+                Told::Skips(_) if last => return Ok(Some(packing)),
+                Told::Needs(len) | Told::Skips(len) if !last => {
+                    needed = Err(needed.err().map_or(len, |least: usize| least.min(len)));
+                }
+                _ => {}
+            }
+        }
+        needed
     }
 }
 

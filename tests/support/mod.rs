@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, clippy::print_stderr)]
 
 pub mod appliance;
+pub mod command;
 pub mod crash;
 pub mod faults;
 pub mod model;

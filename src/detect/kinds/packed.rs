@@ -5,6 +5,7 @@
 
 use std::io::{Read, Seek, SeekFrom};
 
+use crate::detect::magic::{self, Magic, Told};
 use crate::error::Result;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::ImageName;
@@ -35,7 +36,7 @@ static ZSTD: Kind = Kind::packed("zstd", "Zstandard file", |look| {
 });
 static LZ4: Kind = Kind::packed("lz4", "lz4 file", |look| {
     let mut details = Value::map();
-    details.insert("legacy", look.window.has(0, LZ4_LEGACY_MAGIC));
+    details.insert("legacy", magic::LZ4_LEGACY.is_start(look.window.head));
     describe(look, Codec::Lz4, details)
 });
 static LZMA: Kind = Kind::packed("lzma", "lzma file", |look| {
@@ -53,9 +54,6 @@ pub(super) const FAMILY: Family = Family {
     probe,
 };
 
-const ZSTD_MAGIC: &[u8] = b"\x28\xb5\x2f\xfd";
-const LZ4_MAGIC: &[u8] = b"\x04\x22\x4d\x18";
-const LZ4_LEGACY_MAGIC: &[u8] = b"\x02\x21\x4c\x18";
 /// What ends a file in Zstandard's seekable format.
 const SEEKABLE: u32 = 0x8f92_eab1;
 
@@ -78,63 +76,38 @@ pub(super) enum Codec {
     Lzma,
 }
 
+/// Kinds that their signature alone tells.
+static PLAIN: [(&Magic, &Kind); 7] = [
+    (&magic::GZIP, &GZIP),
+    (&magic::XZ, &XZ),
+    (&magic::LZ4, &LZ4),
+    (&magic::LZ4_LEGACY, &LZ4),
+    (&magic::LZIP, &LZIP),
+    (&magic::LZOP, &LZOP),
+    (&magic::SEVEN_ZIP, &SEVEN_ZIP),
+];
+
 fn probe(window: &Probe<'_>) -> Option<Found> {
-    let starts = |magic: &[u8]| window.has(0, magic);
-    // Of a whole header more is known than its first bytes.
-    if starts(b"\x1f\x8b\x08") && window.head.get(3).is_some_and(|flags| flags & 0xe0 == 0) {
-        return found(&GZIP, "1f 8b 08", 0);
+    let head = window.head;
+    if let Some((magic, kind)) = PLAIN.iter().find(|(magic, _)| magic.is_start(head)) {
+        return found(kind, magic.text, 0);
     }
-    if starts(b"\xfd7zXZ\0") {
-        return found(&XZ, "fd 7zXZ 00", 0);
-    }
-    let level = window.head.get(3).is_some_and(u8::is_ascii_digit);
+    let level = head.get(3).is_some_and(u8::is_ascii_digit);
     let block = [&b"1AY&SY"[..], b"\x17\x72\x45\x38\x50\x90"];
-    if starts(b"BZh") && level && block.iter().any(|magic| window.has(4, magic)) {
-        return found(&BZIP2, "BZh", 0);
+    if magic::BZIP2.is_start(head) && level && block.iter().any(|magic| window.has(4, magic)) {
+        return found(&BZIP2, magic::BZIP2.text, 0);
     }
-    if starts(LZ4_MAGIC) {
-        return found(&LZ4, "04 22 4d 18", 0);
+    if magic::COMPRESS.is_start(head) && matches!(head.get(2), Some(0x89..=0x90)) {
+        return found(&COMPRESS, magic::COMPRESS.text, 0);
     }
-    if starts(LZ4_LEGACY_MAGIC) {
-        return found(&LZ4, "02 21 4c 18", 0);
-    }
-    if starts(b"LZIP\x01") {
-        return found(&LZIP, "LZIP", 0);
-    }
-    if starts(b"\x89LZO\0\x0d\x0a\x1a\x0a") {
-        return found(&LZOP, "89 LZO", 0);
-    }
-    if starts(b"7z\xbc\xaf\x27\x1c") {
-        return found(&SEVEN_ZIP, "7z bc af 27 1c", 0);
-    }
-    if starts(b"\x1f\x9d") && matches!(window.head.get(2), Some(0x89..=0x90)) {
-        return found(&COMPRESS, "1f 9d", 0);
-    }
-    if is_lzma(window.head) {
+    if is_lzma(head) {
         return found(&LZMA, "5d 00", 0);
     }
-    zstd(window)
-}
-
-/// A frame of Zstandard, behind any number of frames that are to be skipped.
-fn zstd(window: &Probe<'_>) -> Option<Found> {
-    let mut at = 0_usize;
-    loop {
-        let rest = window.head.get(at..).unwrap_or_default();
-        if rest.starts_with(ZSTD_MAGIC) {
-            return found(&ZSTD, "28 b5 2f fd", at as u64);
-        }
-        let skippable =
-            rest.get(1..4) == Some(b"\x2a\x4d\x18") && rest.first().is_some_and(|b| b >> 4 == 5);
-        if !skippable {
-            // What lies behind the window is not seen.
-            let unseen = at > 0 && rest.is_empty() && at as u64 <= window.size;
-            return unseen
-                .then(|| found(&ZSTD, "a skippable frame", 0))
-                .flatten();
-        }
-        let len = usize::try_from(u32::get(rest, 4, Order::Little)?).ok()?;
-        at = at.checked_add(8)?.checked_add(len)?;
+    match magic::zstd_told_by(head) {
+        Told::At(at) => found(&ZSTD, magic::ZSTD.text, at as u64),
+        // The frame behind them is not in the window.
+        Told::Skips(_) => found(&ZSTD, magic::ZSTD_SKIPPABLE.text, 0),
+        _ => None,
     }
 }
 

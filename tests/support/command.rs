@@ -1,0 +1,72 @@
+//! What the tests of the commands share: where the commands and qemu-img are, and how to run them.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The built example `name`; cargo builds the examples for the tests.
+pub fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().and_then(Path::parent).unwrap();
+    let path = profile.join("examples").join(name);
+    let path = path.with_extension(std::env::consts::EXE_EXTENSION);
+    assert!(
+        path.exists(),
+        "{} is missing: run cargo build --examples",
+        path.display()
+    );
+    path
+}
+
+/// Whether qemu-img 10 is here to compare with. Where it is not, says so, and fails if the
+/// environment variable `CI` is set.
+pub fn has_qemu() -> bool {
+    let version = Command::new("qemu-img").arg("--version").output();
+    let found = version.is_ok_and(|v| {
+        let text = String::from_utf8_lossy(&v.stdout).into_owned();
+        text.starts_with("qemu-img version")
+    });
+    if !found {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "qemu-img is missing, and this is CI"
+        );
+        eprintln!("skipped: qemu-img is missing");
+    }
+    found
+}
+
+/// Runs a program in `folder`.
+pub fn run<S: AsRef<OsStr>>(
+    folder: &Path,
+    program: impl AsRef<OsStr>,
+    arguments: impl IntoIterator<Item = S>,
+) -> Output {
+    let mut command = Command::new(program);
+    command
+        .current_dir(folder)
+        .args(arguments)
+        .env("TZ", "UTC")
+        .env("LC_ALL", "C.UTF-8");
+    command.output().unwrap()
+}
+
+/// Runs a line of words in `folder`; it has to succeed. What it printed is returned.
+pub fn must(folder: &Path, line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let program = words.next().unwrap();
+    let out = run(folder, program, words);
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "{line}: {told}");
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// The names in a folder, in order.
+pub fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}

@@ -6,25 +6,27 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::format_id::FormatId;
+use crate::hint::Hint;
 use crate::name::ImageName;
 use crate::reference::Reference;
 
 /// The result of everything that can fail in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why an operation failed.
+/// The reason for which an operation failed.
 ///
-/// The variants are sorted by who has to act: the environment ([`Io`](Self::Io)), whoever made the
-/// image ([`Malformed`](Self::Malformed)), this crate ([`Unsupported`](Self::Unsupported)), whoever
-/// must say what the image is ([`Unrecognized`](Self::Unrecognized),
-/// [`Ambiguous`](Self::Ambiguous)), the policy of the caller ([`NotAllowed`](Self::NotAllowed),
+/// The variants are sorted by who has to act: the environment ([`Io`](Self::Io)), the author of the
+/// image ([`Malformed`](Self::Malformed)), this crate ([`Unsupported`](Self::Unsupported)), the caller who
+/// has to say what is meant ([`Unrecognized`](Self::Unrecognized), [`Ambiguous`](Self::Ambiguous),
+/// [`DiskNotChosen`](Self::DiskNotChosen)), the policy of the caller ([`NotAllowed`](Self::NotAllowed),
 /// [`Denied`](Self::Denied), [`Detached`](Self::Detached), [`LimitExceeded`](Self::LimitExceeded)), its
-/// expectation ([`DigestMismatch`](Self::DigestMismatch)), whoever sends a stream
-/// ([`OutOfOrder`](Self::OutOfOrder)), its scheduler
+/// expectation ([`DigestMismatch`](Self::DigestMismatch)), the sender of a stream
+/// ([`OutOfOrder`](Self::OutOfOrder)), the scheduler of the caller
 /// ([`PartsMissing`](Self::PartsMissing)) or its code ([`OutOfRange`](Self::OutOfRange), [`InvalidInput`](Self::InvalidInput)).
 ///
-/// A message never repeats its [`source`](std::error::Error::source); print the chain to see both.
-/// Everything that came from an image is escaped in the message.
+/// A message says what is wrong and never repeats its [`source`](std::error::Error::source);
+/// [`chain`](Self::chain) has both. [`hint`](Self::hint) says what the caller can do about it.
+/// Text from an image is escaped in the message.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -53,30 +55,41 @@ pub enum Error {
     },
 
     /// The image is valid, as far as can be told, and uses something that this build cannot do.
-    #[error("{format} image: {feature} is not supported{}", advice(hint))]
+    #[error("{format} image: {feature} is not supported")]
     Unsupported {
         /// The format.
         format: FormatId,
         /// The name of what is missing, as the format calls it.
         feature: String,
-        /// What the caller can do about it; empty where there is nothing.
-        hint: &'static str,
+        /// What the caller can do about it.
+        hint: Option<Hint>,
     },
 
     /// No format's signature was found.
-    #[error("no known image format was found; if this is a raw disk, say so (-f raw)")]
+    #[error("no known image format was found")]
     Unrecognized,
 
     /// Several formats' signatures were found, and they are no pair that occurs in honest files.
-    #[error(
-        "the file is {} at once; name the format that it is meant to have (-f FORMAT)",
-        list(matches, evidence)
-    )]
+    #[error("the file is {} at once", list(matches, evidence))]
     Ambiguous {
         /// All formats whose signatures were found.
         matches: Vec<FormatId>,
         /// For each of them what was found, and at which byte of the file.
         evidence: Vec<(&'static str, u64)>,
+    },
+
+    /// The image holds several disks, or none, and the caller did not choose one that is there.
+    #[error(
+        "the appliance has {}{} disks{}",
+        wanted.as_ref().map_or(String::new(), |wanted| format!("no disk {wanted}; it has ")),
+        if disks.is_empty() { "no".to_owned() } else { disks.len().to_string() },
+        choice(disks)
+    )]
+    DiskNotChosen {
+        /// The disk that was asked for, escaped.
+        wanted: Option<String>,
+        /// The names of the disks in their order, quoted and escaped.
+        disks: Vec<String>,
     },
 
     /// The file is not of a format that the caller allows.
@@ -96,12 +109,12 @@ pub enum Error {
     },
 
     /// The image refers to another file and the [`Resolver`](crate::Resolver) did not allow it.
-    #[error("the image refers to {reference}, which is not allowed; {hint}")]
+    #[error("the image refers to {reference}, which is not allowed")]
     Denied {
         /// The reference that was denied.
         reference: Box<Reference>,
         /// What would allow it.
-        hint: Cow<'static, str>,
+        hint: Option<Hint>,
     },
 
     /// A range was read that lives in a file from which the image was detached.
@@ -112,9 +125,7 @@ pub enum Error {
     },
 
     /// The image demands more than the [`Limits`](crate::Limits) grant.
-    #[error(
-        "{what} is {value}, over the limit of {maximum}; raise Limits::{limit} if the image is trusted"
-    )]
+    #[error("{what} is {value}, over the limit {limit} of {maximum}")]
     LimitExceeded {
         /// The field of [`Limits`](crate::Limits).
         limit: &'static str,
@@ -128,8 +139,7 @@ pub enum Error {
 
     /// What is needed of a stream is not there when it is needed: it went by, or comes too late.
     #[error(
-        "byte {offset} of the stream is needed {}: \
-         it cannot be converted while it arrives; write it to a file first, or allow a spill file",
+        "byte {offset} of the stream is needed {}: it cannot be converted while it arrives",
         if offset < position {
             format!("after byte {position} went by")
         } else {
@@ -205,7 +215,7 @@ impl Error {
         Error::Unsupported {
             format,
             feature: "writing this format".to_owned(),
-            hint: "write another one, such as qcow2",
+            hint: Some("write another one, such as qcow2".into()),
         }
     }
 
@@ -238,14 +248,29 @@ impl Error {
             Error::LimitExceeded { .. } | Error::DigestMismatch { .. } => {
                 io::ErrorKind::InvalidData
             }
-            Error::OutOfRange { .. } | Error::InvalidInput(_) => io::ErrorKind::InvalidInput,
+            Error::OutOfRange { .. } | Error::InvalidInput(_) | Error::DiskNotChosen { .. } => {
+                io::ErrorKind::InvalidInput
+            }
             Error::OutOfOrder { .. } => io::ErrorKind::NotSeekable,
             Error::PartsMissing { .. } => io::ErrorKind::NotFound,
             Error::Cancelled => io::ErrorKind::Interrupted,
         }
     }
 
-    /// This error and its sources on one line, as a program prints it.
+    /// Advice on what the caller can do, where there is something.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Error::Unsupported { hint, .. } | Error::Denied { hint, .. } => hint.clone(),
+            Error::Unrecognized => Some(Hint::ReadAsRaw),
+            Error::Ambiguous { .. } => Some(Hint::NameFormat),
+            Error::DiskNotChosen { disks, .. } if !disks.is_empty() => Some(Hint::ChooseDisk),
+            Error::LimitExceeded { limit, .. } => Some(Hint::RaiseLimit(limit)),
+            Error::OutOfOrder { .. } => Some(Hint::AllowSpill),
+            _ => None,
+        }
+    }
+
+    /// The message and those of its sources on one line, without the [hint](Self::hint).
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut next = std::error::Error::source(self);
@@ -295,11 +320,14 @@ impl fmt::Display for Located<'_> {
     }
 }
 
-fn advice(hint: &str) -> String {
-    if hint.is_empty() {
-        String::new()
-    } else {
-        format!("; {hint}")
+/// The disks by number and name, not more than a person reads.
+fn choice(disks: &[String]) -> String {
+    const MOST: usize = 20;
+    let disks = disks.iter().take(MOST).enumerate();
+    let list: Vec<String> = disks.map(|(n, name)| format!("{n} is {name}")).collect();
+    match list.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", list.join(", ")),
     }
 }
 

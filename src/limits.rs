@@ -1,79 +1,93 @@
-//! What an image may demand.
+//! Bounds on what an image may demand.
 
 use crate::error::{Error, Result};
 
 /// How many times its own length a packed file may unpack to without more ado.
 const USUAL_RATIO: u64 = 64;
 
-/// What an image may demand of whoever opens it. Every open has limits; these defaults pass every
-/// image that a real tool makes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Limits {
+/// Declares the limits, each with its default.
+macro_rules! limits {
+    ($($(#[$doc:meta])* $name:ident = $default:expr;)*) => {
+        /// Bounds on what an image may demand. Every open has limits; the defaults pass every image that a
+        /// real tool makes.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Limits {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Default for Limits {
+            fn default() -> Self {
+                Limits { $($name: $default,)* }
+            }
+        }
+
+        impl Limits {
+            /// Names of all limits.
+            pub const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+            /// Sets the limit of this name.
+            ///
+            /// # Errors
+            /// [`Error::InvalidInput`] that lists the names, if there is no such limit.
+            pub fn set(&mut self, name: &str, value: u64) -> Result<()> {
+                match name {
+                    $(stringify!($name) => self.$name = value,)*
+                    _ => {
+                        return Err(Error::invalid(format!(
+                            "there is no such limit; the limits are {}",
+                            Self::NAMES.join(", ")
+                        )));
+                    }
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+limits! {
     /// Bytes of one metadata table or structure that must be in memory at once. 32 MiB, which is
     /// also the cap that QEMU puts on a qcow2 L1 table.
-    pub metadata_bytes: u64,
+    metadata_bytes = 32 << 20;
     /// Bytes of one text that describes an image: the descriptor of a VMDK, an OVF or its manifest, a
     /// `DiskDescriptor.xml`. 4 MiB; a VMDK in ten thousand files has less than a quarter of it.
-    pub descriptor_bytes: u64,
+    descriptor_bytes = 4 << 20;
     /// Bytes of one name of another file. 64 KiB; of some formats the specification says less.
-    pub name_bytes: u64,
+    name_bytes = 64 << 10;
     /// Extents that one disk consists of. 8192, which is 16 TiB in files of 2 GiB.
-    pub extents: u64,
+    extents = 8192;
     /// Files in one archive. 16,384.
-    pub archive_files: u64,
+    archive_files = 16_384;
     /// Bytes of tables kept in memory by one open image so as not to read them again. 4 MiB, which
     /// is what 32 GiB of a qcow2 image with the usual clusters need.
-    pub cache_bytes: u64,
+    cache_bytes = 4 << 20;
     /// Bytes that a [check](crate::check) keeps to know what is used by what. 256 MiB, which is enough for
     /// 10 TiB of a qcow2 file with the usual clusters.
-    pub check_bytes: u64,
+    check_bytes = 256 << 20;
     /// Images in a backing chain, the first one included. 64.
-    pub chain_depth: u64,
+    chain_depth = 64;
     /// Internal snapshots in one image. 65,536.
-    pub snapshots: u64,
+    snapshots = 65_536;
     /// Bytes that a packed file may unpack to beyond 64 times its own length. 1 GiB.
-    pub inflated_bytes: u64,
+    inflated_bytes = 1 << 30;
     /// Virtual size in bytes. 2^63 - 1, the largest offset of a file.
-    pub virtual_size: u64,
+    virtual_size = i64::MAX as u64;
     /// Bytes that a [stream's inspector](crate::stream::StreamInspector) keeps of what went by: its
     /// start, its end, and the tables in between. 16 MiB; it never works with less than 80 KiB. A packed
     /// stream has it twice, for what arrives and for what that unpacks to.
-    pub stream_bytes: u64,
+    stream_bytes = 16 << 20;
     /// Bytes of the window (the dictionary) that a packed stream may ask for. 64 MiB, which is what
     /// `xz -9` asks for.
-    pub window_bytes: u64,
+    window_bytes = 64 << 20;
     /// Bytes that a packed stream may unpack to. 1 TiB.
-    pub unpacked_bytes: u64,
+    unpacked_bytes = 1 << 40;
     /// Reads and look-ups that may fail while a damaged disk is [salvaged](crate::salvage). 16,777,216: as
     /// many sectors as 8 GiB have.
-    pub failures: u64,
+    failures = 1 << 24;
     /// Bytes of guest data that a [conversion](crate::convert::ConvertOptions::limits) may write into
     /// one target, holes not counted: a small file can hold a large disk that packs well. 2^63 - 1.
-    pub output_bytes: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            metadata_bytes: 32 << 20,
-            descriptor_bytes: 4 << 20,
-            name_bytes: 64 << 10,
-            extents: 8192,
-            archive_files: 16_384,
-            cache_bytes: 4 << 20,
-            check_bytes: 256 << 20,
-            chain_depth: 64,
-            snapshots: 65_536,
-            inflated_bytes: 1 << 30,
-            virtual_size: i64::MAX as u64,
-            stream_bytes: 16 << 20,
-            window_bytes: 64 << 20,
-            unpacked_bytes: 1 << 40,
-            failures: 1 << 24,
-            output_bytes: i64::MAX as u64,
-        }
-    }
+    output_bytes = i64::MAX as u64;
 }
 
 impl Limits {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
+use crate::hint::Hint;
 use crate::name::ImageName;
 use crate::source::BlockSource;
 
@@ -119,9 +120,7 @@ impl Resolver for DenyReferences {
     fn resolve(&self, reference: &Reference) -> Result<Resolved> {
         Err(Error::Denied {
             reference: Box::new(reference.clone()),
-            hint: "allow it with --allow-references=same-dir (in code, with a Resolver) if the \
-                   image is trusted"
-                .into(),
+            hint: Some(Hint::AllowSameDirectory),
         })
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use blockform::{ImageName, PathPolicy};
+use blockform::{Error, Hint, ImageName, PathPolicy};
 use clap::Parser;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
@@ -48,6 +48,33 @@ pub(crate) fn path() -> impl TypedValueParser<Value = PathBuf> {
         true => Err("a file name cannot be empty"),
         false => Ok(PathBuf::from(name)),
     })
+}
+
+/// An error with its sources, and the flag that helps.
+pub(crate) fn told(error: &Error) -> String {
+    let Some(hint) = error.hint() else {
+        return error.chain();
+    };
+    let advice = match hint {
+        Hint::NameFormat => "name the format that it is meant to have with -f".to_owned(),
+        Hint::ReadAsRaw => "if it is a raw disk, name that format with -f raw".to_owned(),
+        Hint::ChooseDisk => "choose one with --disk".to_owned(),
+        Hint::AllowSameDirectory => {
+            "allow it with --allow-references=same-dir if the image is trusted".to_owned()
+        }
+        Hint::AllowWithin(folder) => format!(
+            "allow it with --allow-references={} if the image is trusted",
+            quoted(&folder)
+        ),
+        Hint::RaiseLimit(limit) => {
+            format!("raise it with --limit {limit}=N if the image is trusted")
+        }
+        Hint::AllowSpill => {
+            "write it to a file first, or allow a temporary file with --spill".to_owned()
+        }
+        other => other.to_string(),
+    };
+    format!("{}; {advice}", error.chain())
 }
 
 /// A path in quotes, escaped.

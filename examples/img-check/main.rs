@@ -97,7 +97,11 @@ fn repair(
 }
 
 fn about(arguments: &Arguments, error: &blockform::Error) -> String {
-    format!("{}: {}", quoted(&arguments.file), error.chain())
+    format!(
+        "{}: {}",
+        quoted(&arguments.file),
+        crate::common::told(error)
+    )
 }
 
 /// Tells on standard error what was found, one finding a line.

@@ -126,7 +126,7 @@ fn open(
 }
 
 fn about(path: &Path, error: &blockform::Error) -> String {
-    format!("{}: {}", quoted(path), error.chain())
+    format!("{}: {}", quoted(path), crate::common::told(error))
 }
 
 fn path_of<'a>(side: Side, first: &'a Path, second: &'a Path) -> &'a Path {

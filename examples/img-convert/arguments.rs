@@ -160,7 +160,7 @@ impl Also {
             format: format.to_owned(),
             options: match options {
                 "" => Vec::new(),
-                options => parse_options(options).map_err(|e| e.chain())?,
+                options => parse_options(options).map_err(|e| crate::common::told(&e))?,
             },
             path: path.into(),
         })

@@ -49,7 +49,7 @@ pub(crate) fn tell(
             format!(
                 "the image is written, and the map {} is not: {}",
                 quoted(map),
-                e.chain()
+                crate::common::told(&e)
             )
         })?;
     }

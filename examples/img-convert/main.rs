@@ -70,7 +70,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
         let options = open_options(arguments);
         if output::is_standard(path) {
             let image = input::open(&options, arguments, destination, &cancel);
-            images.push(Box::new(image.map_err(|e| e.chain())?));
+            images.push(Box::new(image.map_err(|e| crate::common::told(&e))?));
         } else {
             let (image, file) = options
                 .open_path_and_file(path)
@@ -108,7 +108,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
         }
     });
     meter.finish(converted.is_ok());
-    let summary = converted.map_err(|error| error.chain())?;
+    let summary = converted.map_err(|error| crate::common::told(&error))?;
     let code = match (&salvage, sources) {
         (Some((salvage, map)), [source]) => losses::tell(salvage, source, *map)?,
         _ => ExitCode::SUCCESS,
@@ -220,7 +220,7 @@ fn with_file_digests(
 }
 
 fn about(path: &Path, error: &Error) -> String {
-    format!("{}: {}", quoted(path), error.chain())
+    format!("{}: {}", quoted(path), crate::common::told(error))
 }
 
 fn open_options(arguments: &Arguments) -> OpenOptions {
@@ -258,7 +258,7 @@ fn options(arguments: &Arguments, destination: &Path) -> Result<ConvertOptions, 
         .target_is_zero(arguments.target_is_zero)
         .sync(arguments.cache != CacheMode::Unsafe);
     for text in &arguments.options {
-        for (name, value) in parse_options(text).map_err(|e| e.chain())? {
+        for (name, value) in parse_options(text).map_err(|e| crate::common::told(&e))? {
             options = options.option(name, value);
         }
     }
@@ -282,8 +282,13 @@ fn options(arguments: &Arguments, destination: &Path) -> Result<ConvertOptions, 
     }
     if let (Some(path), Some(format)) = (&arguments.backing, &arguments.backing_format) {
         let name = ImageName::from(path.as_path());
-        let image = open_backing(&name, format, arguments, destination)
-            .map_err(|e| format!("backing file {}: {}", name.quoted(), e.chain()))?;
+        let image = open_backing(&name, format, arguments, destination).map_err(|e| {
+            format!(
+                "backing file {}: {}",
+                name.quoted(),
+                crate::common::told(&e)
+            )
+        })?;
         options = options.overlay(Backing::new(name, format), image);
     }
     Ok(options)

@@ -37,7 +37,10 @@ fn main() -> ExitCode {
             }
             Err(error) => {
                 failed = true;
-                complain(COMMAND, &format!("{}: {}", quoted(file), error.chain()));
+                complain(
+                    COMMAND,
+                    &format!("{}: {}", quoted(file), crate::common::told(&error)),
+                );
             }
         }
     }
@@ -130,7 +133,10 @@ fn describe(file: &Path, arguments: &Arguments) -> Result<Vec<Told>> {
     match (described, safety) {
         (Err(error @ Error::Io { .. }), _) | (Err(error), None) => return Err(error),
         (Err(error), Some(safety)) => {
-            complain(COMMAND, &format!("{}: {}", quoted(file), error.chain()));
+            complain(
+                COMMAND,
+                &format!("{}: {}", quoted(file), crate::common::told(&error)),
+            );
             told.push(Told::Unopened(Unopened::new(file.into(), safety)));
         }
         (Ok(reports), safety) => told.extend(reports.into_iter().map(|mut report| {

@@ -64,7 +64,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), String> {
-    let about = |error: blockform::Error| format!("{}: {}", quoted(&arguments.file), error.chain());
+    let about = |error: blockform::Error| {
+        format!(
+            "{}: {}",
+            quoted(&arguments.file),
+            crate::common::told(&error)
+        )
+    };
     let mut options = OpenOptions::new().references(arguments.allow_references.0.clone());
     if let Some(format) = &arguments.format {
         options = options.format(format);

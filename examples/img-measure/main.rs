@@ -102,9 +102,9 @@ fn measure(arguments: &Arguments) -> Result<Measure, String> {
             let measured = open
                 .open_path(file)
                 .and_then(|image| options.of_image(&*image));
-            measured.map_err(|e| format!("{}: {}", quoted(file), e.chain()))
+            measured.map_err(|e| format!("{}: {}", quoted(file), crate::common::told(&e)))
         }
-        (None, Some(size)) => options.of_size(size).map_err(|e| e.chain()),
+        (None, Some(size)) => options.of_size(size).map_err(|e| crate::common::told(&e)),
         (None, None) => Err("either --size SIZE or FILE is needed".to_owned()),
     }
 }
@@ -114,7 +114,7 @@ fn options(arguments: &Arguments) -> Result<MeasureOptions, String> {
     let mut backing = None;
     let mut backing_format = None;
     for text in &arguments.options {
-        for (name, value) in parse_options(text).map_err(|e| e.chain())? {
+        for (name, value) in parse_options(text).map_err(|e| crate::common::told(&e))? {
             match name.as_str() {
                 // These qemu-img has among the options, and img-convert has flags for them.
                 "backing_file" => backing = Some(ImageName::from(value.as_str())),

@@ -51,7 +51,7 @@ fn run(step: Step) -> Result<(), String> {
             let image = open(&source, source_format.as_deref())?;
             let mut to = ConvertOptions::to(output_format).cancel(cancel);
             for text in &options {
-                for (name, value) in parse_options(text).map_err(|e| e.chain())? {
+                for (name, value) in parse_options(text).map_err(|e| crate::common::told(&e))? {
                     to = to.option(name, value);
                 }
             }
@@ -71,7 +71,8 @@ fn run(step: Step) -> Result<(), String> {
         }
         Step::Prepare { target } => {
             let plan = read(&target)?;
-            plan.prepare(&target.path).map_err(|e| e.chain())
+            plan.prepare(&target.path)
+                .map_err(|e| crate::common::told(&e))
         }
         Step::Part {
             target,
@@ -86,18 +87,18 @@ fn run(step: Step) -> Result<(), String> {
             let image = open(&source, Some(plan.source_format()))?;
             plan.check_source_file(&source.path)
                 .and_then(|()| plan.run_part(&*image, &target.path, index))
-                .map_err(|e| e.chain())?;
+                .map_err(|e| crate::common::told(&e))?;
             Ok(())
         }
         Step::Seal { target } => {
             let plan = read(&target)?;
-            plan.seal(&target.path).map_err(|e| e.chain())
+            plan.seal(&target.path).map_err(|e| crate::common::told(&e))
         }
     }
 }
 
 fn about(path: &Path, error: &Error) -> String {
-    format!("{}: {}", quoted(path), error.chain())
+    format!("{}: {}", quoted(path), crate::common::told(error))
 }
 
 fn open(source: &Source, format: Option<&str>) -> Result<Box<dyn Image>, String> {

@@ -22,7 +22,7 @@ impl Resolver for Written {
         let found = files.find(|(name, _)| *name == reference.name);
         let (_, source) = found.ok_or_else(|| Error::Denied {
             reference: Box::new(reference.clone()),
-            hint: "it is not one of the files that were written".into(),
+            hint: Some("it is not one of the files that were written".into()),
         })?;
         Ok(Resolved::Open {
             source: Arc::clone(source),

@@ -87,8 +87,7 @@ impl Detected {
             true => Err(Error::Unsupported {
                 format: kinds::LUKS,
                 feature: "reading an encrypted disk".to_owned(),
-                hint: "decrypt it with a tool that has the key; to read the encrypted bytes as they are, say so \
-                       (-f raw)",
+                hint: Some("decrypt it with a tool that has the key, or name the format raw to read the encrypted bytes".into()),
             }),
             false => Ok(format),
         }
@@ -141,6 +140,7 @@ fn named(id: FormatId) -> Result<&'static dyn Format> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hint::Hint;
     use crate::storage::Memory;
 
     fn found(bytes: &[u8]) -> Result<&'static str> {
@@ -201,8 +201,8 @@ mod tests {
         let error = found(&both).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the file is qcow2 (QFI\\xfb at byte 0) and vhd (conectix at byte 3584) at once; name the format \
-             that it is meant to have (-f FORMAT)"
+            "the file is qcow2 (QFI\\xfb at byte 0) and vhd (conectix at byte 3584) at once"
         );
+        assert_eq!(error.hint(), Some(Hint::NameFormat));
     }
 }

@@ -144,7 +144,7 @@ pub trait Format: Debug + Send + Sync {
         Err(Error::Unsupported {
             format: self.id(),
             feature: "repair".to_owned(),
-            hint: "convert what can be read of it",
+            hint: Some("convert what can be read of it".into()),
         })
     }
 

@@ -67,7 +67,7 @@ impl<M: BlockMap> MappedImage<M> {
             Some(feature) => Err(Error::Unsupported {
                 format: self.format,
                 feature: format!("reading through {feature}"),
-                hint: "decrypt it with a tool that has the key",
+                hint: Some("decrypt it with a tool that has the key".into()),
             }),
         }
     }

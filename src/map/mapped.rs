@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::format_id::FormatId;
-use crate::map::{BlockMap, Run, Span};
+use crate::map::{BlockMap, Held, Packing, Run, walk};
 use crate::packed::{Codec, PackedSource, PackedUnit};
 use crate::reference::Reference;
 use crate::source::{BlockSource, FileIdentity, Place, check_extent, read_padded, readable};
@@ -105,7 +105,7 @@ impl<M: BlockMap> Mapped<M> {
             let max_len = usize::try_from(packed_unit.max_len).unwrap_or(usize::MAX);
             let packed = packed.get(..max_len).unwrap_or(packed);
             let at = guest + i as u64 * self.map.unit();
-            self.map.unpack_at(packed, at, packed_unit.host, out)?;
+            self.unpack_unit(packed, at, packed_unit.host, out)?;
         }
         Ok(units.len() * unit)
     }
@@ -135,10 +135,22 @@ impl<M: BlockMap> Mapped<M> {
         }
         let packed = self.fetch(&[at], start)?;
         let mut whole = vec![0; usize::try_from(self.map.unit()).unwrap_or(usize::MAX)];
-        self.map.unpack_at(&packed, start, at.host, &mut whole)?;
+        self.unpack_unit(&packed, start, at.host, &mut whole)?;
         let whole: Arc<[u8]> = whole.into();
         *lock() = Some((start, Arc::clone(&whole)));
         Ok(whole)
+    }
+
+    fn packing(&self) -> Result<&dyn Packing> {
+        let packing = self.map.packing();
+        packing.ok_or_else(|| Error::invalid("the format has no compressed units"))
+    }
+
+    /// Decompresses the unit at `guest` from its bytes in the file.
+    fn unpack_unit(&self, packed: &[u8], guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
+        let packing = self.packing()?;
+        let payload = packing.payload(packed, guest, host)?;
+        packing.unpack(packed.get(payload).unwrap_or_default(), guest, host, unit)
     }
 
     /// The packed units from `guest` on, up to `count`, whose bytes follow `first` closely.
@@ -146,8 +158,10 @@ impl<M: BlockMap> Mapped<M> {
         let unit = self.map.unit();
         let mut units = vec![first];
         let mut end = first.end();
+        let mut held = Held::default();
         while units.len() < count {
-            let (run, _) = self.map.lookup(guest + unit * units.len() as u64, unit)?;
+            let next = guest + unit * units.len() as u64;
+            let (run, _) = self.map.step(next, &mut held)?;
             let Run::Packed { host, max_len } = run else {
                 break;
             };
@@ -208,8 +222,9 @@ impl PackedPlace {
 
 impl<M: BlockMap> PackedSource for Mapped<M> {
     fn codec(&self) -> Codec {
-        // Who has none hands no packed source out.
-        self.map.packing().unwrap_or(Codec::Zlib)
+        // A map without one is no packed source.
+        let codec = self.map.packing().and_then(Packing::codec);
+        codec.unwrap_or(Codec::Zlib)
     }
 
     fn unit(&self) -> u64 {
@@ -226,13 +241,14 @@ impl<M: BlockMap> PackedSource for Mapped<M> {
         let unit = self.map.unit();
         check_extent(guest, limit, self.size)?;
         let count = limit.min(self.size - guest).div_ceil(unit);
-        let (Run::Packed { host, max_len }, 0) = (self.map.lookup(guest, unit)?.0, guest % unit)
-        else {
+        let (run, _) = self.map.step(guest, &mut Held::default())?;
+        let (Run::Packed { host, max_len }, 0) = (run, guest % unit) else {
             return Ok(0);
         };
         let first = PackedPlace { host, max_len };
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let places = self.gather(guest, count, first)?;
+        let packing = self.packing()?;
         let start = buf.len();
         self.fetch_into(&places, guest, buf)?;
         for (i, place) in places.iter().enumerate() {
@@ -242,7 +258,7 @@ impl<M: BlockMap> PackedSource for Mapped<M> {
             let packed = packed.unwrap_or_default();
             let max_len = usize::try_from(place.max_len).unwrap_or(usize::MAX);
             let packed = packed.get(..max_len).unwrap_or(packed);
-            let payload = self.map.payload(packed, guest, place.host)?;
+            let payload = packing.payload(packed, guest, place.host)?;
             units.push(PackedUnit {
                 guest,
                 host: place.host + payload.start as u64,
@@ -254,12 +270,12 @@ impl<M: BlockMap> PackedSource for Mapped<M> {
     }
 
     fn unpack(&self, unit: &PackedUnit, packed: &[u8], out: &mut [u8]) -> Result<()> {
-        self.map.unpack_payload(packed, unit.guest, unit.host, out)
+        self.packing()?.unpack(packed, unit.guest, unit.host, out)
     }
 
     fn place_of_unit(&self, guest: u64) -> Result<Option<u64>> {
         check_extent(guest, 1, self.size)?;
-        Ok(match self.map.lookup(guest, 1)?.0 {
+        Ok(match self.map.step(guest, &mut Held::default())?.0 {
             Run::Packed { host, .. } => Some(host),
             _ => None,
         })
@@ -274,9 +290,10 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         let want = readable(buf.len(), offset, self.size);
         let mut done = 0;
+        let mut held = Held::default();
         while let Some(rest) = buf.get_mut(done..want).filter(|rest| !rest.is_empty()) {
             let guest = offset + done as u64;
-            let (run, len) = self.map.lookup(guest, rest.len() as u64)?;
+            let (run, len) = walk::run(&self.map, &mut held, guest, rest.len() as u64, false)?;
             if let Run::Packed { host, max_len } = run {
                 done += self.read_packed(rest, guest, PackedPlace { host, max_len })?;
                 continue;
@@ -295,37 +312,53 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
         let limit = check_extent(offset, limit, self.size)?;
-        let (span, len) = self.map.span(offset, limit)?;
-        let here = |kind, host_offset, len| {
-            Ok(Extent {
-                start: offset,
-                len,
-                kind,
-                depth: 0,
-                host_offset,
-            })
-        };
-        match (span, &self.below) {
-            (Span::Recorded(kind, host), _) => here(kind, host, len),
-            (Span::Unallocated, Below::Nothing) => here(ExtentKind::Hole, None, len),
-            (Span::Unallocated, Below::Detached(reference)) => Err(Error::Detached {
-                reference: reference.clone(),
-            }),
-            (Span::Unallocated, Below::Image(image)) if offset >= image.size() => {
-                // The end of a shorter backing file masks whatever its own backing file holds.
-                Ok(Extent {
-                    depth: 1,
-                    ..here(ExtentKind::Zero, None, len)?
-                })
+        let (run, mut len) = walk::run(&self.map, &mut Held::default(), offset, limit, true)?;
+        let (kind, host_offset) = match (run, &self.below) {
+            (Run::Stored { host }, _) => {
+                let mut hole = false;
+                if self.map.tells_holes() {
+                    let stored = self.host.extent_at(host, len)?;
+                    hole = stored.kind.reads_as_zero();
+                    len = len.min(stored.len);
+                }
+                match hole {
+                    true => (ExtentKind::Zero, None),
+                    false => (ExtentKind::Data, Some(host)),
+                }
             }
-            (Span::Unallocated, Below::Image(image)) => {
-                let below = image.extent_at(offset, len)?;
-                Ok(Extent {
+            (Run::Packed { .. }, _) => (ExtentKind::Compressed, None),
+            (Run::Zero, _) => (ExtentKind::Zero, None),
+            (Run::Unallocated, Below::Nothing) => (ExtentKind::Hole, None),
+            (Run::Unallocated, Below::Detached(reference)) => {
+                return Err(Error::Detached {
+                    reference: reference.clone(),
+                });
+            }
+            (Run::Unallocated, Below::Image(image)) => {
+                // The end of a shorter backing file masks whatever its own backing file holds.
+                let below = match offset < image.size() {
+                    true => image.extent_at(offset, len)?,
+                    false => Extent {
+                        start: offset,
+                        len,
+                        kind: ExtentKind::Zero,
+                        depth: 0,
+                        host_offset: None,
+                    },
+                };
+                return Ok(Extent {
                     depth: below.depth.saturating_add(1),
                     ..below
-                })
+                });
             }
-        }
+        };
+        Ok(Extent {
+            start: offset,
+            len,
+            kind,
+            depth: 0,
+            host_offset,
+        })
     }
 
     fn block_size(&self) -> u64 {
@@ -334,11 +367,12 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
 
     fn lost_with(&self, offset: u64) -> u64 {
         let left = self.size.saturating_sub(offset).max(1);
-        match (self.map.span(offset, left), &self.below) {
-            (Ok((Span::Unallocated, len)), Below::Image(image)) if offset < image.size() => {
+        let run = walk::run(&self.map, &mut Held::default(), offset, left, true);
+        match (run, &self.below) {
+            (Ok((Run::Unallocated, len)), Below::Image(image)) if offset < image.size() => {
                 image.lost_with(offset).min(len)
             }
-            (Ok((Span::Unallocated, len)), _) => len,
+            (Ok((Run::Unallocated, len)), _) => len,
             _ => self.map.lost_with(offset),
         }
     }
@@ -352,7 +386,8 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
     }
 
     fn packed(&self) -> Option<&dyn PackedSource> {
-        self.map.packing().map(|_| self as &dyn PackedSource)
+        let codec = self.map.packing()?.codec();
+        codec.map(|_| self as &dyn PackedSource)
     }
 
     /// A depth below this source: who it is itself, the format knows.
@@ -366,7 +401,7 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         let limit = check_extent(offset, limit, self.size).ok()?;
         // What cannot be looked up cannot be read either, and reading says why.
-        let (run, len) = self.map.lookup(offset, limit).ok()?;
+        let (run, len) = walk::run(&self.map, &mut Held::default(), offset, limit, false).ok()?;
         match (run, &self.below) {
             (Run::Stored { host }, _) => self.host.place_of(host, len.min(limit)),
             (Run::Unallocated, Below::Image(image)) => image.place_of(offset, len.min(limit)),

@@ -1,23 +1,24 @@
 //! Reading through a table: read, extents and backing, written once for all table-mapped formats.
 //!
-//! A format answers one question, where a guest range lives, as a [`BlockMap`]; [`Mapped`] does the
-//! rest.
+//! A format answers one question, where one unit lives, as a [`BlockMap`]; the walk and [`Mapped`] do
+//! the rest.
 
 mod cache;
 mod claims;
 mod detached;
 mod image;
 mod mapped;
+mod reader;
 mod two_level;
 mod two_level_check;
 mod unread;
 mod usage;
+mod walk;
 
 use std::fmt::Debug;
 use std::ops::Range;
 
-use crate::error::Result;
-use crate::extent::ExtentKind;
+use crate::error::{Error, Result};
 use crate::packed::Codec;
 
 pub(crate) use cache::TableCache;
@@ -25,26 +26,32 @@ pub(crate) use claims::Claims;
 pub(crate) use detached::{Detached, Missing};
 pub(crate) use image::MappedImage;
 pub(crate) use mapped::{Below, Mapped};
+pub(crate) use reader::TableReader;
 pub(crate) use two_level::{Cluster, Entries, Shape, TwoLevel, data_past_end};
-pub(crate) use unread::{Unread, read_what_is_left};
+use unread::Unread;
+pub(crate) use unread::read_what_is_left;
 pub(crate) use usage::Usage;
+pub(crate) use walk::{Held, Table};
 
-/// Where guest ranges live: the part of a table-mapped format that only it knows.
+/// The tables of a format: the part of reading an image that only the format knows.
 pub(crate) trait BlockMap: Debug + Send + Sync {
-    /// The unit in which guest ranges are mapped, and packed, in bytes.
+    /// The unit in which guest ranges are mapped and compressed, in bytes.
     fn unit(&self) -> u64;
 
-    /// Where the guest bytes at `guest` live, and for how many bytes, up to `limit`, that answer
-    /// holds: up to where the host offset jumps. A packed run ends with its unit.
-    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)>;
+    /// The run at `guest`, and for how many bytes one look at the tables tells that it holds: up to the
+    /// end of a unit or of a part of one, of an absent table, or of entries that are all empty.
+    ///
+    /// A table that is read is put into `held`, and taken from there by the next step.
+    fn step(&self, guest: u64, held: &mut Held) -> Result<(Run, u64)>;
 
-    /// The status of the guest bytes at `guest`, and for how many bytes, up to `limit`, it holds.
-    /// Unlike [`lookup`](Self::lookup) it crosses jumps of the host offset, and a table that is
-    /// absent answers for its whole span.
-    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)>;
+    /// Returns `true` if units are so large that a hole of the file in a stored one is an extent of its
+    /// own.
+    fn tells_holes(&self) -> bool {
+        false
+    }
 
-    /// How many bytes from `guest` on have no answer if it has none: those of its unit, or all for which the
-    /// same table answers if that cannot be had.
+    /// The number of bytes from `guest` on that are lost if `guest` is: the rest of its unit, or all for
+    /// which a table answers that cannot be read.
     fn lost_with(&self, guest: u64) -> u64 {
         self.unit() - guest % self.unit()
     }
@@ -54,32 +61,28 @@ pub(crate) trait BlockMap: Debug + Send + Sync {
         Vec::new()
     }
 
-    /// Unpacks one unit from the start of `packed`, which `host` bytes into the file.
-    fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()>;
-
-    /// Unpacks the unit of the guest's bytes at `guest`, for formats whose packed units say where they
-    /// belong, or whose last one may be shorter.
-    fn unpack_at(&self, packed: &[u8], _guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
-        self.unpack(packed, host, unit)
-    }
-
-    /// How all packed units are packed, if they can travel as they are.
-    fn packing(&self) -> Option<Codec> {
+    /// How units are compressed, for formats that have compressed ones.
+    fn packing(&self) -> Option<&dyn Packing> {
         None
     }
 
-    /// What of the bytes of a packed unit is packed: all, unless the format puts something before it.
+    /// An error of this format about bytes that the file ends before.
+    fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error;
+}
+
+/// How the units of an image are compressed.
+pub(crate) trait Packing {
+    /// The codec, if compressed units can travel to another image as they are.
+    fn codec(&self) -> Option<Codec>;
+
+    /// The part of the bytes of a unit that is compressed data: all, unless the format puts a header
+    /// before it.
     fn payload(&self, packed: &[u8], _guest: u64, _host: u64) -> Result<Range<usize>> {
         Ok(0..packed.len())
     }
 
-    /// Unpacks the unit of the guest's bytes at `guest` from what of its bytes is [packed](Self::payload).
-    fn unpack_payload(&self, payload: &[u8], guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
-        self.unpack_at(payload, guest, host, unit)
-    }
-
-    /// An error of this format about bytes of the file that it needs and the file does not have.
-    fn past_end(&self, guest: u64, host: u64, file_size: u64) -> crate::Error;
+    /// Decompresses the [payload](Self::payload) of the unit at `guest`, `host` bytes into the file.
+    fn unpack(&self, payload: &[u8], guest: u64, host: u64, unit: &mut [u8]) -> Result<()>;
 }
 
 /// Where a guest range lives.
@@ -87,19 +90,10 @@ pub(crate) trait BlockMap: Debug + Send + Sync {
 pub(crate) enum Run {
     /// As it is, at this host offset.
     Stored { host: u64 },
-    /// One packed unit at this host offset, no longer than `max_len` bytes.
+    /// In one compressed unit at this host offset, no longer than `max_len` bytes.
     Packed { host: u64, max_len: u64 },
     /// Nowhere: it reads as zero.
     Zero,
     /// Nowhere: it reads as what is below.
-    Unallocated,
-}
-
-/// The status of a guest range.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Span {
-    /// Recorded here, with this status; the host offset where it is stored as it is.
-    Recorded(ExtentKind, Option<u64>),
-    /// Not recorded here.
     Unallocated,
 }

@@ -9,12 +9,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::extent::ExtentKind;
 use crate::format_id::FormatId;
 use crate::limits::Limits;
-use crate::map::{BlockMap, Claims, Run, Span, TableCache, Unread};
+use crate::map::{BlockMap, Claims, Held, Packing, Run, Table, TableReader};
 use crate::ondisk::{FieldType, Order};
-use crate::source::{BlockSource, BlockSourceExt};
+use crate::source::BlockSource;
 
 /// What an entry of an L2 table says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +28,10 @@ pub(crate) enum Cluster {
 pub(crate) trait Entries: Debug + Send + Sync {
     fn decode(&self, entry: u64) -> Cluster;
 
-    /// Unpacks one cluster, as [`BlockMap::unpack`].
-    fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()>;
+    /// How clusters are compressed, for a format that has compressed ones.
+    fn packing(&self) -> Option<&dyn Packing> {
+        None
+    }
 }
 
 /// What the header says of the tables. Sizes and offsets are in bytes.
@@ -49,9 +50,6 @@ pub(crate) struct Shape {
     pub(crate) l1_offset: u64,
     /// How long the L1 table is at least, whatever the disk needs of it.
     pub(crate) l1_size: u64,
-    /// Whether what can be is to be salvaged: what is missing of a table is lost, and so are clusters that
-    /// several entries have.
-    pub(crate) salvages: bool,
     /// Where else the header says that metadata is, and what it is.
     pub(crate) regions: Vec<(Range<u64>, &'static str)>,
 }
@@ -65,16 +63,13 @@ pub(crate) struct TwoLevel<E> {
     pub(super) file_size: u64,
     /// The L1 table, as far as the disk needs it, as it stands in the file.
     pub(super) l1: Vec<u8>,
-    cache: TableCache,
-    pub(super) limits: Limits,
+    pub(super) reader: TableReader,
     /// Host offsets of all L2 tables, in order. Made when the first one is read: who only asks what an
     /// image is does not pay for it.
     tables: OnceLock<Vec<u64>>,
     audit: Mutex<Audit>,
     /// Host clusters that several entries have, once that was asked for, if it is to be salvaged.
     contested: OnceLock<Claims>,
-    /// What of the tables could not be read, if it is to be salvaged.
-    unread: Unread,
 }
 
 /// What the tables that were read lay claim to.
@@ -84,13 +79,6 @@ struct Audit {
     counted: HashSet<u64>,
     stored: Claims,
     packed: Claims,
-}
-
-/// A piece of an L2 table, and where in the file it is.
-#[derive(Debug)]
-struct Piece {
-    entries: Arc<Vec<u8>>,
-    offset: u64,
 }
 
 /// Tables are read in pieces: one of QED's can be a gibibyte long.
@@ -107,6 +95,7 @@ impl<E: Entries> TwoLevel<E> {
         entries: E,
         file: &Arc<dyn BlockSource>,
         limits: &Limits,
+        salvages: bool,
     ) -> Result<Self> {
         let span = u128::from(shape.table_size / 8) * u128::from(shape.cluster_size);
         let count = u128::from(shape.virtual_size).div_ceil(span);
@@ -114,9 +103,9 @@ impl<E: Entries> TwoLevel<E> {
         let start = shape.l1_offset;
         let bad = |problem| Err(Error::malformed(shape.format, "L1 table", start, problem));
         let whole = len.max(shape.l1_size);
-        let salvages = shape.salvages && start < file.size();
+        let may_be_cut = salvages && start < file.size();
         let end = start.checked_add(whole);
-        let end = end.filter(|end| *end <= file.size() || salvages);
+        let end = end.filter(|end| *end <= file.size() || may_be_cut);
         let Some(end) = end else {
             let (size, need) = (file.size(), shape.virtual_size);
             return bad(format!(
@@ -131,20 +120,15 @@ impl<E: Entries> TwoLevel<E> {
         shape.regions.push((start..end, "L1 table"));
         let there = (file.size() - start) / 8 * 8;
         let mut l1 = vec![0; usize::try_from(len.min(there)).unwrap_or(0)];
-        let unread = Unread::default();
-        match shape.salvages {
-            true => unread.read(file, &mut l1, start, limits)?,
-            false => file.read_exact_at(&mut l1, start)?,
-        }
+        let reader = TableReader::new(shape.format, limits, salvages);
+        reader.read(file, &mut l1, start)?;
         Ok(TwoLevel {
-            unread,
+            reader,
             shape,
             entries,
             file: Arc::clone(file),
             file_size: file.size(),
             l1,
-            cache: TableCache::new(limits.cache_bytes),
-            limits: limits.clone(),
             tables: OnceLock::new(),
             audit: Mutex::default(),
             contested: OnceLock::new(),
@@ -199,9 +183,9 @@ impl<E: Entries> TwoLevel<E> {
     fn table_offset(&self, guest: u64) -> Result<Option<u64>> {
         let index = guest / self.span_of_table();
         let place = self.shape.l1_offset.saturating_add(index.saturating_mul(8));
-        self.unread.check(self.shape.format, "L1 table", place, 8)?;
+        self.reader.check("L1 table", place, 8)?;
         let offset = self.number(&self.l1, index);
-        if offset.is_none() && self.shape.salvages {
+        if offset.is_none() && self.reader.salvages() {
             let problem = format!("lacks entry {index}: it was cut short");
             return Err(self.malformed("L1 table", guest, &problem));
         }
@@ -229,8 +213,8 @@ impl<E: Entries> TwoLevel<E> {
         Ok(Some(offset))
     }
 
-    /// The piece of an L2 table that answers for `guest`, and for how many guest bytes from there on.
-    fn piece(&self, guest: u64) -> Result<Option<(Piece, u64)>> {
+    /// The piece of an L2 table that answers for `guest`.
+    fn piece(&self, guest: u64) -> Result<Option<Table>> {
         let Some(table) = self.table_offset(guest)? else {
             return Ok(None);
         };
@@ -238,22 +222,19 @@ impl<E: Entries> TwoLevel<E> {
         let covered = (len / 8).saturating_mul(self.shape.cluster_size);
         let start = guest - guest % covered;
         let offset = table + start % self.span_of_table() / covered * len;
-        let piece = self.cache.table(offset, || {
+        let entries = self.reader.table(offset, || {
             let mut piece = vec![0; usize::try_from(len).unwrap_or(0)];
-            if self.shape.salvages {
-                let (unread, limits) = (&self.unread, &self.limits);
-                unread.read(&self.file, &mut piece, offset, limits)?;
-            } else {
-                self.file.read_exact_at(&mut piece, offset)?;
+            self.reader.read(&self.file, &mut piece, offset)?;
+            if !self.reader.salvages() {
                 self.count(offset, &piece, start)?;
             }
-            Ok(Arc::new(piece))
+            Ok(piece)
         })?;
-        let piece = Piece {
-            entries: piece,
-            offset,
-        };
-        Ok(Some((piece, covered - guest % covered)))
+        Ok(Some(Table {
+            guest: start..start.saturating_add(covered),
+            host: offset,
+            entries,
+        }))
     }
 
     /// Counts what the entries of a piece, whose first one answers for `guest`, have for themselves.
@@ -278,7 +259,9 @@ impl<E: Entries> TwoLevel<E> {
             match self.entries.decode(entry) {
                 Cluster::Stored { host } if host % cluster_size == 0 && host < self.file_size => {
                     let number = host / cluster_size;
-                    if !audit.stored.claim(number, &self.limits)? || audit.packed.has(number) {
+                    if !audit.stored.claim(number, self.reader.limits())?
+                        || audit.packed.has(number)
+                    {
                         return twice(host);
                     }
                 }
@@ -289,7 +272,7 @@ impl<E: Entries> TwoLevel<E> {
                         .saturating_add(len.saturating_sub(1))
                         .min(self.file_size);
                     for number in host / cluster_size..=last / cluster_size {
-                        audit.packed.claim(number, &self.limits)?;
+                        audit.packed.claim(number, self.reader.limits())?;
                         if audit.stored.has(number) {
                             return twice(host);
                         }
@@ -351,9 +334,7 @@ impl<E: Entries> TwoLevel<E> {
                 continue;
             };
             for offset in (table..table + self.shape.table_size).step_by(piece.len().max(1)) {
-                let read = self
-                    .unread
-                    .read(&self.file, &mut piece, offset, &self.limits);
+                let read = self.reader.read(&self.file, &mut piece, offset);
                 let n = read.map_or(0, |()| piece.len());
                 let there = piece.get(..n).unwrap_or_default();
                 let entries = (0..n as u64 / 8).filter_map(|i| self.number(there, i));
@@ -361,13 +342,15 @@ impl<E: Entries> TwoLevel<E> {
                     for number in first..=last {
                         let free = match is_packed {
                             true => {
-                                packed.claim(number, &self.limits)?;
+                                packed.claim(number, self.reader.limits())?;
                                 !stored.has(number)
                             }
-                            false => stored.claim(number, &self.limits)? && !packed.has(number),
+                            false => {
+                                stored.claim(number, self.reader.limits())? && !packed.has(number)
+                            }
                         };
                         if !free {
-                            contested.claim(number, &self.limits)?;
+                            contested.claim(number, self.reader.limits())?;
                         }
                     }
                 }
@@ -382,7 +365,7 @@ impl<E: Entries> TwoLevel<E> {
             let text = format!("entry {entry:#x} {problem}");
             Err(self.malformed("L2 table", guest, &text))
         };
-        if self.shape.salvages && self.is_contested(entry)? {
+        if self.reader.salvages() && self.is_contested(entry)? {
             return bad("has a cluster that is another's, too");
         }
         let cluster_size = self.shape.cluster_size;
@@ -420,55 +403,6 @@ impl<E: Entries> TwoLevel<E> {
             }
         }
     }
-
-    /// The run at `guest`, as far as its status goes on in the same piece, up to `limit` bytes. Packed
-    /// runs go on over their clusters if `over_packed`.
-    fn run(&self, piece: &Piece, guest: u64, limit: u64, over_packed: bool) -> Result<(Run, u64)> {
-        let cluster_size = self.shape.cluster_size;
-        let entries = piece.entries.len() as u64 / 8;
-        let at = |guest: u64| {
-            let index = guest / cluster_size % entries.max(1);
-            let place = piece.offset.saturating_add(index * 8);
-            self.unread.check(self.shape.format, "L2 table", place, 8)?;
-            self.decode(self.number(&piece.entries, index).unwrap_or(0), guest)
-        };
-        let first = at(guest)?;
-        let mut len = cluster_size - guest % cluster_size;
-        while len < limit {
-            // What is wrong with a later entry is told when it is its turn.
-            let Ok(next) = at(guest + len) else { break };
-            let goes_on = match (first, next) {
-                (Run::Stored { host }, Run::Stored { host: next }) => next == host + len,
-                (Run::Packed { .. }, Run::Packed { .. }) => over_packed,
-                (first, next) => first == next,
-            };
-            if !goes_on {
-                break;
-            }
-            len += cluster_size;
-        }
-        Ok((first, len.min(limit)))
-    }
-
-    /// For how many bytes from `guest` on there is no L2 table, up to `limit`.
-    fn absent(&self, guest: u64, limit: u64) -> u64 {
-        let span = self.span_of_table();
-        let mut len = span - guest % span;
-        while len < limit {
-            let index = guest.saturating_add(len) / span;
-            let place = self.shape.l1_offset.saturating_add(index.saturating_mul(8));
-            if self.unread.has(place, 8) {
-                break;
-            }
-            match self.number(&self.l1, index) {
-                None if self.shape.salvages => break,
-                None => return limit,
-                Some(0) => len = len.saturating_add(span),
-                Some(_) => break,
-            }
-        }
-        len.min(limit)
-    }
 }
 
 impl<E: Entries> BlockMap for TwoLevel<E> {
@@ -476,25 +410,18 @@ impl<E: Entries> BlockMap for TwoLevel<E> {
         self.shape.cluster_size
     }
 
-    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
-        match self.piece(guest)? {
-            Some((piece, covered)) => self.run(&piece, guest, limit.min(covered), false),
-            None => Ok((Run::Unallocated, self.absent(guest, limit))),
-        }
-    }
-
-    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
-        let Some((piece, covered)) = self.piece(guest)? else {
-            return Ok((Span::Unallocated, self.absent(guest, limit)));
+    fn step(&self, guest: u64, held: &mut Held) -> Result<(Run, u64)> {
+        let cluster_size = self.shape.cluster_size;
+        let Some(piece) = held.table(guest, || self.piece(guest))? else {
+            let span = self.span_of_table();
+            return Ok((Run::Unallocated, span - guest % span));
         };
-        let (run, len) = self.run(&piece, guest, limit.min(covered), true)?;
-        let span = match run {
-            Run::Stored { host } => Span::Recorded(ExtentKind::Data, Some(host)),
-            Run::Packed { .. } => Span::Recorded(ExtentKind::Compressed, None),
-            Run::Zero => Span::Recorded(ExtentKind::Zero, None),
-            Run::Unallocated => Span::Unallocated,
-        };
-        Ok((span, len))
+        let index = (guest - piece.guest.start) / cluster_size;
+        let place = piece.host.saturating_add(index * 8);
+        self.reader.check("L2 table", place, 8)?;
+        let entry = self.number(&piece.entries, index).unwrap_or(0);
+        let run = self.decode(entry, guest)?;
+        Ok((run, cluster_size - guest % cluster_size))
     }
 
     fn lost_with(&self, guest: u64) -> u64 {
@@ -512,8 +439,8 @@ impl<E: Entries> BlockMap for TwoLevel<E> {
         tables.map(|at| (*at, at.saturating_add(len))).collect()
     }
 
-    fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {
-        self.entries.unpack(packed, host, unit)
+    fn packing(&self) -> Option<&dyn Packing> {
+        self.entries.packing()
     }
 
     fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {

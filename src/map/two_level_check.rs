@@ -61,7 +61,7 @@ impl<E: Entries> TwoLevel<E> {
         let size = self.shape.cluster_size;
         let mut alone = true;
         for cluster in start / size..start.saturating_add(len).div_ceil(size) {
-            let first = walk.own.claim(cluster, &self.limits)?;
+            let first = walk.own.claim(cluster, self.reader.limits())?;
             if first {
                 walk.claimed += 1;
             }
@@ -165,7 +165,7 @@ impl<E: Entries> TwoLevel<E> {
                     let last = end.saturating_sub(1).min(self.file_size);
                     let mut shared = false;
                     for cluster in host / size..=last / size {
-                        walk.packed.claim(cluster, &self.limits)?;
+                        walk.packed.claim(cluster, self.reader.limits())?;
                         shared |= walk.own.has(cluster);
                     }
                     if !shared {

@@ -10,7 +10,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::image::Opener;
 use crate::limits::Limits;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -84,24 +83,6 @@ pub(crate) struct Unread {
 impl Unread {
     fn ranges(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
         self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Fills `buf` with all of a table, at `at`: as far as it can be read if it is to be salvaged.
-    ///
-    /// # Errors
-    /// What reading fails with, and [`Error::LimitExceeded`].
-    pub(crate) fn of_table(
-        source: &dyn BlockSource,
-        buf: &mut [u8],
-        at: u64,
-        opener: &dyn Opener,
-    ) -> Result<Self> {
-        let unread = Unread::default();
-        match opener.salvages() {
-            true => unread.read(source, buf, at, opener.limits())?,
-            false => source.read_exact_at(buf, at)?,
-        }
-        Ok(unread)
     }
 
     /// Fills `buf` with the bytes of a table at `at`; those that cannot be read are zeros, and noted.

@@ -4,6 +4,7 @@
 //! field names and at the offsets of its specification; readers and writers share the declaration.
 
 pub(crate) mod luks;
+pub(crate) mod pe;
 mod reader;
 mod table;
 pub(crate) mod xml;

@@ -5,7 +5,8 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::{Error, Result, quoted_path};
+use crate::error::{Error, Result};
+use crate::hint::Hint;
 use crate::reference::{Reference, Resolved, Resolver};
 use crate::storage::FileStorage;
 
@@ -84,17 +85,12 @@ impl PathResolver {
         let wanted = path.map(|path| normalized(&self.base.join(path)));
         let hint = match wanted.as_deref().and_then(Path::parent) {
             None => "no file can have that name".into(),
-            Some(folder) if folder.starts_with(normalized(&self.base)) => {
-                "allow it with --allow-references=same-dir if the image is trusted".into()
-            }
-            Some(folder) => {
-                let folder = quoted_path(folder);
-                format!("allow it with --allow-references={folder} if the image is trusted").into()
-            }
+            Some(folder) if folder.starts_with(normalized(&self.base)) => Hint::AllowSameDirectory,
+            Some(folder) => Hint::AllowWithin(folder.to_owned()),
         };
         Error::Denied {
             reference: Box::new(reference.clone()),
-            hint,
+            hint: Some(hint),
         }
     }
 
@@ -262,16 +258,15 @@ mod tests {
     #[test]
     fn the_refusal_says_what_would_allow_it() {
         let image = Path::new("/images/top.qcow2");
-        let text = |name| {
-            resolve(image, PathPolicy::Deny, name)
-                .unwrap_err()
-                .to_string()
+        let hint = |name| {
+            let error = resolve(image, PathPolicy::Deny, name).unwrap_err();
+            error.hint().unwrap()
         };
-        assert!(text("base.raw").contains("--allow-references=same-dir"));
-        assert!(text("sub/base.raw").contains("--allow-references=same-dir"));
-        assert!(text("/etc/passwd").contains("--allow-references=\"/etc\""));
-        assert!(text("../x").contains("--allow-references=\"/\""));
-        assert!(text("a\0b").contains("no file can have that name"));
+        assert_eq!(hint("base.raw"), Hint::AllowSameDirectory);
+        assert_eq!(hint("sub/base.raw"), Hint::AllowSameDirectory);
+        assert_eq!(hint("/etc/passwd"), Hint::AllowWithin("/etc".into()));
+        assert_eq!(hint("../x"), Hint::AllowWithin("/".into()));
+        assert_eq!(hint("a\0b"), "no file can have that name".into());
     }
 
     #[cfg(unix)]

@@ -140,7 +140,7 @@ impl Unpacked {
             let after = watch.position().saturating_add(bytes.len() as u64);
             if after > limits.unpacked_bytes {
                 return Err(format!(
-                    "it unpacks to more than {} bytes, the limit Limits::unpacked_bytes",
+                    "it unpacks to more than {} bytes, the limit unpacked_bytes",
                     limits.unpacked_bytes
                 ));
             }

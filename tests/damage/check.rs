@@ -993,7 +993,7 @@ fn without_room_for_packed_clusters_the_rest_is_checked() {
         .unwrap();
     assert!(findings.is_clean());
     assert_eq!(findings.told().len(), 1, "{:?}", findings.told());
-    assert!(findings.told()[0].problem.contains("Limits::check_bytes"));
+    assert!(findings.told()[0].problem.contains("limit check_bytes"));
 }
 
 #[test]

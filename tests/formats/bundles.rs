@@ -276,7 +276,7 @@ fn xml_that_is_made_to_harm_is_refused_at_once() {
         (bomb.to_owned(), "document type definition"),
         (deep, "within each other"),
         (wide, "more than 100000 elements"),
-        (long, "Limits::descriptor_bytes"),
+        (long, "limit descriptor_bytes"),
     ] {
         fs::write(&path, text).unwrap();
         let error = refused(&path);

@@ -11,7 +11,7 @@ use blockform::formats::ova::Appliance;
 use blockform::inspect::Report;
 use blockform::storage::{FileStorage, Memory};
 use blockform::{
-    BlockSource, BlockTarget, DetachReferences, Error, Limits, OpenOptions, PathPolicy,
+    BlockSource, BlockTarget, DetachReferences, Error, Hint, Limits, OpenOptions, PathPolicy,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -57,6 +57,7 @@ fn variant(error: &Error) -> &'static str {
         Error::Unsupported { .. } => "Unsupported",
         Error::Denied { .. } => "Denied",
         Error::InvalidInput(_) => "InvalidInput",
+        Error::DiskNotChosen { .. } => "DiskNotChosen",
         _ => "another",
     }
 }
@@ -202,14 +203,22 @@ fn an_appliance_is_listed() {
     assert_eq!(details["systems"][0]["firmware"], "efi");
     let text = report.to_string();
     assert!(text.contains("filename: b.vmdk"), "{text}");
-    assert!(text.contains("choose one with --disk"), "{text}");
+    assert!(
+        text.contains("2 disks (0 is \"a.vmdk\", 1 is \"b.vmdk\")"),
+        "{text}"
+    );
     let file = FileStorage::open(&path).unwrap();
     let appliance = Appliance::open(Arc::new(file), &Limits::default()).unwrap();
     let iso = &appliance.package().files[2];
     assert_eq!(appliance.file_bytes(iso).unwrap().size(), 34_816);
     for other in ["2", "d.vmdk", "../b.vmdk", ""] {
         let opened = OpenOptions::new().disk(other).open_path(&path);
-        assert!(matches!(opened, Err(Error::InvalidInput(_))), "{other}");
+        let error = opened.unwrap_err();
+        assert!(matches!(error, Error::DiskNotChosen { .. }), "{error}");
+        let begin = format!("the appliance has no disk {other}; it has 2 disks (0 is ");
+        let text = error.to_string().replace('"', "");
+        assert!(text.starts_with(&begin), "{text}");
+        assert_eq!(error.hint(), Some(Hint::ChooseDisk));
     }
     let not_one = OpenOptions::new().disk("0");
     let not_one = not_one.open_path(testdata("qcow2/good/plain.qcow2"));

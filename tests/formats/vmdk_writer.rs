@@ -313,9 +313,7 @@ fn a_disk_is_split_into_no_more_extents_than_are_read() {
     assert_eq!(disk(8192).unwrap().size(), 8192 * 512);
     let error = disk(8193).unwrap_err();
     assert!(
-        error
-            .to_string()
-            .contains("over the limit of 8192; raise Limits::extents"),
+        error.to_string().contains("over the limit extents of 8192"),
         "{error}"
     );
 }

@@ -42,8 +42,7 @@ fn describe(look: &Look<'_>) -> Result<ImageInfo> {
     }
     info.specific = Some(specific);
     info.warnings.push(
-        "it is read only as a raw disk (-f raw), which is its encrypted bytes, header and all"
-            .to_owned(),
+        "it is read only as a raw disk, which is its encrypted bytes with the header".to_owned(),
     );
     Ok(info)
 }

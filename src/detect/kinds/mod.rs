@@ -29,6 +29,7 @@ use std::fmt::{self, Debug};
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::formats::by_name;
+use crate::hint::Hint;
 use crate::image::{Evidence, ImageInfo, Probe};
 
 pub(crate) use described::Described;
@@ -111,23 +112,20 @@ impl Kind {
     /// The error for opening a file of this kind.
     pub(crate) fn not_read(&self) -> Error {
         let (feature, hint) = match self.nature {
-            Nature::Image => (
-                "reading this format".to_owned(),
-                "if the file is a raw disk all the same, say so (-f raw)",
-            ),
+            Nature::Image => ("reading this format".to_owned(), Hint::ReadAsRaw),
             Nature::Packed => (
                 format!("reading a disk in a {}", self.name),
-                "unpack it first",
+                "unpack it first".into(),
             ),
             Nature::Other => (
                 format!("reading a {} as a disk", self.name),
-                "if the file is a raw disk all the same, say so (-f raw)",
+                Hint::ReadAsRaw,
             ),
         };
         Error::Unsupported {
             format: self.id,
             feature,
-            hint,
+            hint: Some(hint),
         }
     }
 }

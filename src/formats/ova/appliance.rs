@@ -124,7 +124,7 @@ impl Appliance {
     /// The disk or the file that a selector means; without one, the only disk.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] that lists the disks, if it means none or there are several.
+    /// [`Error::DiskNotChosen`] if it means none, or there are several.
     pub(super) fn choose(&self, wanted: Option<&DiskSelector>) -> Result<Chosen<'_>> {
         let disks = &self.package.disks;
         let found = match wanted {
@@ -153,34 +153,17 @@ impl Appliance {
     }
 
     fn ask_for_disk(&self, wanted: Option<&DiskSelector>) -> Error {
-        let disks = &self.package.disks;
-        let list: Vec<String> = disks
-            .iter()
-            .enumerate()
-            .take(20)
-            .map(|(index, disk)| {
-                let name = disk.file.as_ref().map_or(&disk.id, |file| &file.href);
-                format!("{index} is {}", name.quoted())
-            })
-            .collect();
-        let what = match wanted {
-            None => String::new(),
-            Some(DiskSelector::Index(index)) => format!("no disk {index}; it has "),
-            Some(DiskSelector::Name(name)) => {
-                format!(
-                    "no disk {}; it has ",
-                    ImageName::from(name.as_str()).quoted()
-                )
-            }
+        let name = |disk: &PackageDisk| {
+            let name = disk.file.as_ref().map_or(&disk.id, |file| &file.href);
+            name.quoted().to_string()
         };
-        Error::invalid(match disks.len() {
-            0 => "the appliance has no disks".to_owned(),
-            n => format!(
-                "the appliance has {what}{n} disks ({}); choose one with --disk (in code, \
-                 OpenOptions::disk)",
-                list.join(", ")
-            ),
-        })
+        Error::DiskNotChosen {
+            wanted: wanted.map(|wanted| match wanted {
+                DiskSelector::Index(index) => index.to_string(),
+                DiskSelector::Name(name) => ImageName::from(name.as_str()).quoted().to_string(),
+            }),
+            disks: self.package.disks.iter().map(name).collect(),
+        }
     }
 
     /// The bytes of a file of the archive, whole and unpacked.
@@ -297,7 +280,7 @@ impl<'a> Chosen<'a> {
                     "the disk {}, which is empty and has no file",
                     disk.id.quoted()
                 ),
-                hint: "",
+                hint: None,
             }),
         }
     }
@@ -389,7 +372,7 @@ pub(super) fn unpacked(
         Some(other) => Err(Error::Unsupported {
             format: OVA,
             feature: format!("a file packed by {}", ImageName::from(other).quoted()),
-            hint: "",
+            hint: None,
         }),
     }
 }
@@ -409,6 +392,6 @@ fn inflated(_: Arc<dyn BlockSource>, _: &Limits) -> Result<Arc<dyn BlockSource>>
     Err(Error::Unsupported {
         format: OVA,
         feature: "a file packed by gzip".to_owned(),
-        hint: "build with the feature zlib",
+        hint: Some("build with the feature zlib".into()),
     })
 }

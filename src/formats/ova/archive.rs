@@ -162,7 +162,7 @@ impl Archive {
 fn denied(reference: &Reference) -> Error {
     Error::Denied {
         reference: Box::new(reference.clone()),
-        hint: "only files of the archive can be meant, and it has none of that name".into(),
+        hint: Some("only files of the archive can be meant, and it has none of that name".into()),
     }
 }
 
@@ -268,7 +268,7 @@ pub(super) fn refused(name: &ImageName) -> Error {
     Error::Unsupported {
         format: OVA,
         feature: format!("a file outside of the package ({})", name.quoted()),
-        hint: "",
+        hint: None,
     }
 }
 

@@ -48,7 +48,7 @@ fn entry(line: &[u8]) -> Result<Entry> {
             return Err(Error::Unsupported {
                 format: OVA,
                 feature: format!("a manifest with digests of {}", algorithm.quoted()),
-                hint: "",
+                hint: None,
             });
         }
     };

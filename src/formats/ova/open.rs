@@ -38,7 +38,7 @@ impl OvaImage {
     /// Opens the disk that the opener wants of the appliance in `source`.
     ///
     /// # Errors
-    /// As [`Format::open`](crate::Format::open), and [`Error::InvalidInput`] if there are several disks
+    /// As [`Format::open`](crate::Format::open), and [`Error::DiskNotChosen`] if there are several disks
     /// and none was named.
     pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
         if opener.snapshot().is_some() {

@@ -132,7 +132,7 @@ fn unsupported(feature: String) -> Error {
     Error::Unsupported {
         format: PARALLELS,
         feature,
-        hint: "",
+        hint: None,
     }
 }
 

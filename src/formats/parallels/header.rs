@@ -77,7 +77,7 @@ impl Header {
             return Err(Error::Unsupported {
                 format: PARALLELS,
                 feature: format!("version {}", raw.version),
-                hint: "",
+                hint: None,
             });
         }
         if raw.tracks == 0 || raw.tracks > MAX_TRACKS {

@@ -3,8 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
-use crate::extent::ExtentKind;
-use crate::map::{BlockMap, Run, Span, Unread, data_past_end};
+use crate::map::{BlockMap, Held, Run, TableReader, data_past_end};
 use crate::source::BlockSource;
 
 use super::PARALLELS;
@@ -22,10 +21,7 @@ pub(super) struct ParallelsMap {
     /// The entries whose clusters share bytes with others, in order. Looked for when the first entry is
     /// read: who only asks what an image is does not pay for it.
     shared: OnceLock<Vec<u32>>,
-    /// Whether only these are lost.
-    pub(super) salvages: bool,
-    /// What of the table could not be read.
-    pub(super) unread: Unread,
+    reader: TableReader,
 }
 
 impl ParallelsMap {
@@ -34,6 +30,7 @@ impl ParallelsMap {
         file: Arc<dyn BlockSource>,
         bat: Vec<u32>,
         others: Vec<u32>,
+        reader: TableReader,
     ) -> Self {
         ParallelsMap {
             header,
@@ -41,8 +38,7 @@ impl ParallelsMap {
             bat,
             others,
             shared: OnceLock::new(),
-            salvages: false,
-            unread: Unread::default(),
+            reader,
         }
     }
 
@@ -71,7 +67,7 @@ impl ParallelsMap {
                 .flat_map(|(first, second)| [*first, *second])
                 .collect()
         });
-        match self.salvages {
+        match self.reader.salvages() {
             false => shared.get(1).copied(),
             true => shared.binary_search(&entry).ok().map(|_| entry),
         }
@@ -82,7 +78,7 @@ impl ParallelsMap {
         let cluster_size = self.header.cluster_size();
         let index = guest / cluster_size;
         let place = RawHeader::LEN as u64 + index * 4;
-        self.unread.check(PARALLELS, "BAT", place, 4)?;
+        self.reader.check("BAT", place, 4)?;
         let entry = self.entry(index);
         if entry == 0 {
             return Ok(Run::Unallocated);
@@ -106,28 +102,6 @@ impl ParallelsMap {
         }
         Ok(Run::Stored { host: host + into })
     }
-
-    /// The run at `guest`, up to `limit` bytes.
-    fn run(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
-        let cluster_size = self.header.cluster_size();
-        let first = self.decode(guest)?;
-        let mut len = cluster_size - guest % cluster_size;
-        while len < limit {
-            // What is wrong with a later entry is told when it is its turn.
-            let Ok(next) = self.decode(guest + len) else {
-                break;
-            };
-            let goes_on = match (first, next) {
-                (Run::Stored { host }, Run::Stored { host: next }) => next == host + len,
-                (first, next) => first == next,
-            };
-            if !goes_on {
-                break;
-            }
-            len += cluster_size;
-        }
-        Ok((first, len.min(limit)))
-    }
 }
 
 impl BlockMap for ParallelsMap {
@@ -135,22 +109,8 @@ impl BlockMap for ParallelsMap {
         self.header.cluster_size()
     }
 
-    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
-        self.run(guest, limit)
-    }
-
-    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
-        let (run, len) = self.run(guest, limit)?;
-        let span = match run {
-            Run::Stored { host } => Span::Recorded(ExtentKind::Data, Some(host)),
-            _ => Span::Unallocated,
-        };
-        Ok((span, len))
-    }
-
-    fn unpack(&self, _: &[u8], host: u64, _: &mut [u8]) -> Result<()> {
-        let problem = "Parallels has no compressed clusters";
-        Err(Error::malformed(PARALLELS, "BAT", host, problem))
+    fn step(&self, guest: u64, _: &mut Held) -> Result<(Run, u64)> {
+        Ok((self.decode(guest)?, self.unit() - guest % self.unit()))
     }
 
     fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::{Image, ImageInfo, Opener};
-use crate::map::{MappedImage, Unread};
+use crate::map::{MappedImage, TableReader};
 use crate::ondisk::{FieldType, Order};
 use crate::source::BlockSource;
 
@@ -27,7 +27,7 @@ impl Expandable {
         let limits = opener.limits();
         let header = Header::read(file)?;
         limits.check_virtual_size(header.size)?;
-        let (bat, unread) = read_bat(&header, file, opener)?;
+        let (bat, reader) = read_bat(&header, file, opener)?;
         let extension = Extension::read(&header, file, limits)?;
         let warnings = header.warnings.iter().chain(&extension.warnings);
         let info = ImageInfo {
@@ -39,9 +39,7 @@ impl Expandable {
             warnings: warnings.cloned().collect(),
             ..ImageInfo::default()
         };
-        let mut map = ParallelsMap::new(header, Arc::clone(file), bat, extension.clusters);
-        map.salvages = opener.salvages();
-        map.unread = unread;
+        let map = ParallelsMap::new(header, Arc::clone(file), bat, extension.clusters, reader);
         Ok(Expandable { map, info })
     }
 }
@@ -51,14 +49,15 @@ pub(super) fn read_bat(
     header: &Header,
     file: &dyn BlockSource,
     opener: &dyn Opener,
-) -> Result<(Vec<u32>, Unread)> {
+) -> Result<(Vec<u32>, TableReader)> {
     let len = header.entries.saturating_mul(4);
     opener.limits().check_metadata("the BAT", len)?;
     let mut bat = vec![0; usize::try_from(len).unwrap_or(0)];
-    let unread = Unread::of_table(file, &mut bat, RawHeader::LEN as u64, opener)?;
+    let reader = TableReader::of(PARALLELS, opener);
+    reader.read(file, &mut bat, RawHeader::LEN as u64)?;
     let entries = bat.chunks_exact(4);
     let entries = entries.filter_map(|raw| u32::get(raw, 0, Order::Little));
-    Ok((entries.collect(), unread))
+    Ok((entries.collect(), reader))
 }
 
 /// Opens the image in `file`: of one file, or of those that a descriptor lists.

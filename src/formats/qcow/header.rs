@@ -57,7 +57,7 @@ impl Header {
             Err(Error::Unsupported {
                 format: QCOW,
                 feature,
-                hint: "",
+                hint: None,
             })
         };
         if raw.magic != MAGIC {

@@ -6,8 +6,9 @@ use crate::codec::{UnpackError, Unpacker};
 use crate::error::{Error, Result};
 use crate::image::{Findings, ImageInfo, Opener};
 use crate::limits::Limits;
-use crate::map::{Cluster, Entries, MappedImage, Shape, TwoLevel};
+use crate::map::{Cluster, Entries, MappedImage, Packing, Shape, TwoLevel};
 use crate::ondisk::Order;
+use crate::packed::Codec;
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::BlockSource;
 
@@ -39,8 +40,18 @@ impl Entries for QcowEntries {
         }
     }
 
-    fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {
-        let done = self.unpacker.unpack(packed, unit);
+    fn packing(&self) -> Option<&dyn Packing> {
+        Some(self)
+    }
+}
+
+impl Packing for QcowEntries {
+    fn codec(&self) -> Option<Codec> {
+        None
+    }
+
+    fn unpack(&self, payload: &[u8], _: u64, host: u64, unit: &mut [u8]) -> Result<()> {
+        let done = self.unpacker.unpack(payload, unit);
         done.map_err(|error| match error {
             UnpackError::Damaged(problem) => {
                 Error::malformed(QCOW, "compressed cluster", host, problem)
@@ -48,7 +59,7 @@ impl Entries for QcowEntries {
             UnpackError::NotBuilt(feature) => Error::Unsupported {
                 format: QCOW,
                 feature: format!("reading clusters packed with {feature}"),
-                hint: "build blockform with the feature of that name",
+                hint: Some("build blockform with the feature of that name".into()),
             },
         })
     }
@@ -76,14 +87,13 @@ fn tables(
         virtual_size: header.size,
         l1_offset: header.l1_table_offset,
         l1_size: 0,
-        salvages,
         regions,
     };
     let entries = QcowEntries {
         cluster_bits: header.cluster_bits,
         unpacker: Unpacker::deflate(),
     };
-    TwoLevel::open(shape, entries, file, limits)
+    TwoLevel::open(shape, entries, file, limits, salvages)
 }
 
 /// Looks for everything that is wrong with it.

@@ -78,9 +78,9 @@ impl Audit {
     }
 
     /// What kind of table, if any, the cluster at `host` is, other than `but`.
-    pub(super) fn table_at(&self, host: u64, but: Table) -> Option<&'static str> {
+    pub(super) fn table_at(&self, host: u64, but: Target) -> Option<&'static str> {
         let cluster = host >> self.cluster_bits << self.cluster_bits;
-        if but != Table::L2 && self.l2_tables.binary_search(&cluster).is_ok() {
+        if but != Target::L2Table && self.l2_tables.binary_search(&cluster).is_ok() {
             return Some("L2 table");
         }
         self.refcount_blocks
@@ -261,11 +261,11 @@ fn owned(
     entries.filter_map(move |entry| own(be_u64(entry, 0)?))
 }
 
-/// What an entry points to on purpose.
+/// The thing that an entry is there to point to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Table {
+pub(super) enum Target {
     /// An L2 table.
-    L2,
-    /// No table.
-    None,
+    L2Table,
+    /// A cluster of data.
+    Data,
 }

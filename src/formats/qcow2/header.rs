@@ -231,7 +231,7 @@ impl Header {
                 return Err(Error::Unsupported {
                     format: QCOW2,
                     feature: format!("version {other}"),
-                    hint: "",
+                    hint: None,
                 });
             }
         };
@@ -386,7 +386,7 @@ impl Header {
         Err(Error::Unsupported {
             format: QCOW2,
             feature,
-            hint: "",
+            hint: None,
         })
     }
 }
@@ -407,7 +407,7 @@ fn encryption(method: u32) -> Result<Option<Encryption>> {
         other => Err(Error::Unsupported {
             format: QCOW2,
             feature: format!("encryption method {other}"),
-            hint: "",
+            hint: None,
         }),
     }
 }
@@ -428,7 +428,7 @@ fn compression(value: u8, features: Incompatible) -> Result<CompressionType> {
         (other, _) => Err(Error::Unsupported {
             format: QCOW2,
             feature: format!("compression type {other}"),
-            hint: "",
+            hint: None,
         }),
     }
 }

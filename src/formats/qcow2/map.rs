@@ -6,14 +6,12 @@ use std::sync::{Arc, OnceLock};
 
 use crate::codec::{UnpackError, Unpacker};
 use crate::error::{Error, Result};
-use crate::extent::ExtentKind;
-use crate::limits::Limits;
-use crate::map::{BlockMap, Run, Span, TableCache, Unread, read_what_is_left};
+use crate::map::{BlockMap, Held, Packing, Run, Table, TableReader};
 use crate::packed::Codec;
-use crate::source::{BlockSource, BlockSourceExt};
+use crate::source::BlockSource;
 
 use super::QCOW2;
-use super::audit::{Audit, Table};
+use super::audit::{Audit, Target};
 use super::entry::{
     COMPRESSED, COPIED, CompressedLayout, L1_OFFSET, L1_RESERVED, L2_OFFSET, L2_RESERVED,
     SUBCLUSTERS, ZERO,
@@ -28,7 +26,9 @@ pub(super) struct Qcow2Map {
     file: Arc<dyn BlockSource>,
     /// The L1 table as it stands in the file.
     l1: Vec<u8>,
-    l2_cache: TableCache,
+    /// Host offset of that.
+    l1_offset: u64,
+    reader: TableReader,
     cluster_bits: u32,
     version: u32,
     extended_l2: bool,
@@ -38,13 +38,6 @@ pub(super) struct Qcow2Map {
     /// Metadata that no entry may point into.
     regions: Regions,
     header: Header,
-    limits: Limits,
-    /// Whether what is wrong with a table costs no more than it has to: what is missing of it is lost, and
-    /// so is a cluster that two entries have.
-    pub(super) salvages: bool,
-    /// Where the L1 table is, and what of the tables could not be read, if it is salvaged.
-    pub(super) l1_offset: u64,
-    pub(super) unread: Unread,
     /// Made when the first table is read: who only asks what an image is does not pay for it.
     audit: OnceLock<Audit>,
 }
@@ -60,14 +53,16 @@ impl Qcow2Map {
     pub(super) fn new(
         header: &Header,
         file: Arc<dyn BlockSource>,
-        l1: Vec<u8>,
+        l1: (Vec<u8>, u64),
         regions: Regions,
-        limits: &Limits,
+        reader: TableReader,
     ) -> Self {
+        let (l1, l1_offset) = l1;
         Qcow2Map {
             file,
             l1,
-            l2_cache: TableCache::new(limits.cache_bytes),
+            l1_offset,
+            reader,
             cluster_bits: header.cluster_bits,
             version: header.version,
             extended_l2: header.has_extended_l2(),
@@ -79,17 +74,13 @@ impl Qcow2Map {
             },
             regions,
             header: header.clone(),
-            limits: limits.clone(),
-            salvages: false,
-            l1_offset: 0,
-            unread: Unread::default(),
             audit: OnceLock::new(),
         }
     }
 
     fn audit(&self) -> &Audit {
         self.audit
-            .get_or_init(|| Audit::new(&self.header, &self.l1, &self.file, &self.limits))
+            .get_or_init(|| Audit::new(&self.header, &self.l1, &self.file, self.reader.limits()))
     }
 
     /// Bytes of an L2 entry, in numbers.
@@ -107,7 +98,7 @@ impl Qcow2Map {
         let host = entry & L2_OFFSET;
         let own = entry & COMPRESSED == 0 && entry & COPIED != 0 && host != 0;
         let sound = entry & L2_RESERVED & !flag_zero == 0 && host % self.cluster_size() == 0;
-        (own && (sound || !self.salvages)).then_some(host)
+        (own && (sound || !self.reader.salvages())).then_some(host)
     }
 
     /// Fails if the cluster of an entry is that of another one, too, which is found out about all of them
@@ -124,17 +115,17 @@ impl Qcow2Map {
             let there = self.file.size().saturating_sub(at);
             let n = usize::try_from(there).map_or(table.len(), |there| there.min(table.len()));
             let there = table.get_mut(..n).unwrap_or_default();
-            // Only who salvages remembers what could not be read: others are told when they read it.
-            let read = match self.salvages {
-                true => self.unread.read(&self.file, there, at, &self.limits),
-                false => read_what_is_left(&self.file, there, at).map(drop),
-            };
+            let read = self.reader.read(&self.file, there, at);
             read.map_or(0, |()| n)
         };
-        match self
-            .audit()
-            .is_contested(host, is_own, &own, &read, &self.limits, self.stride())?
-        {
+        match self.audit().is_contested(
+            host,
+            is_own,
+            &own,
+            &read,
+            self.reader.limits(),
+            self.stride(),
+        )? {
             false => Ok(()),
             true => {
                 let problem = format!(
@@ -146,7 +137,7 @@ impl Qcow2Map {
     }
 
     /// The name of the metadata that the cluster at `host` holds, if it does.
-    fn metadata_at(&self, host: u64, but: Table) -> Option<&'static str> {
+    fn metadata_at(&self, host: u64, but: Target) -> Option<&'static str> {
         let region = self.regions.overlapping(host, self.cluster_size());
         region.or_else(|| self.audit().table_at(host, but))
     }
@@ -176,10 +167,10 @@ impl Qcow2Map {
         let place = self
             .l1_offset
             .saturating_add((index as u64).saturating_mul(8));
-        self.unread.check(QCOW2, "L1 table", place, 8)?;
+        self.reader.check("L1 table", place, 8)?;
         // The L1 table may be shorter than the disk is after it was enlarged.
         let Some(entry) = be_u64(&self.l1, index) else {
-            if self.salvages {
+            if self.reader.salvages() {
                 let problem = format!("entry {index} is missing");
                 return Err(self.malformed("L1 table", guest, problem));
             }
@@ -202,48 +193,57 @@ impl Qcow2Map {
             let problem = format!("entry {index} is {entry:#x}, not at the start of a cluster");
             return Err(self.malformed("L1 table", guest, problem));
         }
-        if let Some(other) = self.metadata_at(offset, Table::L2) {
+        if let Some(other) = self.metadata_at(offset, Target::L2Table) {
             let problem = format!("entry {index} points into the {other}");
             return Err(self.malformed("L1 table", guest, problem));
         }
         Ok(Some(offset))
     }
 
-    /// That table, and where it is.
-    fn l2_table(&self, guest: u64) -> Result<Option<(Arc<Vec<u8>>, u64)>> {
-        let Some(offset) = self.l2_offset(guest)? else {
+    /// That table.
+    fn l2_table(&self, guest: u64) -> Result<Option<Table>> {
+        let Some(host) = self.l2_offset(guest)? else {
             return Ok(None);
         };
-        let table = self.l2_cache.table(offset, || {
-            let table = self.read_l2_table(offset, guest)?;
-            if self.salvages {
-                return Ok(Arc::new(table));
+        let entries = self.reader.table(host, || {
+            let table = self.read_l2_table(host, guest)?;
+            if !self.reader.salvages() {
+                self.count(&table, host, guest)?;
             }
-            let audit = self.audit();
-            if audit.is_shared(offset) {
-                let problem = format!("two entries have the L2 table at byte {offset}");
-                return Err(self.malformed("L1 table", guest, problem));
-            }
-            if self.data_file {
-                return Ok(Arc::new(table));
-            }
-            let own = |entry| self.own_cluster(entry);
-            let packed_at = |entry| self.compressed.decode(entry).0;
-            let (stride, limits) = (self.stride(), &self.limits);
-            let problem = audit.count(offset, &table, stride, &own, &packed_at, limits)?;
-            if let Some(problem) = problem {
-                return Err(self.malformed("L2 table", guest, problem));
-            }
-            Ok(Arc::new(table))
+            Ok(table)
         })?;
-        Ok(Some((table, offset)))
+        let start = guest - guest % self.table_span();
+        Ok(Some(Table {
+            guest: start..start.saturating_add(self.table_span()),
+            host,
+            entries,
+        }))
+    }
+
+    /// Counts the clusters of an L2 table that answers for `guest`; fails if another one has one of them.
+    fn count(&self, table: &[u8], host: u64, guest: u64) -> Result<()> {
+        let audit = self.audit();
+        if audit.is_shared(host) {
+            let problem = format!("two entries have the L2 table at byte {host}");
+            return Err(self.malformed("L1 table", guest, problem));
+        }
+        if self.data_file {
+            return Ok(());
+        }
+        let own = |entry| self.own_cluster(entry);
+        let packed_at = |entry| self.compressed.decode(entry).0;
+        let (stride, limits) = (self.stride(), self.reader.limits());
+        match audit.count(host, table, stride, &own, &packed_at, limits)? {
+            None => Ok(()),
+            Some(problem) => Err(self.malformed("L2 table", guest, problem)),
+        }
     }
 
     /// Reads the L2 table at `offset`, which answers for `guest`: all of it, or what there is if that is to
     /// be salvaged.
     fn read_l2_table(&self, offset: u64, guest: u64) -> Result<Vec<u8>> {
         let there = self.file.size().saturating_sub(offset);
-        let len = match self.salvages {
+        let len = match self.reader.salvages() {
             true => self.cluster_size().min(there / 16 * 16),
             false => self.cluster_size(),
         };
@@ -252,12 +252,7 @@ impl Qcow2Map {
             return Err(self.malformed("L2 table", guest, problem));
         }
         let mut table = vec![0; usize::try_from(len).unwrap_or(0)];
-        match self.salvages {
-            true => self
-                .unread
-                .read(&self.file, &mut table, offset, &self.limits)?,
-            false => self.file.read_exact_at(&mut table, offset)?,
-        }
+        self.reader.read(&self.file, &mut table, offset)?;
         Ok(table)
     }
 
@@ -281,7 +276,7 @@ impl Qcow2Map {
             let problem = "lacks its entry: it was cut short".to_owned();
             return Err(self.malformed("L2 table", guest, problem));
         };
-        if self.salvages {
+        if self.reader.salvages() {
             self.check_own(entry.entry, guest)?;
         }
         let into = guest % self.cluster_size();
@@ -315,7 +310,7 @@ impl Qcow2Map {
             let metadata = if self.data_file {
                 None
             } else {
-                self.metadata_at(offset, Table::None)
+                self.metadata_at(offset, Target::Data)
             };
             if let Some(other) = metadata {
                 return bad(&format!("points into the {other}"));
@@ -344,7 +339,7 @@ impl Qcow2Map {
             let problem = format!("entry {entry:#x} is no valid compressed cluster");
             return Err(self.malformed("L2 table", guest, problem));
         }
-        if let Some(other) = self.metadata_at(host & !(self.cluster_size() - 1), Table::None) {
+        if let Some(other) = self.metadata_at(host & !(self.cluster_size() - 1), Target::Data) {
             let problem = format!("entry {entry:#x} points into the {other}");
             return Err(self.malformed("L2 table", guest, problem));
         }
@@ -386,52 +381,6 @@ impl Qcow2Map {
         Ok((run, len))
     }
 
-    /// The run at `guest`, as far as its status goes on in the same table, up to `limit` bytes. Packed
-    /// runs go on over their units if `over_packed`.
-    fn run_in_table(
-        &self,
-        (table, offset): (&[u8], u64),
-        guest: u64,
-        limit: u64,
-        over_packed: bool,
-    ) -> Result<(Run, u64)> {
-        let span = self.table_span();
-        let limit = limit.min(span - guest % span);
-        let index_of = |at: u64| usize::try_from((at % span) >> self.cluster_bits).unwrap_or(0);
-        let entry_at = |at| {
-            let index = index_of(at);
-            let place = offset + index as u64 * self.entry_size();
-            self.unread
-                .check(QCOW2, "L2 table", place, self.entry_size())?;
-            Ok(self.entry(table, index))
-        };
-        let first_entry = entry_at(guest)?;
-        let (first, mut len) = self.decode(first_entry, guest)?;
-        let empty = first_entry.is_some_and(|first| first.entry == 0 && first.bitmap == 0);
-        // What could not be read is zeros, too.
-        if empty && !self.unread.has(offset, self.cluster_size()) {
-            len = self.empty_span(table, index_of(guest), guest);
-        }
-        while len < limit {
-            let at = guest + len;
-            // What is wrong with a later entry is told when it is its turn.
-            let next = entry_at(at).and_then(|entry| self.decode(entry, at));
-            let Ok((next, more)) = next else {
-                break;
-            };
-            let goes_on = match (first, next) {
-                (Run::Stored { host }, Run::Stored { host: next }) => next == host + len,
-                (Run::Packed { .. }, Run::Packed { .. }) => over_packed,
-                (first, next) => first == next,
-            };
-            if !goes_on {
-                break;
-            }
-            len += more;
-        }
-        Ok((first, len.min(limit)))
-    }
-
     /// For how many bytes from `guest` on the entries are all zero: most of a sparse image's are.
     fn empty_span(&self, table: &[u8], index: usize, guest: u64) -> u64 {
         let entry_size = usize::try_from(self.entry_size()).unwrap_or(16);
@@ -447,26 +396,6 @@ impl Qcow2Map {
         let count = (zeros / entry_size) as u64;
         (count << self.cluster_bits) - guest % self.cluster_size()
     }
-
-    /// For how many bytes from `guest` on there is no L2 table, up to `limit`.
-    fn absent_span(&self, guest: u64, limit: u64) -> Result<u64> {
-        let span = self.table_span();
-        let mut len = span - guest % span;
-        while len < limit {
-            let index = usize::try_from((guest + len) / span).unwrap_or(usize::MAX);
-            let place = self.l1_offset.saturating_add(index as u64 * 8);
-            if self.unread.has(place, 8) {
-                break;
-            }
-            match be_u64(&self.l1, index) {
-                None if self.salvages => break,
-                None => return Ok(limit),
-                Some(entry) if entry != 0 => break,
-                Some(_) => len = len.saturating_add(span),
-            }
-        }
-        Ok(len.min(limit))
-    }
 }
 
 impl BlockMap for Qcow2Map {
@@ -474,25 +403,23 @@ impl BlockMap for Qcow2Map {
         self.cluster_size()
     }
 
-    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
-        match self.l2_table(guest)? {
-            Some((table, at)) => self.run_in_table((&table, at), guest, limit, false),
-            None => Ok((Run::Unallocated, self.absent_span(guest, limit)?)),
+    fn step(&self, guest: u64, held: &mut Held) -> Result<(Run, u64)> {
+        let Some(table) = held.table(guest, || self.l2_table(guest))? else {
+            let span = self.table_span();
+            return Ok((Run::Unallocated, span - guest % span));
+        };
+        let into = (guest - table.guest.start) >> self.cluster_bits;
+        let place = table.host + into * self.entry_size();
+        self.reader.check("L2 table", place, self.entry_size())?;
+        let index = usize::try_from(into).unwrap_or(usize::MAX);
+        let entry = self.entry(&table.entries, index);
+        let (run, len) = self.decode(entry, guest)?;
+        let empty = entry.is_some_and(|entry| entry.entry == 0 && entry.bitmap == 0);
+        // What could not be read is zeros, too.
+        if empty && !self.reader.is_unread(table.host, self.cluster_size()) {
+            return Ok((run, self.empty_span(&table.entries, index, guest)));
         }
-    }
-
-    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
-        let Some((table, at)) = self.l2_table(guest)? else {
-            return Ok((Span::Unallocated, self.absent_span(guest, limit)?));
-        };
-        let (run, len) = self.run_in_table((&table, at), guest, limit, true)?;
-        let span = match run {
-            Run::Stored { host } => Span::Recorded(ExtentKind::Data, Some(host)),
-            Run::Packed { .. } => Span::Recorded(ExtentKind::Compressed, None),
-            Run::Zero => Span::Recorded(ExtentKind::Zero, None),
-            Run::Unallocated => Span::Unallocated,
-        };
-        Ok((span, len))
+        Ok((run, len))
     }
 
     fn lost_with(&self, guest: u64) -> u64 {
@@ -509,26 +436,8 @@ impl BlockMap for Qcow2Map {
         tables.map(|at| (at, at + self.cluster_size())).collect()
     }
 
-    fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {
-        self.unpacker
-            .unpack(packed, unit)
-            .map_err(|error| match error {
-                UnpackError::Damaged(problem) => {
-                    Error::malformed(QCOW2, "compressed cluster", host, problem)
-                }
-                UnpackError::NotBuilt(feature) => Error::Unsupported {
-                    format: QCOW2,
-                    feature: format!("reading clusters packed with {feature}"),
-                    hint: "build blockform with the feature of that name",
-                },
-            })
-    }
-
-    fn packing(&self) -> Option<Codec> {
-        Some(match self.header.compression {
-            CompressionType::Zlib => Codec::Deflate,
-            CompressionType::Zstd => Codec::Zstd,
-        })
+    fn packing(&self) -> Option<&dyn Packing> {
+        Some(self)
     }
 
     fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {
@@ -537,6 +446,30 @@ impl BlockMap for Qcow2Map {
              file at {file_size}: it was cut short"
         );
         Error::malformed(QCOW2, "data cluster", host, problem)
+    }
+}
+
+impl Packing for Qcow2Map {
+    fn codec(&self) -> Option<Codec> {
+        Some(match self.header.compression {
+            CompressionType::Zlib => Codec::Deflate,
+            CompressionType::Zstd => Codec::Zstd,
+        })
+    }
+
+    fn unpack(&self, payload: &[u8], _: u64, host: u64, unit: &mut [u8]) -> Result<()> {
+        self.unpacker
+            .unpack(payload, unit)
+            .map_err(|error| match error {
+                UnpackError::Damaged(problem) => {
+                    Error::malformed(QCOW2, "compressed cluster", host, problem)
+                }
+                UnpackError::NotBuilt(feature) => Error::Unsupported {
+                    format: QCOW2,
+                    feature: format!("reading clusters packed with {feature}"),
+                    hint: Some("build blockform with the feature of that name".into()),
+                },
+            })
     }
 }
 

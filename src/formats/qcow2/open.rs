@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
 use crate::image::{BitmapInfo, Image, ImageInfo, Opener, Value};
-use crate::map::{Below, Detached, Mapped, Unread};
+use crate::map::{Below, Detached, Mapped, TableReader};
 use crate::name::ImageName;
 use crate::packed::PackedSource;
 use crate::reference::{Reference, ReferenceKind};
@@ -54,7 +54,8 @@ impl Qcow2Image {
             selected,
             size,
         };
-        let (l1, l1_offset, unread) = l1.read(&source, &regions, opener)?;
+        let reader = TableReader::of(QCOW2, opener);
+        let l1 = l1.read(&source, &regions, &reader)?;
 
         let mut references = Vec::new();
         let data = open_data_file(&header, &source, opener, &mut references)?;
@@ -73,10 +74,7 @@ impl Qcow2Image {
         let mut info = describe(&header, &source, &snapshots, bitmaps)?;
         info.virtual_size = size;
         info.warnings.extend(left_out);
-        let mut map = Qcow2Map::new(&header, Arc::clone(&source), l1, regions, limits);
-        map.salvages = salvages;
-        map.l1_offset = l1_offset;
-        map.unread = unread;
+        let map = Qcow2Map::new(&header, Arc::clone(&source), l1, regions, reader);
         let mapped = Mapped::new(map, data, below, size);
         Ok(Qcow2Image {
             file: source,
@@ -105,7 +103,7 @@ impl Qcow2Image {
         Err(Error::Unsupported {
             format: QCOW2,
             feature: format!("reading through {feature}"),
-            hint: "decrypt it with a tool that has the key",
+            hint: Some("decrypt it with a tool that has the key".into()),
         })
     }
 }
@@ -227,14 +225,13 @@ struct L1<'a> {
 }
 
 impl L1<'_> {
-    /// Reads it; if what can be is to be salvaged, as far as it is there and can be read. With it comes where it
-    /// is.
+    /// Reads the table, and returns it with its host offset; if the image is salvaged, as far as it is there.
     fn read(
         &self,
         source: &dyn BlockSource,
         regions: &Regions,
-        opener: &dyn Opener,
-    ) -> Result<(Vec<u8>, u64, Unread)> {
+        reader: &TableReader,
+    ) -> Result<(Vec<u8>, u64)> {
         let header = self.header;
         let (offset, entries) = match self.selected {
             None => (header.l1_table_offset, header.l1_size),
@@ -244,7 +241,7 @@ impl L1<'_> {
         let span =
             u128::from(header.cluster_size()) * u128::from(header.cluster_size() / entry_size);
         let needed = u128::from(self.size).div_ceil(span);
-        if u128::from(entries) < needed && !opener.salvages() {
+        if u128::from(entries) < needed && !reader.salvages() {
             let problem = format!(
                 "is {entries}, and a disk of {} bytes needs {needed}",
                 self.size
@@ -252,7 +249,7 @@ impl L1<'_> {
             return Err(HeaderV2::malformed(0, "l1_size", problem));
         }
         let len = u64::from(entries) * 8;
-        opener.limits().check_metadata("the L1 table", len)?;
+        reader.limits().check_metadata("the L1 table", len)?;
         if self.selected.is_some() {
             if let Some(other) = regions.overlapping(offset, len) {
                 let problem = format!("of the snapshot is in the {other}");
@@ -260,15 +257,15 @@ impl L1<'_> {
             }
         }
         let there = source.size().saturating_sub(offset) / 8 * 8;
-        let fits = len <= there || opener.salvages();
+        let fits = len <= there || reader.salvages();
         if !fits || offset % header.cluster_size() != 0 {
             let problem =
                 format!("{len} bytes long, is not at the start of a cluster or not in the file");
             return Err(Error::malformed(QCOW2, "L1 table", offset, problem));
         }
         let mut l1 = vec![0; usize::try_from(len.min(there)).unwrap_or(0)];
-        let unread = Unread::of_table(source, &mut l1, offset, opener)?;
-        Ok((l1, offset, unread))
+        reader.read(source, &mut l1, offset)?;
+        Ok((l1, offset))
     }
 }
 

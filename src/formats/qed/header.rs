@@ -72,7 +72,7 @@ impl Header {
             return Err(Error::Unsupported {
                 format: QED,
                 feature: format!("the feature of bit {}", unknown.trailing_zeros()),
-                hint: "",
+                hint: None,
             });
         };
         let cluster_size = u64::from(raw.cluster_size);

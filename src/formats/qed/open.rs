@@ -26,11 +26,6 @@ impl Entries for QedEntries {
             host => Cluster::Stored { host },
         }
     }
-
-    fn unpack(&self, _: &[u8], host: u64, _: &mut [u8]) -> Result<()> {
-        let problem = "QED has no compressed clusters";
-        Err(Error::malformed(QED, "L2 table", host, problem))
-    }
 }
 
 /// The tables of the image in `file`; `salvages` if what can be read of them is to be had.
@@ -49,10 +44,9 @@ pub(super) fn tables(
         virtual_size: header.image_size,
         l1_offset: header.l1_table_offset,
         l1_size: header.table_size,
-        salvages,
         regions: vec![(0..header.header_size, "header")],
     };
-    TwoLevel::open(shape, QedEntries, file, limits)
+    TwoLevel::open(shape, QedEntries, file, limits, salvages)
 }
 
 /// Looks for everything that is wrong with it.

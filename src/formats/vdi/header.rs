@@ -166,7 +166,7 @@ impl Header {
             version => Err(Error::Unsupported {
                 format: VDI,
                 feature: format!("version {}.{}", version >> 16, version & 0xffff),
-                hint: "",
+                hint: None,
             }),
         }
     }

@@ -1,9 +1,8 @@
 //! Where a guest range lives: the block map.
 
 use crate::error::{Error, Result};
-use crate::extent::ExtentKind;
 use crate::image::Opener;
-use crate::map::{BlockMap, Run, Span, Unread};
+use crate::map::{BlockMap, Held, Run, TableReader};
 use crate::source::BlockSource;
 
 use super::VDI;
@@ -16,7 +15,7 @@ pub(super) fn read_entries(
     header: &Header,
     count: u64,
     opener: &dyn Opener,
-) -> Result<(Vec<u32>, Unread)> {
+) -> Result<(Vec<u32>, TableReader)> {
     let len = header.map_len();
     opener.limits().check_metadata("the block map", len)?;
     let (start, file_size) = (header.offset_blocks, source.size());
@@ -25,11 +24,12 @@ pub(super) fn read_entries(
         return Err(Error::malformed(VDI, "block map", start, problem));
     }
     let mut table = vec![0; usize::try_from(count * 4).unwrap_or(0)];
-    let unread = Unread::of_table(source, &mut table, start, opener)?;
+    let reader = TableReader::of(VDI, opener);
+    reader.read(source, &mut table, start)?;
     let entries = table
         .chunks_exact(4)
         .filter_map(|raw| raw.first_chunk().copied().map(u32::from_le_bytes));
-    Ok((entries.collect(), unread))
+    Ok((entries.collect(), reader))
 }
 
 /// The blocks of an image.
@@ -45,10 +45,9 @@ pub(super) struct VdiMap {
     /// Blocks that several entries have, or that lie in the map, in order, if what can be is to be salvaged:
     /// else there are none.
     shared: Vec<u32>,
-    salvages: bool,
-    /// Where the map is, and what of it could not be read.
+    /// Where the map is.
     start: u64,
-    unread: Unread,
+    reader: TableReader,
 }
 
 impl VdiMap {
@@ -60,7 +59,7 @@ impl VdiMap {
     ) -> Result<Self> {
         // Blocks that the disk does not reach are nobody's.
         let used = header.disk_size.div_ceil(header.block_size);
-        let (entries, unread) = read_entries(source, header, used, opener)?;
+        let (entries, reader) = read_entries(source, header, used, opener)?;
         let mut map = VdiMap {
             entries,
             offset_data: header.offset_data,
@@ -69,9 +68,8 @@ impl VdiMap {
             size: header.disk_size,
             file_size: source.size(),
             shared: Vec::new(),
-            salvages: opener.salvages(),
             start: header.offset_blocks,
-            unread,
+            reader,
         };
         let start = header.offset_blocks;
         map.check(start, start + header.map_len())?;
@@ -106,7 +104,7 @@ impl VdiMap {
             .iter()
             .zip(0_u64..)
             .filter(|(entry, _)| **entry < ZERO)
-            .filter(|(_, index)| !self.unread.has(self.start + index * 4, 4));
+            .filter(|(_, index)| !self.reader.is_unread(self.start + index * 4, 4));
         let mut stored: Vec<(u32, u32)> = stored
             .map(|(entry, index)| (*entry, u32::try_from(index).unwrap_or(u32::MAX)))
             .collect();
@@ -131,7 +129,7 @@ impl VdiMap {
                 before = Some(entry);
                 continue;
             };
-            if !self.salvages {
+            if !self.reader.salvages() {
                 return bad(index, problem);
             }
             shared.push(entry);
@@ -144,7 +142,7 @@ impl VdiMap {
     fn block(&self, guest: u64) -> Result<Run> {
         let index = guest / self.block_size;
         let place = self.start + index * 4;
-        self.unread.check(VDI, "block map", place, 4)?;
+        self.reader.check("block map", place, 4)?;
         let entry = usize::try_from(index)
             .ok()
             .and_then(|index| self.entries.get(index));
@@ -159,7 +157,7 @@ impl VdiMap {
         };
         let start = index * self.block_size;
         // The last block may end with the disk; what is salvaged may end anywhere.
-        let needed = match self.salvages {
+        let needed = match self.reader.salvages() {
             true => guest - start + 1,
             false => self.size.saturating_sub(start).min(self.block_size),
         };
@@ -170,30 +168,6 @@ impl VdiMap {
             host: host + guest % self.block_size,
         })
     }
-
-    /// The run at `guest`, as far as the blocks go on like that, up to `limit` bytes.
-    fn run(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
-        let first = self.block(guest)?;
-        let mut len = self.block_size - guest % self.block_size;
-        let there = match first {
-            Run::Stored { host } => self.file_size.saturating_sub(host),
-            _ => u64::MAX,
-        };
-        let limit = limit.min(there);
-        while len < limit {
-            // What is wrong with a later block is told when it is its turn.
-            let goes_on = match (first, self.block(guest + len)) {
-                (Run::Stored { host }, Ok(Run::Stored { host: next })) => next == host + len,
-                (first, Ok(next)) => first == next,
-                (_, Err(_)) => false,
-            };
-            if !goes_on {
-                break;
-            }
-            len += self.block_size;
-        }
-        Ok((first, len.min(limit)))
-    }
 }
 
 impl BlockMap for VdiMap {
@@ -201,22 +175,14 @@ impl BlockMap for VdiMap {
         self.block_size
     }
 
-    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
-        self.run(guest, limit)
-    }
-
-    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
-        let (run, len) = self.run(guest, limit)?;
-        let span = match run {
-            Run::Stored { host } => Span::Recorded(ExtentKind::Data, Some(host)),
-            Run::Zero => Span::Recorded(ExtentKind::Zero, None),
-            Run::Unallocated | Run::Packed { .. } => Span::Unallocated,
+    fn step(&self, guest: u64, _: &mut Held) -> Result<(Run, u64)> {
+        let run = self.block(guest)?;
+        let left = self.block_size - guest % self.block_size;
+        let there = match run {
+            Run::Stored { host } => self.file_size.saturating_sub(host),
+            _ => u64::MAX,
         };
-        Ok((span, len))
-    }
-
-    fn unpack(&self, _: &[u8], host: u64, _: &mut [u8]) -> Result<()> {
-        Err(Error::malformed(VDI, "block", host, "is not packed"))
+        Ok((run, left.min(there)))
     }
 
     fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {

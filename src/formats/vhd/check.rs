@@ -3,7 +3,7 @@
 
 use crate::error::Result;
 use crate::image::{Finding, FindingKind, Findings, Opener};
-use crate::map::{TableCache, Usage};
+use crate::map::Usage;
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::zero::is_zero;
 
@@ -75,7 +75,6 @@ pub(super) fn check(source: &dyn BlockSource, opener: &dyn Opener) -> Result<Fin
     let bitmaps = Bitmaps {
         source,
         sectors: SectorBitmaps {
-            cache: TableCache::new(0),
             lsb_first: is_lsb_first(&footers.footer),
             full_blocks: batmap.flatten(),
         },

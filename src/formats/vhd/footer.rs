@@ -260,7 +260,7 @@ impl Footers {
             return Err(Error::Unsupported {
                 format: VHD,
                 feature: format!("version {:#010x}", footer.file_format_version),
-                hint: "",
+                hint: None,
             });
         }
         Ok(Footers {

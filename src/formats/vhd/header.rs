@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::Opener;
-use crate::map::Unread;
+use crate::map::TableReader;
 use crate::ondisk::on_disk;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -92,8 +92,8 @@ pub(super) struct Tables {
     /// Blocks that lie in metadata or in each other, in order, if what can be is to be salvaged: else
     /// there are none.
     pub(super) shared: Vec<u64>,
-    /// What of the block allocation table could not be read, if what can be is to be salvaged.
-    pub(super) unread: Unread,
+    /// What read the block allocation table.
+    pub(super) reader: TableReader,
 }
 
 impl Tables {
@@ -155,7 +155,7 @@ impl Tables {
             return Err(Error::Unsupported {
                 format: VHD,
                 feature: format!("header version {:#010x}", header.header_version),
-                hint: "",
+                hint: None,
             });
         }
         let damaged = checksum(&bytes, CHECKSUM_AT) != header.checksum;
@@ -202,14 +202,15 @@ impl Tables {
             );
         }
         let mut table = vec![0; usize::try_from(needed * 4).unwrap_or(0)];
-        let unread = Unread::of_table(source, &mut table, header.table_offset, opener)?;
+        let reader = TableReader::of(VHD, opener);
+        reader.read(source, &mut table, header.table_offset)?;
         let bat = table
             .chunks_exact(4)
             .filter_map(|raw| raw.first_chunk().copied().map(u32::from_be_bytes))
             .collect();
         let tables = Tables {
             shared: Vec::new(),
-            unread,
+            reader,
             damaged: false,
             header,
             at,
@@ -243,7 +244,11 @@ impl Tables {
             .iter()
             .zip(0_u64..)
             .filter(|(sector, _)| **sector != UNUSED)
-            .filter(|(_, index)| !self.unread.has(self.header.table_offset + index * 4, 4));
+            .filter(|(_, index)| {
+                !self
+                    .reader
+                    .is_unread(self.header.table_offset + index * 4, 4)
+            });
         let mut blocks: Vec<(u32, u32)> = blocks
             .map(|(sector, index)| (*sector, u32::try_from(index).unwrap_or(u32::MAX)))
             .collect();

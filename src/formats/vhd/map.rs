@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::extent::ExtentKind;
-use crate::map::{BlockMap, Run, Span, TableCache, Unread};
+use crate::map::{BlockMap, Held, Run, Table, TableReader};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::header::{Tables, UNUSED, bitmap_len};
@@ -23,11 +22,9 @@ pub(super) struct VhdMap {
     sectors: Option<SectorBitmaps>,
     /// Blocks that are not told apart from others, or from metadata, in order.
     shared: Vec<u64>,
-    /// Whether what there is of a block that is cut short is told.
-    pub(super) salvages: bool,
-    /// Where the table is, and what of it could not be read.
+    /// Where the table is.
     table_offset: u64,
-    unread: Unread,
+    reader: TableReader,
 }
 
 /// The bitmaps of a differencing disk: which sectors of a block are its own.
@@ -37,7 +34,6 @@ pub(super) struct VhdMap {
 /// there is some, a check tells.
 #[derive(Debug)]
 pub(super) struct SectorBitmaps {
-    pub(super) cache: TableCache,
     /// Whether the first sector's bit is the least significant one of its byte.
     pub(super) lsb_first: bool,
     /// The bitmap of blocks that are the image's own as a whole, the first block's bit being the most
@@ -61,9 +57,8 @@ impl VhdMap {
             data_end,
             sectors,
             shared: tables.shared,
-            salvages: false,
             table_offset: tables.header.table_offset,
-            unread: tables.unread,
+            reader: tables.reader,
         }
     }
 
@@ -71,8 +66,7 @@ impl VhdMap {
     fn block(&self, guest: u64) -> Result<Option<u64>> {
         let index = guest / self.block_size;
         let place = self.table_offset + index * 4;
-        let name = "block allocation table";
-        self.unread.check(VHD, name, place, 4)?;
+        self.reader.check("block allocation table", place, 4)?;
         let entry = usize::try_from(index)
             .ok()
             .and_then(|index| self.bat.get(index));
@@ -90,7 +84,7 @@ impl VhdMap {
                 problem,
             ));
         }
-        let needed = match self.salvages {
+        let needed = match self.reader.salvages() {
             // What is read of it, and the bitmap before.
             true => guest - start + 1,
             false => self.size.saturating_sub(start).min(self.block_size),
@@ -102,41 +96,19 @@ impl VhdMap {
         Ok(Some(host))
     }
 
-    /// How far blocks from `guest` on are not in the file, up to `limit` bytes.
-    fn absent_span(&self, guest: u64, limit: u64) -> u64 {
-        let first = guest / self.block_size;
-        let from = usize::try_from(first).unwrap_or(usize::MAX);
-        let entries = self.bat.get(from..).unwrap_or_default().iter();
-        let absent = entries.take_while(|sector| **sector == UNUSED).count() as u64;
-        ((first + absent.max(1)) * self.block_size - guest).min(limit)
-    }
-
-    fn run(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
-        let Some(host) = self.block(guest)? else {
-            return Ok((Run::Unallocated, self.absent_span(guest, limit)));
-        };
-        let into = guest % self.block_size;
-        let there = self
-            .data_end
-            .saturating_sub(host + bitmap_len(self.block_size) + into);
-        let limit = limit.min(self.block_size - into).min(there);
-        let stored = Run::Stored {
-            host: host + bitmap_len(self.block_size) + into,
-        };
-        match &self.sectors {
-            Some(sectors) if !sectors.is_full(guest / self.block_size) => {
-                let bitmap = sectors.cache.table(host, || self.read_bitmap(host))?;
-                let (own, len) = sectors.run(&bitmap, into, limit);
-                Ok((if own { stored } else { Run::Unallocated }, len))
-            }
-            _ => Ok((stored, limit)),
-        }
-    }
-
-    fn read_bitmap(&self, host: u64) -> Result<Arc<Vec<u8>>> {
-        let mut bitmap = vec![0; usize::try_from(bitmap_len(self.block_size)).unwrap_or(0)];
-        self.file.read_exact_at(&mut bitmap, host)?;
-        Ok(Arc::new(bitmap))
+    /// The bitmap of the block at `host`.
+    fn bitmap(&self, guest: u64, host: u64) -> Result<Option<Table>> {
+        let entries = self.reader.table(host, || {
+            let mut bitmap = vec![0; usize::try_from(bitmap_len(self.block_size)).unwrap_or(0)];
+            self.file.read_exact_at(&mut bitmap, host)?;
+            Ok(bitmap)
+        })?;
+        let start = guest - guest % self.block_size;
+        Ok(Some(Table {
+            guest: start..start + self.block_size,
+            host,
+            entries,
+        }))
     }
 }
 
@@ -193,21 +165,25 @@ impl BlockMap for VhdMap {
         self.block_size
     }
 
-    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
-        self.run(guest, limit)
-    }
-
-    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
-        let (run, len) = self.run(guest, limit)?;
-        let span = match run {
-            Run::Stored { host } => Span::Recorded(ExtentKind::Data, Some(host)),
-            _ => Span::Unallocated,
+    fn step(&self, guest: u64, held: &mut Held) -> Result<(Run, u64)> {
+        let into = guest % self.block_size;
+        let left = self.block_size - into;
+        let Some(block) = self.block(guest)? else {
+            return Ok((Run::Unallocated, left));
         };
-        Ok((span, len))
-    }
-
-    fn unpack(&self, _: &[u8], host: u64, _: &mut [u8]) -> Result<()> {
-        Err(Error::malformed(VHD, "block", host, "is not packed"))
+        let host = block + bitmap_len(self.block_size) + into;
+        // The file may end in the last block, and anywhere if the image is salvaged.
+        let left = left.min(self.data_end.saturating_sub(host));
+        let run = Run::Stored { host };
+        match &self.sectors {
+            Some(sectors) if !sectors.is_full(guest / self.block_size) => {
+                let bitmap = held.table(guest, || self.bitmap(guest, block))?;
+                let bitmap = bitmap.map_or(&[][..], |bitmap| &bitmap.entries);
+                let (own, len) = sectors.run(bitmap, into, left);
+                Ok((if own { run } else { Run::Unallocated }, len))
+            }
+            _ => Ok((run, left)),
+        }
     }
 
     fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {

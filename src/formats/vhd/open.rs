@@ -8,7 +8,7 @@ use crate::format_id::FormatId;
 use crate::formats::identity::{NIL, to_text};
 use crate::image::{Image, ImageInfo, Opener, Value};
 use crate::limits::Limits;
-use crate::map::{Below, Mapped, Missing, TableCache};
+use crate::map::{Below, Mapped, Missing};
 use crate::name::ImageName;
 use crate::ondisk::on_disk;
 use crate::reference::Reference;
@@ -134,13 +134,11 @@ impl VhdImage {
             };
             let full_blocks = read_batmap(&source, &footers.footer, &tables, limits)?;
             sectors = Some(SectorBitmaps {
-                cache: TableCache::new(limits.cache_bytes),
                 lsb_first: is_lsb_first(&footers.footer),
                 full_blocks,
             });
         }
-        let mut map = VhdMap::new(Arc::clone(&source), tables, size, footers.data_end, sectors);
-        map.salvages = opener.salvages();
+        let map = VhdMap::new(Arc::clone(&source), tables, size, footers.data_end, sectors);
         Ok(VhdImage {
             kind: footers.kind,
             disk: Disk::Sparse(Box::new(Mapped::new(map, Arc::clone(&source), below, size))),

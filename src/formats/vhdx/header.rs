@@ -111,7 +111,7 @@ pub(super) fn read_current(source: &dyn BlockSource) -> Result<Current> {
         return Err(Error::Unsupported {
             format: VHDX,
             feature: format!("version {}", current.header.version),
-            hint: "",
+            hint: None,
         });
     }
     Ok(current)

@@ -60,7 +60,7 @@ impl ParentLocator {
             return Err(Error::Unsupported {
                 format: VHDX,
                 feature: format!("the type of parent locator {}", head.locator_type),
-                hint: "",
+                hint: None,
             });
         }
         let count = usize::from(head.key_value_count);

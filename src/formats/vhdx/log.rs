@@ -101,7 +101,7 @@ pub(super) fn replay(
         return Err(Error::Unsupported {
             format: VHDX,
             feature: format!("a log of version {}", header.log_version),
-            hint: "",
+            hint: None,
         });
     }
     let len = u64::from(header.log_length);

@@ -3,9 +3,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::extent::ExtentKind;
-use crate::limits::Limits;
-use crate::map::{BlockMap, Run, Span, TableCache, Unread};
+use crate::map::{BlockMap, Held, Run, Table, TableReader};
 use crate::source::BlockSource;
 
 use super::VHDX;
@@ -24,23 +22,13 @@ pub(super) struct VhdxMap {
     file: Arc<dyn BlockSource>,
     geometry: Geometry,
     bat: Region,
-    cache: TableCache,
+    reader: TableReader,
     /// Metadata that no block may share bytes with.
     taken: Taken,
     claims: Mutex<Claims>,
-    limits: Limits,
-    /// Whether what can be is to be salvaged: what there is of a block that is cut short, and of blocks that
-    /// share bytes none.
-    pub(super) salvages: bool,
-    /// What of the table could not be read, if it is salvaged.
-    unread: Unread,
     /// Entries of blocks that share bytes with others, in order, once that was asked for.
     contested: OnceLock<Vec<u64>>,
 }
-
-/// The page that was used last, so that a walk through the table asks the cache once a page.
-#[derive(Debug, Default)]
-struct Walk(Option<(u64, Arc<Vec<u8>>)>);
 
 impl VhdxMap {
     pub(super) fn new(
@@ -48,7 +36,7 @@ impl VhdxMap {
         geometry: Geometry,
         bat: Region,
         taken: Taken,
-        limits: &Limits,
+        reader: TableReader,
     ) -> Result<Self> {
         let entries = geometry.entries();
         if entries > bat.len / 8 {
@@ -63,12 +51,9 @@ impl VhdxMap {
             file,
             geometry,
             bat,
-            cache: TableCache::new(limits.cache_bytes),
+            reader,
             taken,
             claims: Mutex::default(),
-            limits: limits.clone(),
-            salvages: false,
-            unread: Unread::default(),
             contested: OnceLock::new(),
         })
     }
@@ -78,37 +63,50 @@ impl VhdxMap {
         Error::malformed(VHDX, "BAT", at, format!("entry {entry} {problem}"))
     }
 
-    /// An entry of the table.
-    fn entry(&self, walk: &mut Walk, index: u64) -> Result<u64> {
+    /// The entry `index` of the table.
+    fn entry(&self, index: u64) -> Result<u64> {
         let number = index / PAGE_ENTRIES;
-        let page = match walk {
-            Walk(Some((kept, page))) if *kept == number => Arc::clone(page),
-            Walk(kept) => {
-                let at = self.bat.offset + number * PAGE;
-                let page = self.cache.table(at, || self.read_page(at, number))?;
-                *kept = Some((number, Arc::clone(&page)));
-                page
-            }
-        };
-        let place = self.bat.offset + index * 8;
-        self.unread.check(VHDX, "BAT", place, 8)?;
-        Ok(le_u64(&page, index % PAGE_ENTRIES))
+        let at = self.bat.offset + number * PAGE;
+        let page = self.reader.table(at, || self.read_page(at, number))?;
+        self.entry_of(&page, index)
     }
 
-    fn read_page(&self, at: u64, number: u64) -> Result<Arc<Vec<u8>>> {
+    /// The entry `index`, which is in this page.
+    fn entry_of(&self, page: &[u8], index: u64) -> Result<u64> {
+        self.reader.check("BAT", self.bat.offset + index * 8, 8)?;
+        Ok(le_u64(page, index % PAGE_ENTRIES))
+    }
+
+    /// The page of the table that answers for `guest`.
+    fn page(&self, guest: u64) -> Result<Option<Table>> {
+        let block_size = self.geometry.block_size;
+        let number = self.geometry.payload_entry(guest / block_size) / PAGE_ENTRIES;
+        let first_guest = |number: u64| {
+            let blocks = self.geometry.blocks_before(number * PAGE_ENTRIES);
+            blocks.saturating_mul(block_size)
+        };
+        let host = self.bat.offset + number * PAGE;
+        Ok(Some(Table {
+            guest: first_guest(number)..first_guest(number + 1),
+            host,
+            entries: self.reader.table(host, || self.read_page(host, number))?,
+        }))
+    }
+
+    fn read_page(&self, at: u64, number: u64) -> Result<Vec<u8>> {
         let len = usize::try_from(PAGE).unwrap_or(usize::MAX);
         let page = match read(&*self.file, at, len, "BAT") {
-            Err(Error::Io { .. }) if self.salvages => {
+            Err(Error::Io { .. }) if self.reader.salvages() => {
                 let mut page = vec![0; len];
-                self.unread.read(&*self.file, &mut page, at, &self.limits)?;
+                self.reader.read(&*self.file, &mut page, at)?;
                 page
             }
             page => page?,
         };
-        if !self.salvages {
+        if !self.reader.salvages() {
             self.claim_page(&page, number)?;
         }
-        Ok(Arc::new(page))
+        Ok(page)
     }
 
     /// Claims the blocks of a page of the table that is read for the first time.
@@ -119,7 +117,7 @@ impl VhdxMap {
         }
         for (index, start) in self.blocks_of(page, number) {
             let len = self.block_len(index);
-            if !claims.claim(start / MIB, len / MIB, &self.limits)? {
+            if !claims.claim(start / MIB, len / MIB, self.reader.limits())? {
                 let problem = format!("is at byte {start}, where another block is, too");
                 return Err(self.malformed(index, problem));
             }
@@ -176,7 +174,8 @@ impl VhdxMap {
                 }
             }
             let bytes = blocks.len() as u64 * 24;
-            self.limits
+            self.reader
+                .limits()
                 .check_metadata("the list of the blocks in use", bytes)?;
         }
         blocks.sort_unstable();
@@ -218,20 +217,20 @@ impl VhdxMap {
     }
 
     /// The status of the guest byte at `guest`, and for how many bytes of its block it holds.
-    fn status(&self, walk: &mut Walk, guest: u64) -> Result<(Run, u64)> {
+    fn status(&self, page: &Table, guest: u64) -> Result<(Run, u64)> {
         let (block, into) = (
             guest / self.geometry.block_size,
             guest % self.geometry.block_size,
         );
         let rest = self.geometry.block_size - into;
         let index = self.geometry.payload_entry(block);
-        let entry = self.entry(walk, index)?;
+        let entry = self.entry_of(&page.entries, index)?;
         if entry & bat::RESERVED != 0 {
             let problem = format!("is {entry:#x}, and has reserved bits set");
             return Err(self.malformed(index, problem));
         }
         // Of what is salvaged only the byte itself has to be there.
-        let used = match self.salvages {
+        let used = match self.reader.salvages() {
             true => into + 1,
             false => self.geometry.used(block),
         };
@@ -239,7 +238,7 @@ impl VhdxMap {
             bat::state(entry),
             Some(State::FullyPresent | State::PartiallyPresent)
         );
-        if self.salvages && in_file {
+        if self.reader.salvages() && in_file {
             self.check_alone(index)?;
         }
         match bat::state(entry) {
@@ -257,7 +256,7 @@ impl VhdxMap {
             Some(State::PartiallyPresent) => {
                 let host = self.place(index, entry, used)? + into;
                 let rest = rest.min(self.file.size() - host);
-                let (here, len) = self.sectors(walk, guest, rest)?;
+                let (here, len) = self.sectors(page, guest, rest)?;
                 let run = if here {
                     Run::Stored { host }
                 } else {
@@ -270,11 +269,15 @@ impl VhdxMap {
 
     /// Whether the sector bitmap says that the byte at `guest` is in this image, and for how many bytes,
     /// up to `limit`, it says the same.
-    fn sectors(&self, walk: &mut Walk, guest: u64, limit: u64) -> Result<(bool, u64)> {
+    fn sectors(&self, page: &Table, guest: u64, limit: u64) -> Result<(bool, u64)> {
         let sector_size = self.geometry.sector_size;
         let sector = guest / sector_size;
         let index = self.geometry.bitmap_entry(sector / CHUNK_SECTORS);
-        let entry = self.entry(walk, index)?;
+        let own_page = (page.host - self.bat.offset) / PAGE == index / PAGE_ENTRIES;
+        let entry = match own_page {
+            true => self.entry_of(&page.entries, index)?,
+            false => self.entry(index)?,
+        };
         if bat::state(entry) != Some(State::FullyPresent) || entry & bat::RESERVED != 0 {
             let problem = format!("is {entry:#x}, and there has to be a sector bitmap");
             return Err(self.malformed(index, problem));
@@ -282,41 +285,13 @@ impl VhdxMap {
         let start = self.place(index, entry, BITMAP_BLOCK)?;
         let bit = sector % CHUNK_SECTORS;
         let at = start + bit / 8 / PAGE * PAGE;
-        let page = self.cache.table(at, || {
+        let bitmap = self.reader.table(at, || {
             let len = usize::try_from(PAGE).unwrap_or(usize::MAX);
-            Ok(Arc::new(read(&*self.file, at, len, "sector bitmap")?))
+            read(&*self.file, at, len, "sector bitmap")
         })?;
         let most = (guest % sector_size + limit).div_ceil(sector_size);
-        let (set, count) = same_bits(&page, bit % (PAGE * 8), most);
+        let (set, count) = same_bits(&bitmap, bit % (PAGE * 8), most);
         Ok((set, (count * sector_size - guest % sector_size).min(limit)))
-    }
-
-    /// The run at `guest`, as far as its status goes on, up to `limit` bytes.
-    fn run(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
-        let mut walk = Walk::default();
-        let (first, mut len) = self.status(&mut walk, guest)?;
-        while len < limit {
-            let at = guest + len;
-            if first == Run::Unallocated {
-                len += self.absent(at)?;
-                if len >= limit {
-                    break;
-                }
-            }
-            // What is wrong with a later entry is told when it is its turn.
-            let Ok((next, more)) = self.status(&mut walk, guest + len) else {
-                break;
-            };
-            let goes_on = match (first, next) {
-                (Run::Stored { host }, Run::Stored { host: next }) => next == host + len,
-                (first, next) => first == next,
-            };
-            if !goes_on {
-                break;
-            }
-            len += more;
-        }
-        Ok((first, len.min(limit)))
     }
 
     /// For how many bytes from `guest` on, where a page of the table begins, the table is a hole: the
@@ -344,34 +319,26 @@ impl BlockMap for VhdxMap {
         self.geometry.block_size
     }
 
-    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
-        self.run(guest, limit)
+    fn step(&self, guest: u64, held: &mut Held) -> Result<(Run, u64)> {
+        let absent = self.absent(guest)?;
+        if absent > 0 {
+            return Ok((Run::Unallocated, absent));
+        }
+        match held.table(guest, || self.page(guest))? {
+            None => Ok((Run::Unallocated, self.unit() - guest % self.unit())),
+            Some(page) => self.status(page, guest),
+        }
     }
 
-    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
-        let (run, len) = self.run(guest, limit)?;
-        let span = match run {
-            Run::Stored { host } => {
-                // A block of many mebibytes that a guest hardly wrote to is mostly a hole of the file.
-                let stored = self.file.extent_at(host, len)?;
-                let span = match stored.kind.reads_as_zero() {
-                    true => Span::Recorded(ExtentKind::Zero, None),
-                    false => Span::Recorded(ExtentKind::Data, Some(host)),
-                };
-                return Ok((span, stored.len.min(len)));
-            }
-            Run::Zero => Span::Recorded(ExtentKind::Zero, None),
-            Run::Packed { .. } => Span::Recorded(ExtentKind::Compressed, None),
-            Run::Unallocated => Span::Unallocated,
-        };
-        Ok((span, len))
+    fn tells_holes(&self) -> bool {
+        true
     }
 
     fn lost_with(&self, guest: u64) -> u64 {
         let block_size = self.geometry.block_size;
         let block = guest / block_size;
         let index = self.geometry.payload_entry(block);
-        let blocks = match self.entry(&mut Walk::default(), index) {
+        let blocks = match self.entry(index) {
             Ok(_) => 1,
             Err(_) => {
                 let next_page = (index / PAGE_ENTRIES + 1) * PAGE_ENTRIES;
@@ -384,11 +351,6 @@ impl BlockMap for VhdxMap {
     fn tables(&self) -> Vec<(u64, u64)> {
         let len = self.geometry.entries() * 8;
         vec![(self.bat.offset, self.bat.offset.saturating_add(len))]
-    }
-
-    fn unpack(&self, _: &[u8], host: u64, _: &mut [u8]) -> Result<()> {
-        let problem = "is not packed: VHDX packs nothing";
-        Err(Error::malformed(VHDX, "payload block", host, problem))
     }
 
     fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {

@@ -368,7 +368,7 @@ impl<'a> Table<'a> {
             Some((_, entry)) => Err(Error::Unsupported {
                 format: VHDX,
                 feature: format!("the required metadata item {}", entry.item_id),
-                hint: "",
+                hint: None,
             }),
         }
     }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
 use crate::image::{Image, ImageIds, ImageInfo, Opener, Value};
-use crate::map::{Below, Mapped};
+use crate::map::{Below, Mapped, TableReader};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, FileIdentity, Place};
@@ -75,14 +75,13 @@ impl VhdxImage {
             sector_size: u64::from(metadata.logical_sector_size),
             has_parent: parent.is_some(),
         };
-        let mut map = VhdxMap::new(
+        let map = VhdxMap::new(
             Arc::clone(&file),
             geometry,
             regions.bat,
             regions.taken,
-            limits,
+            TableReader::of(VHDX, opener),
         )?;
-        map.salvages = opener.salvages();
         let mut references = Vec::new();
         let (below, backing) = match &parent {
             None => (Below::Nothing, None),

@@ -145,7 +145,7 @@ pub(super) fn read_regions(
                 return Err(Error::Unsupported {
                     format: VHDX,
                     feature: format!("the required region {}", entry.guid),
-                    hint: "",
+                    hint: None,
                 });
             }
             None => {}

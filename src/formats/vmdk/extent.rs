@@ -15,7 +15,7 @@ use super::descriptor::{Access, ExtentLine, malformed};
 use super::header::{
     COWD_MAGIC, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader, unsupported,
 };
-use super::map::{GrainMap, Storage, Tables};
+use super::map::{GrainMap, Tables};
 use super::sparse::{self, InForce};
 use super::walk::Walk;
 use super::{VMDK, sesparse};
@@ -248,7 +248,7 @@ impl Builder<'_> {
         warnings: Vec<String>,
     ) -> Result<Part> {
         info.grain = Some(map.unit());
-        info.compressed = matches!(map.storage, Storage::Packed { .. });
+        info.compressed = map.packing.is_some();
         let size = info.size;
         let below = window(&self.backing, self.start)?;
         let tables = map.tables();

@@ -296,6 +296,6 @@ pub(super) fn unsupported(feature: String) -> Error {
     Error::Unsupported {
         format: VMDK,
         feature,
-        hint: "",
+        hint: None,
     }
 }

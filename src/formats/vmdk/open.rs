@@ -498,7 +498,7 @@ fn extent_alone(feature: &str) -> Error {
     Error::Unsupported {
         format: VMDK,
         feature: feature.to_owned(),
-        hint: "open the descriptor that names it",
+        hint: Some("open the descriptor that names it".into()),
     }
 }
 

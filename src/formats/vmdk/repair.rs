@@ -43,7 +43,7 @@ pub(super) fn repair(
             false => Error::Unsupported {
                 format: super::VMDK,
                 feature: "repairing a disk through its descriptor".to_owned(),
-                hint: "repair each of its extent files",
+                hint: Some("repair each of its extent files".into()),
             },
         });
     }

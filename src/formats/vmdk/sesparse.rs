@@ -1,20 +1,21 @@
 //! Space-efficient sparse extents of ESXi hosts (`seSparse`), as QEMU and dissect found them to be:
 //! VMware published nothing. No file of a real host was seen.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::Result;
 use crate::image::Opener;
 use crate::limits::Limits;
-use crate::map::TableCache;
+use crate::map::TableReader;
 use crate::source::{BlockSource, BlockSourceExt};
 
+use super::VMDK;
 use super::alias::{Regions, Seen};
 use super::header::{
     SE_SPARSE_MAGIC, SE_SPARSE_VOLATILE_MAGIC, SECTOR, SECTOR_LEN, SeSparseConstHeader,
     SeSparseVolatileHeader, unsupported,
 };
-use super::map::{Grain, GrainMap, Salvaging, Storage, Tables, malformed};
+use super::map::{Grain, GrainMap, Tables, malformed};
 
 const ENTRY_LEN: u64 = 8;
 /// The upper half of a grain directory entry that is in use.
@@ -185,17 +186,17 @@ pub(super) fn open(
     Ok(GrainMap {
         file,
         tables,
-        storage: Storage::Plain,
+        packing: None,
         grain,
         entries,
         size: size.unwrap_or(capacity),
         regions,
         seen,
-        cache: TableCache::new(limits.cache_bytes),
+        reader: TableReader::of(VMDK, opener),
         first_grain: 0,
         marked_tables: false,
         compares: false,
-        salvage: Salvaging::asked_by(opener),
+        contested: OnceLock::new(),
     })
 }
 

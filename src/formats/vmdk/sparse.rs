@@ -1,12 +1,12 @@
 //! Hosted sparse extents (`KDMV`) and those of ESXi hosts (`COWD`).
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::image::Opener;
 use crate::limits::Limits;
-use crate::map::{TableCache, read_what_is_left};
+use crate::map::{TableReader, read_what_is_left};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::zero::is_zero;
 
@@ -14,7 +14,7 @@ use super::alias::{Regions, Seen};
 use super::header::{
     COWD_TABLE_ENTRIES, CowdHeader, Flags, GD_AT_END, SECTOR, SECTOR_LEN, SparseExtentHeader,
 };
-use super::map::{Grain, GrainMap, Salvaging, Storage, Tables, malformed};
+use super::map::{Grain, GrainMap, GrainPacking, Tables, malformed};
 use super::{VMDK, scan, stream};
 
 /// Tables of 32-bit entries that count in sectors.
@@ -197,13 +197,12 @@ pub(super) fn open_hosted(found: InForce, size: u64, opener: &dyn Opener) -> Res
     if header.unclean_shutdown != 0 {
         warnings.push("the extent was not closed: its tables may be behind its data".to_owned());
     }
-    let storage = match header.is_compressed() {
-        false => Storage::Plain,
-        true => Storage::Packed {
-            markers: header.flag_set().contains(Flags::MARKERS),
-            unpacker: Default::default(),
-        },
-    };
+    let packing = header.is_compressed().then(|| GrainPacking {
+        markers: header.flag_set().contains(Flags::MARKERS),
+        grain: layout.grain,
+        size,
+        unpacker: Default::default(),
+    });
     // Packed grains begin at any sector.
     let unit = if header.is_compressed() {
         SECTOR
@@ -226,14 +225,14 @@ pub(super) fn open_hosted(found: InForce, size: u64, opener: &dyn Opener) -> Res
         first_grain: header.over_head.saturating_mul(SECTOR),
         file,
         tables,
-        storage,
+        packing,
         grain: layout.grain,
         entries: layout.entries,
         size,
         regions,
         seen,
-        cache: TableCache::new(limits.cache_bytes),
-        salvage: Salvaging::asked_by(opener),
+        reader: TableReader::of(VMDK, opener),
+        contested: OnceLock::new(),
     };
     Ok(SparseExtent { map, warnings })
 }
@@ -286,7 +285,7 @@ pub(super) fn open_cowd(
             zeroed_grains: false,
         },
         file,
-        storage: Storage::Plain,
+        packing: None,
         first_grain: 0,
         marked_tables: false,
         compares: false,
@@ -295,8 +294,8 @@ pub(super) fn open_cowd(
         size: size.unwrap_or(capacity),
         regions,
         seen,
-        cache: TableCache::new(limits.cache_bytes),
-        salvage: Salvaging::asked_by(opener),
+        reader: TableReader::of(VMDK, opener),
+        contested: OnceLock::new(),
     })
 }
 

@@ -2,23 +2,20 @@
 //! the grains, need not be there.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::extent::{Extent, ExtentKind};
+use crate::extent::Extent;
 use crate::image::Opener;
 use crate::limits::Limits;
-use crate::map::{BlockMap, Run, Span, TableCache};
-use crate::packed::Codec;
+use crate::map::{self, BlockMap, Packing, Run};
 use crate::source::{BlockSource, BlockSourceExt, readable};
 
-use super::alias::{Regions, Seen};
 use super::header::{
     GRAIN_MARKER_LEN, MARKER_EOS, MARKER_FOOTER, MARKER_GD, MARKER_GT, MARKER_PROGRESS, Marker,
     SECTOR, SparseExtentHeader,
 };
-use super::map::{Grain, GrainMap, Storage, Tables, malformed};
+use super::map::{GrainPacking, grain_past_end, malformed};
 use super::open::VmdkImage;
 use super::stream;
 
@@ -32,8 +29,8 @@ pub(super) struct Walk(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// What the grains are, and how they are packed.
-    grains: GrainMap<NoTables>,
+    file: Arc<dyn BlockSource>,
+    packing: GrainPacking,
     progress: Mutex<Progress>,
 }
 
@@ -64,24 +61,11 @@ impl Walk {
     ) -> Result<Self> {
         let grain = header.grain_size * SECTOR;
         limits.check_metadata("a compressed grain", grain)?;
-        let no_regions = Regions::new(Vec::new());
-        let grains = GrainMap {
-            tables: NoTables,
-            storage: Storage::Packed {
-                markers: true,
-                unpacker: Default::default(),
-            },
+        let packing = GrainPacking {
+            markers: true,
             grain,
-            entries: header.num_gtes_per_gt.into(),
             size,
-            regions: no_regions.map_err(|at| malformed("header", at, "overlaps itself"))?,
-            seen: Seen::new(SECTOR, 0),
-            cache: TableCache::new(0),
-            first_grain: 0,
-            marked_tables: false,
-            compares: false,
-            salvage: None,
-            file,
+            unpacker: Default::default(),
         };
         let progress = Progress {
             at: header.over_head.max(1).saturating_mul(SECTOR),
@@ -93,7 +77,8 @@ impl Walk {
             end: None,
         };
         Ok(Walk(Arc::new(Shared {
-            grains,
+            file,
+            packing,
             progress: Mutex::new(progress),
         })))
     }
@@ -133,8 +118,7 @@ impl Shared {
     /// Goes on by one marker.
     fn step(&self, progress: &mut Progress) -> Result<()> {
         let at = progress.at;
-        let file = &self.grains.file;
-        let marker = stream::marker_at(file, at)?;
+        let marker = stream::marker_at(&self.file, at)?;
         let sectors = match (marker.size, marker.kind) {
             (0, MARKER_EOS) => {
                 if progress.footer.is_none() {
@@ -178,16 +162,16 @@ impl Shared {
             maximum: progress.room,
         })?;
         let mut table = vec![0; usize::try_from(len).unwrap_or(0)];
-        self.grains.file.read_exact_at(&mut table, start)?;
+        self.file.read_exact_at(&mut table, start)?;
         progress.tables.insert(start, table);
         Ok(())
     }
 
     /// Notes a grain.
     fn remember(&self, progress: &mut Progress, sector: u64, at: u64, len: u64) -> Result<()> {
-        let grain = self.grains.grain;
+        let grain = self.packing.grain;
         let guest = sector.checked_mul(SECTOR);
-        let guest = guest.filter(|guest| guest % grain == 0 && *guest < self.grains.size);
+        let guest = guest.filter(|guest| guest % grain == 0 && *guest < self.packing.size);
         let Some(guest) = guest else {
             let problem = format!("is {sector}, where no grain of the disk begins");
             return Err(Marker::malformed(at, "val", problem));
@@ -226,7 +210,7 @@ impl Shared {
         loop {
             let after = progress
                 .grains
-                .partition_point(|(start, _, _)| start + self.grains.grain <= guest);
+                .partition_point(|(start, _, _)| start + self.packing.grain <= guest);
             match progress.grains.get(after) {
                 Some(found) => return Ok(Some(*found)),
                 None if progress.end.is_some() => return Ok(None),
@@ -238,75 +222,27 @@ impl Shared {
 
 impl BlockMap for Walk {
     fn unit(&self) -> u64 {
-        self.0.grains.grain
+        self.0.packing.grain
     }
 
-    fn lookup(&self, guest: u64, limit: u64) -> Result<(Run, u64)> {
+    fn step(&self, guest: u64, _: &mut map::Held) -> Result<(Run, u64)> {
         let found = self.0.grain_from(&mut self.progress(), guest)?;
         Ok(match found {
-            None => (Run::Unallocated, limit),
-            Some((start, _, _)) if start > guest => (Run::Unallocated, limit.min(start - guest)),
+            None => (Run::Unallocated, u64::MAX - guest),
+            Some((start, _, _)) if start > guest => (Run::Unallocated, start - guest),
             Some((start, host, max_len)) => {
-                let left = start + self.0.grains.grain - guest;
-                (Run::Packed { host, max_len }, limit.min(left))
+                let left = start + self.0.packing.grain - guest;
+                (Run::Packed { host, max_len }, left)
             }
         })
     }
 
-    fn span(&self, guest: u64, limit: u64) -> Result<(Span, u64)> {
-        let (run, mut len) = self.lookup(guest, limit)?;
-        if !matches!(run, Run::Packed { .. }) {
-            return Ok((Span::Unallocated, len));
-        }
-        while len < limit {
-            match self.lookup(guest + len, limit - len)? {
-                (Run::Packed { .. }, more) => len += more,
-                _ => break,
-            }
-        }
-        Ok((Span::Recorded(ExtentKind::Compressed, None), len))
-    }
-
-    fn unpack(&self, packed: &[u8], host: u64, unit: &mut [u8]) -> Result<()> {
-        self.0.grains.unpack(packed, host, unit)
-    }
-
-    fn unpack_at(&self, packed: &[u8], guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
-        self.0.grains.unpack_at(packed, guest, host, unit)
-    }
-
-    fn unpack_payload(&self, payload: &[u8], guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
-        self.0.grains.unpack_payload(payload, guest, host, unit)
-    }
-
-    fn packing(&self) -> Option<Codec> {
-        self.0.grains.packing()
-    }
-
-    fn payload(&self, packed: &[u8], guest: u64, host: u64) -> Result<Range<usize>> {
-        self.0.grains.payload(packed, guest, host)
+    fn packing(&self) -> Option<&dyn Packing> {
+        Some(&self.0.packing)
     }
 
     fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error {
-        self.0.grains.past_end(guest, host, file_size)
-    }
-}
-
-/// The tables of an extent that is read without them.
-#[derive(Debug)]
-struct NoTables;
-
-impl Tables for NoTables {
-    fn entry_len(&self) -> usize {
-        4
-    }
-
-    fn table(&self, _: u64) -> Result<Option<u64>> {
-        Ok(None)
-    }
-
-    fn entry(&self, _: &[u8]) -> Result<Grain> {
-        Ok(Grain::Unallocated)
+        grain_past_end(guest, host, file_size)
     }
 }
 

@@ -171,6 +171,6 @@ mod tests {
         assert!(counts.add(0, 1, 9, &mut budget).is_ok());
         assert!(counts.add(PIECE, 1, 9, &mut budget).is_ok());
         let error = counts.add(2 * PIECE, 1, 9, &mut budget).unwrap_err();
-        assert!(error.to_string().contains("Limits::check_bytes"), "{error}");
+        assert!(error.to_string().contains("limit check_bytes"), "{error}");
     }
 }

@@ -58,8 +58,7 @@ impl Survey {
     /// snapshot, is one.
     pub(super) fn look_for_overlaps(&mut self) {
         if self.packed.too_many {
-            let problem = "there are more of them than may be kept (Limits::check_bytes), and whether they \
-                           overlap was not looked at";
+            let problem = "they were not examined for overlaps: they exceed the limit check_bytes";
             self.findings.note("packed cluster", problem);
         }
         let mut entries = std::mem::take(&mut self.packed.entries);

@@ -96,6 +96,6 @@ fn missing(_: u32, feature: &str, hint: &'static str) -> Error {
     Error::Unsupported {
         format: QCOW2,
         feature: feature.to_owned(),
-        hint,
+        hint: Some(hint.into()),
     }
 }

@@ -2,7 +2,6 @@
 //! from what is left of both.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use crate::error::Result;
 use crate::map::read_what_is_left;
@@ -31,7 +30,7 @@ impl TableCopy {
 }
 
 impl<T: Tables> GrainMap<T> {
-    pub(super) fn read_table(&self, index: u64, host: u64) -> Result<Arc<Vec<u8>>> {
+    pub(super) fn read_table(&self, index: u64, host: u64) -> Result<Vec<u8>> {
         // Of what arrives the markers are gone by then, and it was followed by them.
         let marker = self
             .marked_tables
@@ -49,7 +48,7 @@ impl<T: Tables> GrainMap<T> {
             return Err(malformed("grain table", host, problem));
         }
         self.check_table(index, host, &copy.entries)?;
-        Ok(Arc::new(copy.entries))
+        Ok(copy.entries)
     }
 
     /// Fails where the copy of a table at `second` has another grain than the table: which of them is the right
@@ -88,7 +87,7 @@ impl<T: Tables> GrainMap<T> {
         let mut entries = vec![0; len];
         let end = host.saturating_add(len as u64);
         let size = self.file.size();
-        let salvages = self.salvage.is_some() && host < size;
+        let salvages = self.reader.salvages() && host < size;
         if end > size && !salvages {
             return Err(malformed(
                 "grain table",
@@ -113,8 +112,10 @@ impl<T: Tables> GrainMap<T> {
     /// If what can be is to be salvaged, the entries that make sense of both copies of a table that is damaged
     /// in both. Those that make no sense in either are told of when it is their turn, and so are those that
     /// cannot be read.
-    pub(super) fn read_both(&self, index: u64, first: u64, second: u64) -> Option<Arc<Vec<u8>>> {
-        let salvage = self.salvage.as_ref()?;
+    pub(super) fn read_both(&self, index: u64, first: u64, second: u64) -> Option<Vec<u8>> {
+        if !self.reader.salvages() {
+            return None;
+        }
         let mut copies = vec![self.read_copy(first).ok()];
         if second != first {
             copies.push(self.read_copy(second).ok());
@@ -133,11 +134,11 @@ impl<T: Tables> GrainMap<T> {
                 None => {
                     let place = first.saturating_add(at as u64);
                     let bad = place..place.saturating_add(len as u64);
-                    salvage.unread.note(vec![bad], &salvage.limits).ok()?;
+                    self.reader.note_unread(vec![bad]).ok()?;
                 }
             }
         }
-        Some(Arc::new(table))
+        Some(table)
     }
 
     /// Checks that all grains of a table are in the file, and nobody else's.
@@ -154,7 +155,7 @@ impl<T: Tables> GrainMap<T> {
         }
         // A packed grain says itself where it belongs, if there are markers. What is salvaged is told grain by
         // grain.
-        if self.is_marked() || self.salvage.is_some() {
+        if self.is_marked() || self.reader.salvages() {
             return Ok(());
         }
         self.seen.note(index, &grains).map_err(|at| {

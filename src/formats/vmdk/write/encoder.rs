@@ -128,6 +128,6 @@ fn method(_: u32) -> Result<Method> {
     Err(Error::Unsupported {
         format: crate::formats::vmdk::VMDK,
         feature: "writing subformat streamOptimized".to_owned(),
-        hint: "build with the feature zlib",
+        hint: Some("build with the feature zlib".into()),
     })
 }

@@ -24,7 +24,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::convert::claim::{Cursor, Ground};
 use crate::convert::journal::Journal;
-use crate::convert::lane::{Lane, Target, lock};
+use crate::convert::lane::{Lane, Target};
 use crate::convert::options::Summary;
 use crate::convert::order::Order;
 use crate::convert::prepare::{Preparer, Reader};
@@ -32,6 +32,7 @@ use crate::convert::segment::{Leaf, Segment, capacity};
 use crate::digest::{ContentDigest, ContentHasher, Digest};
 use crate::error::{Error, Result};
 use crate::image::Take;
+use crate::lock::lock;
 use crate::packed::{Codec, PackedSource};
 use crate::progress::Cancel;
 use crate::source::{Arriving, BlockSource};

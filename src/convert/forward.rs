@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex};
 
 use crate::convert::claim::Cursor;
 use crate::convert::destination::Destination;
-use crate::convert::lane::{Remake, lock};
+use crate::convert::lane::Remake;
 use crate::convert::options::{ConvertOptions, Summary};
 use crate::convert::plan::{InOrder, Performance, Plan};
 use crate::convert::segment::capacity;
 use crate::digest::Hasher;
 use crate::error::{Error, Result};
 use crate::image::{ImageWriter, WriteShape};
+use crate::lock::lock;
 use crate::name::ImageName;
 use crate::source::BlockSource;
 use crate::storage::ForwardTarget;

@@ -18,6 +18,7 @@ use crate::image::{ImageWriter, Payload, Write, WriteShape};
 use crate::limits::Limits;
 use crate::lock::lock;
 use crate::progress::{Phase, Report};
+use crate::source::BlockSourceExt;
 use crate::storage::Slice;
 use crate::target::{BlockTarget, Zeroes};
 

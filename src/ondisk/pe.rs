@@ -1,7 +1,7 @@
 //! The header of a program of Windows and of UEFI (Microsoft, "PE Format").
 
 use crate::format_id::FormatId;
-use crate::ondisk::{FieldType, Order, on_disk};
+use crate::ondisk::{le, on_disk};
 
 const PE: FormatId = FormatId::new("pe");
 /// Bytes of a program that are enough: the headers stand at its start.
@@ -57,7 +57,7 @@ impl Program {
         Some(Program {
             at,
             machine: coff.machine,
-            subsystem: u16::get(optional, SUBSYSTEM, Order::Little),
+            subsystem: le(optional, SUBSYSTEM),
             is_signed: has_certificates(optional, coff.size_of_optional_header),
         })
     }
@@ -83,7 +83,7 @@ impl Program {
 /// Whether the optional header has the directory "Certificate Table", the fifth one, with a size.
 fn has_certificates(optional: &[u8], size: u16) -> bool {
     let optional = optional.get(..usize::from(size)).unwrap_or(optional);
-    let number = |at| u32::get(optional, at, Order::Little);
+    let number = |at| le::<u32>(optional, at);
     let count_at = match optional.first_chunk() {
         Some([0x0b, 0x01]) => 92,
         Some([0x0b, 0x02]) => 108,

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::limits::Limits;
 use crate::lock::lock;
-use crate::source::{BlockSource, FileIdentity, check_extent, readable};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Stored, check_extent, readable};
 
 use super::malformed;
 
@@ -382,6 +382,12 @@ impl<S: BlockSource> BlockSource for Inflated<S> {
         })
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+}
+
+impl<S: BlockSource> Stored for Inflated<S> {
     fn uses_file(&self, file: FileIdentity) -> bool {
         self.packed.uses_file(file)
     }

@@ -9,7 +9,6 @@ pub mod faults;
 pub mod model;
 pub mod origins;
 pub mod patch;
-pub mod witness;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

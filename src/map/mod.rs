@@ -6,7 +6,6 @@
 mod cache;
 mod claims;
 mod detached;
-mod image;
 mod mapped;
 mod reader;
 mod two_level;
@@ -24,7 +23,6 @@ use crate::packed::Codec;
 pub(crate) use cache::TableCache;
 pub(crate) use claims::Claims;
 pub(crate) use detached::{Detached, Missing};
-pub(crate) use image::MappedImage;
 pub(crate) use mapped::{Below, Mapped};
 pub(crate) use reader::TableReader;
 pub(crate) use two_level::{Cluster, Entries, Shape, TwoLevel, data_past_end};

@@ -24,7 +24,6 @@ use crate::source::BlockSource;
 use crate::target::BlockTarget;
 
 pub use header::ImageType;
-pub use open::VdiImage;
 pub use write::VdiOptions;
 
 /// `vdi`.
@@ -70,7 +69,7 @@ impl Format for Vdi {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VdiImage::open(source, request)?))
+        open::open(source, request)
     }
 
     fn check(

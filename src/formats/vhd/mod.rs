@@ -32,7 +32,6 @@ use crate::target::BlockTarget;
 
 pub use footer::DiskType;
 pub use geometry::Geometry;
-pub use open::VhdImage;
 pub use write::{Subformat, VhdOptions};
 
 /// `vhd`.
@@ -72,7 +71,7 @@ impl Format for Vhd {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VhdImage::open(source, request)?))
+        open::open(source, request)
     }
 
     fn check(

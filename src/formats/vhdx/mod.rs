@@ -31,7 +31,6 @@ use crate::limits::Limits;
 use crate::source::BlockSource;
 use crate::target::BlockTarget;
 
-pub use open::VhdxImage;
 pub use write::{Guids, Subformat, VhdxOptions};
 
 /// `vhdx`.
@@ -68,7 +67,7 @@ impl Format for Vhdx {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VhdxImage::open(source, request)?))
+        open::open(source, request)
     }
 
     fn check(

@@ -31,7 +31,6 @@ use crate::source::BlockSource;
 
 pub use footer::DiskType;
 pub use geometry::Geometry;
-pub use open::VhdImage;
 pub use write::{Subformat, VhdOptions};
 
 /// `vhd`.
@@ -71,14 +70,10 @@ impl Format for Vhd {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        let arriving = match request.arriving {
-            true => arriving::open(&source)?,
-            false => None,
-        };
-        if let Some(fixed) = arriving {
-            return Ok(fixed);
+        match request.arriving {
+            true => arriving::open(source, request),
+            false => open::open(source, request),
         }
-        Ok(Box::new(VhdImage::open(source, request)?))
     }
 
     fn check(

@@ -11,20 +11,16 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::image::{Fixed, Scope};
 use crate::limits::Limits;
+use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
 
-use super::super::entry::{COMPRESSED, COPIED, L1_OFFSET, L2_OFFSET};
-use super::super::header::HeaderV2;
-use super::super::map::be_u64;
+use super::super::entry::{Copied, L1Entry, L2Layout, set_copied};
+use super::super::header::HeaderV3;
 use super::super::refcount::read_padded;
 use super::super::{Autoclear, Incompatible};
 use super::Survey;
 use super::counts::{Counts, PIECE};
-
-/// Where `incompatible_features` and `autoclear_features` stand in the file.
-const INCOMPATIBLE_AT: u64 = HeaderV2::LEN as u64;
-const AUTOCLEAR_AT: u64 = HeaderV2::LEN as u64 + 16;
 
 /// Mends the image in `file`.
 pub(in super::super) fn repair(
@@ -63,7 +59,8 @@ fn clear_flags_of_damage(file: &dyn BlockTarget, survey: &Survey) -> Result<()> 
         return Ok(());
     }
     let bits = bits.difference(damage).bits();
-    file.write_all_at(&bits.to_be_bytes(), INCOMPATIBLE_AT)?;
+    let field = HeaderV3::incompatible_features;
+    file.write_all_at(&field.bytes(bits), field.at(HeaderV3::AT))?;
     file.sync()
 }
 
@@ -169,8 +166,9 @@ impl<'a> Mending<'a> {
         if header.version < 3 || known == header.autoclear {
             return Ok(());
         }
-        self.file
-            .write_all_at(&known.bits().to_be_bytes(), AUTOCLEAR_AT)?;
+        let field = HeaderV3::autoclear_features;
+        let bits = field.bytes(known.bits());
+        self.file.write_all_at(&bits, field.at(HeaderV3::AT))?;
         self.file.sync()
     }
 
@@ -278,26 +276,26 @@ impl<'a> Mending<'a> {
         }
         let mut table = vec![0; usize::try_from(len).unwrap_or(0)];
         self.source.read_exact_at(&mut table, start)?;
-        self.write_entries(start, table, 1, flags, |mending, entry| {
-            mending.wanted(entry & L1_OFFSET)
+        self.write_entries(start, table, 8, flags, |mending, raw| {
+            let entry = L1Entry::decode(raw, 0)?;
+            Some((entry.is_copied(), mending.wanted(entry.offset())?))
         })
     }
 
     fn write_l2_flags(&mut self, offset: u64, flags: Flags) -> Result<()> {
         let header = &self.survey.header;
         let table = read_padded(self.source, offset, header.cluster_size())?;
-        let stride = if header.has_extended_l2() { 2 } else { 1 };
+        let layout = L2Layout::of(header);
         let data_file = header.has_data_file();
-        self.write_entries(offset, table, stride, flags, |mending, entry| {
-            let offset = entry & L2_OFFSET;
-            if entry & COMPRESSED != 0 {
-                None
-            } else if data_file {
-                // Whose clusters have no counts, and are one entry's each.
-                (offset != 0).then_some(true)
-            } else {
-                mending.wanted(offset)
-            }
+        self.write_entries(offset, table, layout.entry_len(), flags, |mending, raw| {
+            let entry = layout.decode(raw, 0)?;
+            let wanted = match entry.offset() {
+                _ if entry.descriptor().is_some() => None,
+                // Clusters of a data file have no counts, and are one entry's each.
+                offset if data_file => (offset != 0).then_some(true),
+                offset => mending.wanted(offset),
+            };
+            Some((entry.is_copied(), wanted?))
         })
     }
 
@@ -312,26 +310,22 @@ impl<'a> Mending<'a> {
         &self,
         at: u64,
         mut table: Vec<u8>,
-        stride: usize,
+        entry_len: u64,
         flags: Flags,
-        wanted: impl Fn(&Self, u64) -> Option<bool>,
+        has_and_wanted: impl Fn(&Self, &[u8]) -> Option<(bool, bool)>,
     ) -> Result<()> {
         let mut changed: Option<(usize, usize)> = None;
-        let len = 8 * stride;
+        let len = usize::try_from(entry_len).unwrap_or(8);
         for (index, raw) in table.chunks_exact_mut(len).enumerate() {
-            let entry = be_u64(raw, 0).unwrap_or(0);
-            let has = entry & COPIED != 0;
-            let Some(wanted) = wanted(self, entry).filter(|wanted| *wanted != has) else {
+            let Some((has, wanted)) = has_and_wanted(self, raw) else {
                 continue;
             };
-            if wanted && flags == Flags::Clear {
+            if has == wanted || wanted && flags == Flags::Clear {
                 continue;
             }
-            if let Some(place) = raw.first_chunk_mut() {
-                *place = (entry ^ COPIED).to_be_bytes();
-                let start = index * len;
-                changed = Some((changed.map_or(start, |(first, _)| first), start + 8));
-            }
+            set_copied(raw, wanted);
+            let start = index * len;
+            changed = Some((changed.map_or(start, |(first, _)| first), start + 8));
         }
         if let Some((start, end)) = changed {
             let changed = table.get(start..end).unwrap_or_default();

@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::error::Result;
-use crate::image::Opener;
+use crate::image::Request;
 use crate::limits::Limits;
 use crate::map::TableReader;
 use crate::ondisk::TableEntry;
@@ -146,9 +146,9 @@ pub(super) fn load(file: &dyn BlockSource, limits: &Limits) -> Result<Loaded> {
 pub(super) fn open(
     file: Arc<dyn BlockSource>,
     size: Option<u64>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<GrainMap<SeSparseTables>> {
-    let limits = opener.limits();
+    let limits = request.limits;
     let Loaded {
         tables,
         reserved,
@@ -171,7 +171,7 @@ pub(super) fn open(
         size: size.unwrap_or(capacity),
         regions,
         seen,
-        reader: TableReader::of(VMDK, opener),
+        reader: TableReader::of(VMDK, request),
         first_grain: 0,
         marked_tables: false,
         compares: false,

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
-use crate::image::Opener;
+use crate::image::Request;
 use crate::limits::Limits;
 use crate::map::{TableReader, read_what_is_left};
 use crate::ondisk::TableEntry;
@@ -110,7 +110,7 @@ impl InForce {
     pub(super) fn of(
         file: Arc<dyn BlockSource>,
         first: &SparseExtentHeader,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Self> {
         let mut found = InForce {
             first: *first,
@@ -119,10 +119,10 @@ impl InForce {
             file,
         };
         match stream::in_force(&found.file, first) {
-            Err(error) if opener.salvages() => {
+            Err(error) if request.salvages => {
                 let warning = format!("the grains say where they belong: {error}");
                 found.warnings.push(warning);
-                let scanned = scan::scan(&found.file, first, opener.limits())?;
+                let scanned = scan::scan(&found.file, first, request.limits)?;
                 (found.file, found.header) = (scanned.file, scanned.header);
             }
             header => found.header = header?,
@@ -138,8 +138,12 @@ impl InForce {
 
 /// Opens a hosted sparse extent whose header was read. `size` is how much of it the guest sees, in
 /// bytes: no more than its capacity.
-pub(super) fn open_hosted(found: InForce, size: u64, opener: &dyn Opener) -> Result<SparseExtent> {
-    let (limits, salvages) = (opener.limits(), opener.salvages());
+pub(super) fn open_hosted(
+    found: InForce,
+    size: u64,
+    request: &Request<'_>,
+) -> Result<SparseExtent> {
+    let (limits, salvages) = (request.limits, request.salvages);
     let InForce {
         file,
         first,
@@ -219,7 +223,7 @@ pub(super) fn open_hosted(found: InForce, size: u64, opener: &dyn Opener) -> Res
         size,
         regions,
         seen,
-        reader: TableReader::of(VMDK, opener),
+        reader: TableReader::of(VMDK, request),
         contested: OnceLock::new(),
     };
     Ok(SparseExtent { map, warnings })
@@ -239,9 +243,9 @@ pub(super) fn open_cowd(
     file: Arc<dyn BlockSource>,
     header: &CowdHeader,
     size: Option<u64>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<GrainMap<SectorTables>> {
-    let (limits, salvages) = (opener.limits(), opener.salvages());
+    let (limits, salvages) = (request.limits, request.salvages);
     let layout = Layout::cowd(header);
     let capacity = layout.capacity;
     if u64::from(header.num_gd_entries) < layout.directory_entries() {
@@ -282,7 +286,7 @@ pub(super) fn open_cowd(
         size: size.unwrap_or(capacity),
         regions,
         seen,
-        reader: TableReader::of(VMDK, opener),
+        reader: TableReader::of(VMDK, request),
         contested: OnceLock::new(),
     })
 }

@@ -1,6 +1,7 @@
-//! A refcount table with its blocks, made anew where nothing is: behind the end of the file.
+//! A new refcount table with its blocks, behind the end of the file.
 
 use crate::error::{Error, Result};
+use crate::map::edit::{Changes, Rank};
 use crate::ondisk::TableEntry;
 use crate::source::BlockSource;
 
@@ -8,17 +9,18 @@ use super::super::QCOW2;
 use super::super::entry::RefcountTableEntry;
 use super::super::header::HeaderV2;
 use super::counts::PIECE;
-use super::repair::Mending;
+use super::repair::Repair;
 
 /// The longest refcount table that QEMU reads, in bytes.
 const MAX_TABLE: u64 = 8 << 20;
 
-impl Mending<'_> {
-    /// Writes new counts, puts them in force by one write of the header, and leaves the old ones free.
+impl Repair {
+    /// Puts new counts, and the fields of the header that put them in force, into the store. The old ones are free
+    /// then.
     pub(super) fn rebuild(&mut self) -> Result<()> {
         let cluster_size = self.survey.header.cluster_size();
         let per_block = self.survey.stored.per_block();
-        let mut first = self.source.size().div_ceil(cluster_size);
+        let mut first = self.store.size().div_ceil(cluster_size);
         // The last packed cluster may reach a little beyond the end.
         while self.counts.of(first) > 0 {
             first += 1;
@@ -59,12 +61,11 @@ impl Mending<'_> {
         let mut at = table_at + len;
         for range in &with_blocks {
             let block = self.block(*range, per_block);
-            self.file.write_all_at(&block, at)?;
+            self.store.put(Changes::of(Rank::Count, at, block))?;
             RefcountTableEntry::from_raw(at).put(&mut table, *range);
             at += cluster_size;
         }
-        self.file.write_all_at(&table, table_at)?;
-        self.file.sync()?;
+        self.store.put(Changes::of(Rank::Count, table_at, table))?;
         let clusters = u32::try_from(table_clusters).unwrap_or(u32::MAX);
         let (offset, count) = (
             HeaderV2::refcount_table_offset,
@@ -72,8 +73,8 @@ impl Mending<'_> {
         );
         // Side by side, so that one write puts both in force.
         let switch = [offset.bytes(table_at).as_slice(), &count.bytes(clusters)].concat();
-        self.file.write_all_at(&switch, offset.at(0))?;
-        self.file.sync()
+        self.store
+            .put(Changes::of(Rank::Header, offset.at(0), switch))
     }
 
     /// The ranges in which clusters have references, in order.

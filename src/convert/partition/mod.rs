@@ -128,7 +128,7 @@ impl Plan {
         options.image.create.file_name = None;
         let layout = Layout::of(&options, source.size(), None)?;
         let size = layout.shape.virtual_size;
-        let window = Window::new(source, 0, size);
+        let window = Window::new(&source, 0, size);
         let writes_zeroes = options.image.sparse_size == 0;
         let unit = layout.shape.unit;
         let mut parts = cut::parts(&window, cut, unit, writes_zeroes, &options.job.work.cancel)?;
@@ -136,7 +136,7 @@ impl Plan {
             if options.job.work.cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            part.sample = sample(source, part)?;
+            part.sample = sample(&source, part)?;
         }
         Ok(Plan {
             source: SourceFacts {
@@ -291,7 +291,7 @@ impl Plan {
         let stretches = layout.stretches(part)?;
         let target: Arc<dyn BlockTarget> =
             Arc::new(PartTarget::new(&files, stretches, is_zero, keep)?);
-        let window = Window::new(source, part.start, part.len);
+        let window = Window::new(&source, part.start, part.len);
         let mut options = ConvertOptions::to("raw")
             .sparse_size(self.options.image.sparse_size)
             .sync(self.options.job.sync);
@@ -369,7 +369,7 @@ impl Plan {
                 facts.virtual_size
             )));
         }
-        if sample(source, part)? != part.sample {
+        if sample(&source, part)? != part.sample {
             return Err(Error::invalid(format!(
                 "the source was changed since the plan was made: bytes {} to {} are not what they were",
                 part.start,

@@ -56,6 +56,7 @@ mod hint;
 pub mod image;
 pub mod inspect;
 mod limits;
+mod lock;
 mod map;
 pub mod measure;
 mod name;
@@ -86,7 +87,7 @@ pub use reference::{
     DenyReferences, DetachReferences, Reference, ReferenceKind, Resolved, Resolver,
 };
 pub use source::{
-    Arriving, BlockSource, BlockSourceExt, Extents, FileIdentity, Place, check_extent,
+    BlockSource, BlockSourceExt, Extents, FileIdentity, Place, Salvageable, Stored, check_extent,
 };
 pub use target::{BlockTarget, Zeroes};
 

@@ -21,6 +21,7 @@ mod img;
 mod info;
 mod map;
 mod measure;
+mod prose;
 mod readme;
 #[cfg(all(unix, feature = "zlib"))]
 mod stdin;

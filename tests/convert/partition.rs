@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use crate::support::command::{example, has_qemu, must, names};
-use crate::support::sample_disk;
+use crate::support::{sample_disk, skipped};
 use blockform::convert::ConvertOptions;
 use blockform::convert::partition::{Cut, MAX_PARTS, Plan};
 use blockform::digest::Algorithm;
@@ -132,7 +132,7 @@ fn every_kind_is_what_one_process_writes() {
     for (name, _, options) in kinds() {
         let whole = tempfile::tempdir().unwrap();
         options
-            .convert_to_path(&*source, whole.path().join(name))
+            .convert_to_path(&source, whole.path().join(name))
             .unwrap();
         for (turned, cut) in [(true, Cut::Parts(4)), (false, Cut::Data(3 << 20))] {
             let folder = tempfile::tempdir().unwrap();
@@ -214,7 +214,7 @@ fn a_disk_of_several_files_is_cut_where_it_is_cut() {
     run_all(&plan, &*source, &target);
     plan.seal(&target).unwrap();
     let whole = folder.path().join("whole/disk.vmdk");
-    options.convert_to_path(&*source, &whole).unwrap();
+    options.convert_to_path(&source, &whole).unwrap();
     let files = names(&folder.path().join("parts"));
     assert_eq!(files, names(&folder.path().join("whole")));
     assert_eq!(files.len(), 4);
@@ -242,7 +242,7 @@ fn parts_have_as_much_data_each_wherever_it_lies() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.qcow2");
     let to_qcow2 = ConvertOptions::to("qcow2");
-    to_qcow2.convert_to_path(&*raw(disk), &path).unwrap();
+    to_qcow2.convert_to_path(&raw(disk), &path).unwrap();
     let source = OpenOptions::new().open_path(path).unwrap();
     let plan = Plan::new(&*source, &to("raw", &[]), Cut::Parts(4)).unwrap();
     let data: Vec<u64> = plan.parts().iter().map(|part| part.data).collect();
@@ -394,7 +394,7 @@ fn whatever_a_broken_part_left_is_written_over() {
     plan.seal(&target).unwrap();
     assert!(fs::read(&target).unwrap() == disk());
     let whole = target.with_file_name("whole.raw");
-    to("raw", &[]).convert_to_path(&*source, &whole).unwrap();
+    to("raw", &[]).convert_to_path(&source, &whole).unwrap();
     assert_eq!(holes(&target), holes(&whole));
 }
 
@@ -432,7 +432,7 @@ fn a_source_that_was_changed_is_refused() {
     );
     let path = folder.path().join("disk.qcow2");
     let to_qcow2 = ConvertOptions::to("qcow2");
-    to_qcow2.convert_to_path(&*source, &path).unwrap();
+    to_qcow2.convert_to_path(&source, &path).unwrap();
     let other = OpenOptions::new().open_path(&path).unwrap();
     refused(plan.run_part(&*other, &target, 3), "qcow2 image");
     assert_eq!(plan.missing(&target).unwrap().len(), 5);
@@ -535,7 +535,7 @@ fn a_seal_that_was_cut_off_is_ended_by_the_next() {
         let state = folder_of(&target);
         let whole = tempfile::tempdir().unwrap();
         options
-            .convert_to_path(&*source, whole.path().join("disk.vmdk"))
+            .convert_to_path(&source, whole.path().join("disk.vmdk"))
             .unwrap();
         fs::copy(whole.path().join("disk.vmdk"), state.join("file-0")).unwrap();
         let id = fs::read_to_string(state.join("id")).unwrap();
@@ -792,7 +792,7 @@ fn the_script_for_dask_is_python_and_says_how_it_is_used() {
     let mut dask = Command::new("python3");
     dask.args(["-c", "import distributed"]);
     if !dask.output().unwrap().status.success() {
-        eprintln!("skipped: Dask is not installed");
+        skipped("Dask is not installed");
         return;
     }
     fs::write(folder.path().join("disk"), disk()).unwrap();

@@ -55,6 +55,7 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use crate::convert::destination::{is_block_device, output_path, refuse_one_for_two};
+use crate::convert::input::Input;
 use crate::convert::lane::write_table;
 use crate::convert::options::{ConvertOptions, Summary};
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -129,7 +130,7 @@ impl Plan {
         options.create.file_name = None;
         let layout = Layout::of(&options, source.size(), None)?;
         let size = layout.shape.virtual_size;
-        let window = Window::new(source, 0, size);
+        let window = Window::new(&source, 0, size);
         let writes_zeroes = options.sparse_size == 0;
         let unit = layout.shape.unit;
         let mut parts = cut::parts(&window, cut, unit, writes_zeroes, &options.cancel)?;
@@ -137,7 +138,7 @@ impl Plan {
             if options.cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            part.sample = sample(source, part)?;
+            part.sample = sample(&source, part)?;
         }
         Ok(Plan {
             source: SourceFacts {
@@ -306,7 +307,7 @@ impl Plan {
         self.check_source(source, part)?;
         let (place, mut layout) = self.place(path.as_ref())?;
         for path in &place.paths {
-            self.options.refuse_source(source, path)?;
+            self.options.refuse_source(Input::from(&source), path)?;
         }
         let folder = Folder::find(&place, &self.to_json()?)?.ok_or_else(|| place.unprepared())?;
         if folder.is_done(index)? {
@@ -320,7 +321,7 @@ impl Plan {
         let stretches = layout.stretches(part)?;
         let target: Arc<dyn BlockTarget> =
             Arc::new(PartTarget::new(&files, stretches, is_zero, keep)?);
-        let window = Window::new(source, part.start, part.len);
+        let window = Window::new(&source, part.start, part.len);
         let mut options = ConvertOptions::to("raw")
             .sparse_size(self.options.sparse_size)
             .memory(self.options.memory)
@@ -401,7 +402,7 @@ impl Plan {
                 facts.virtual_size
             )));
         }
-        if sample(source, part)? != part.sample {
+        if sample(&source, part)? != part.sample {
             return Err(Error::invalid(format!(
                 "the source was changed since the plan was made: bytes {} to {} are not what they were",
                 part.start,

@@ -3,6 +3,7 @@
 mod alias;
 mod check;
 mod descriptor;
+mod entry;
 mod extent;
 mod header;
 mod map;
@@ -22,12 +23,11 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
-    Verdict, disagrees,
+    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
+    Scope, Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
-use crate::target::BlockTarget;
 
 pub use open::VmdkImage;
 pub use write::{AdapterType, Subformat, VmdkOptions};
@@ -81,37 +81,31 @@ impl Format for Vmdk {
         safety::checks(source, limits)
     }
 
-    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VmdkImage::open(source, opener)?))
+    fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+        Ok(Box::new(VmdkImage::open(source, request)?))
     }
 
     fn check(
         &self,
         source: &Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Option<Findings>> {
-        check::check(source, opener).map(Some)
+        check::check(source, request).map(Some)
     }
 
-    fn mends(&self) -> &'static [Scope] {
-        &[Scope::All, Scope::Redundant]
-    }
-
-    fn repair(
-        &self,
-        file: &Arc<dyn BlockTarget>,
-        opener: &dyn Opener,
-        scope: Scope,
-    ) -> Result<Fixed> {
-        repair::repair(file, opener, scope)
+    fn repairs(&self) -> &'static [(Scope, RepairFn)] {
+        &[
+            (Scope::All, repair::repair),
+            (Scope::Redundant, repair::repair_from_redundant),
+        ]
     }
 
     fn open_arriving(
         &self,
         source: Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VmdkImage::open_arriving(source, opener)?))
+        Ok(Box::new(VmdkImage::open_arriving(source, request)?))
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

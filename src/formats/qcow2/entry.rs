@@ -62,6 +62,12 @@ impl CompressedLayout {
     }
 }
 
+/// The `index`th big-endian number of a table.
+pub(super) fn be_u64(table: &[u8], index: usize) -> Option<u64> {
+    let raw = table.get(index.checked_mul(8)?..)?.first_chunk()?;
+    Some(u64::from_be_bytes(*raw))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

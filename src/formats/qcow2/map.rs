@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::codec::{UnpackError, Unpacker};
 use crate::error::{Error, Result};
-use crate::map::{BlockMap, Held, Packing, Run, Table, TableReader};
+use crate::map::{BlockMap, Held, Packing, Regions, Run, Table, TableReader};
 use crate::packed::Codec;
 use crate::source::BlockSource;
 
@@ -14,10 +14,9 @@ use super::QCOW2;
 use super::audit::{Audit, Target};
 use super::entry::{
     COMPRESSED, COPIED, CompressedLayout, L1_OFFSET, L1_RESERVED, L2_OFFSET, L2_RESERVED,
-    SUBCLUSTERS, ZERO,
+    SUBCLUSTERS, ZERO, be_u64,
 };
 use super::header::{CompressionType, Header};
-use super::layout::Regions;
 
 /// The tables of one state of an image: the active one, or a snapshot's.
 #[derive(Debug)]
@@ -471,10 +470,4 @@ impl Packing for Qcow2Map {
                 },
             })
     }
-}
-
-/// The `index`th big-endian number of a table.
-pub(super) fn be_u64(table: &[u8], index: usize) -> Option<u64> {
-    let raw = table.get(index.checked_mul(8)?..)?.first_chunk()?;
-    Some(u64::from_be_bytes(*raw))
 }

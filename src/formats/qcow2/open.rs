@@ -6,14 +6,14 @@ use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
 use crate::image::{BitmapInfo, Image, ImageInfo, Opener, Value};
-use crate::map::{Below, Detached, Mapped, TableReader};
+use crate::map::{Below, Detached, Mapped, Regions, TableReader};
 use crate::name::ImageName;
 use crate::packed::PackedSource;
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place};
 
 use super::header::{Encryption, Header, HeaderV2};
-use super::layout::Regions;
+use super::layout;
 use super::map::Qcow2Map;
 use super::snapshot::{self, Snapshot};
 use super::{Autoclear, Compatible, Incompatible, QCOW2, bitmap, encrypt};
@@ -37,7 +37,7 @@ impl Qcow2Image {
     pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
         let (limits, salvages) = (opener.limits(), opener.salvages());
         let header = read_header(&source)?;
-        let mut regions = Regions::of(&header, source.size(), salvages)?;
+        let mut regions = layout::of_header(&header, source.size(), salvages)?;
         let mut left_out = Vec::new();
         let snapshots = snapshot::read_table(&header, &source, limits);
         let (snapshots, table_end) = match salvages && opener.snapshot().is_none() {
@@ -65,7 +65,8 @@ impl Qcow2Image {
             true => or_nothing("bitmaps", bitmaps, &mut left_out),
             false => bitmaps?,
         };
-        regions.add_listed((header.snapshots_offset, table_end), &snapshots, &directory);
+        let table = (header.snapshots_offset, table_end);
+        layout::add_listed(&mut regions, table, &snapshots, &directory);
         let bitmaps = directory
             .bitmaps
             .into_iter()

@@ -10,8 +10,8 @@ use crate::source::{BlockSource, BlockSourceExt};
 
 use super::QCOW2;
 use super::entry::REFCOUNT_OFFSET;
+use super::entry::be_u64;
 use super::header::Header;
-use super::map::be_u64;
 
 /// How counts of one width stand in a refcount block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

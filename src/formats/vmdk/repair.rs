@@ -9,11 +9,11 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::image::{Fixed, Opener, Scope};
 use crate::limits::Limits;
-use crate::map::Claims;
+use crate::map::{Claim, Claims, Regions};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
 
-use super::alias::Regions;
+use super::alias::metadata;
 use super::header::{
     Flags, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader, unsupported,
 };
@@ -74,9 +74,8 @@ struct Side {
     at: u64,
     /// The directory as it stands in the file; `None` if it is not all there.
     directory: Option<Vec<u8>>,
-    /// Grains that entries refer to, and those that several do.
+    /// Grains that entries refer to.
     grains: Claims,
-    contested: Claims,
     /// Entries of the directory that have to be written: which, and the sector.
     changed: Vec<(u64, u32)>,
 }
@@ -121,7 +120,6 @@ impl<'a> Mending<'a> {
                 at,
                 directory: there.then_some(directory),
                 grains: Claims::default(),
-                contested: Claims::default(),
                 changed: Vec::new(),
             })
         };
@@ -179,7 +177,7 @@ impl<'a> Mending<'a> {
         }
         overlapping.sort_unstable();
         self.overlapping = overlapping;
-        self.regions = Regions::of_any(ranges);
+        self.regions = metadata(ranges).0;
     }
 
     /// A table of a side, if it is in the file and shares no bytes with other metadata.
@@ -212,9 +210,8 @@ impl<'a> Mending<'a> {
                     continue;
                 };
                 for grain in stored {
-                    if !side.grains.claim(grain, self.limits)? {
-                        side.contested.claim(grain, self.limits)?;
-                    }
+                    let units = grain..grain + 1;
+                    side.grains.claim(units, Claim::Own, self.limits)?;
                 }
             }
         }
@@ -247,13 +244,15 @@ impl<'a> Mending<'a> {
         let start = u64::from(sector) * SECTOR;
         let left = self.layout.capacity.saturating_sub(guest);
         let end = start + left.min(self.layout.grain);
-        left > 0 && end <= self.file.size() && !self.regions.overlap(start, end)
+        left > 0
+            && end <= self.file.size()
+            && self.regions.overlapping(start, end - start).is_none()
     }
 
     /// Whether an entry of a side makes sense, and is the only one there with its grain.
     fn is_good(&self, side: &Side, sector: u32, guest: u64) -> bool {
         let grain = self.grain_of(sector);
-        self.is_sound(sector, guest) && grain.is_none_or(|grain| !side.contested.has(grain))
+        self.is_sound(sector, guest) && grain.is_none_or(|grain| !side.grains.is_contested(grain))
     }
 
     /// Mends the tables by each other. Returns how many.
@@ -300,7 +299,9 @@ impl<'a> Mending<'a> {
             // What takes a grain that another entry has would only move the damage.
             let free = |side: &Side, sector| {
                 let grain = self.grain_of(sector);
-                grain.is_none_or(|grain| !side.grains.has(grain) || side.contested.has(grain))
+                grain.is_none_or(|grain| {
+                    !side.grains.has(grain, Claim::Own) || side.grains.is_contested(grain)
+                })
             };
             match good {
                 (true, true) if a == b => {}
@@ -336,7 +337,7 @@ impl<'a> Mending<'a> {
             && entries.all(|(sector, guest)| {
                 let grain = self.grain_of(sector);
                 self.is_good(other, sector, guest)
-                    && grain.is_none_or(|grain| !main.grains.has(grain))
+                    && grain.is_none_or(|grain| !main.grains.has(grain, Claim::Own))
             })
     }
 
@@ -379,7 +380,7 @@ impl<'a> Mending<'a> {
             if self.table(side, neighbour)?.is_none() || at == 0 || end > self.file.size() {
                 continue;
             }
-            if self.regions.overlap(at, end) {
+            if self.regions.overlapping(at, end - at).is_some() {
                 continue;
             }
             let mut there = vec![0; table.len()];

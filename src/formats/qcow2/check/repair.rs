@@ -14,9 +14,9 @@ use crate::limits::Limits;
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
 
+use super::super::entry::be_u64;
 use super::super::entry::{COMPRESSED, COPIED, L1_OFFSET, L2_OFFSET};
 use super::super::header::HeaderV2;
-use super::super::map::be_u64;
 use super::super::refcount::read_padded;
 use super::super::{Autoclear, Incompatible};
 use super::Survey;

@@ -5,11 +5,11 @@ use crate::image::Clusters;
 use crate::source::BlockSource;
 
 use super::super::bitmap;
+use super::super::entry::be_u64;
 use super::super::entry::{
     BITMAP_ALL_ONES, BITMAP_OFFSET, BITMAP_RESERVED, COMPRESSED, COPIED, CompressedLayout,
     L1_OFFSET, L1_RESERVED, L2_OFFSET, L2_RESERVED, ZERO,
 };
-use super::super::map::be_u64;
 use super::super::refcount::read_padded;
 use super::super::snapshot::{self, EXTRA_REQUIRED, Snapshot};
 use super::super::{QCOW2, header::HeaderV2};

@@ -86,7 +86,7 @@ pub use reference::{
     DenyReferences, DetachReferences, Reference, ReferenceKind, Resolved, Resolver,
 };
 pub use source::{
-    Arriving, BlockSource, BlockSourceExt, Extents, FileIdentity, Place, check_extent,
+    BlockSource, BlockSourceExt, Extents, FileIdentity, Place, Salvageable, Stored, check_extent,
 };
 pub use target::{BlockTarget, Zeroes};
 

@@ -1,9 +1,9 @@
 //! Bytes to read: the trait that every layer is.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::format_id::FormatId;
@@ -31,103 +31,79 @@ pub trait BlockSource: Debug + Send + Sync {
     /// Whatever the layers below fail with. The content of `buf` is then unspecified.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
 
-    /// The run of one status that starts at `offset`, at most `limit` bytes long.
+    /// The run of one status that starts at `offset`, at most `limit` bytes long. Data up to the end by
+    /// default.
     ///
     /// Two neighbouring runs may have the same status: a run ends where it is cheap to end it.
     ///
     /// # Errors
     /// [`Error::OutOfRange`] if `offset` is not below [`size`](Self::size) or `limit` is 0, and
-    /// whatever the layers below fail with.
-    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent>;
+    /// the errors of the layers below.
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+        stored_extent(offset, limit, self.size())
+    }
 
     /// The natural unit of reading in bytes (cluster, grain, block), a hint; 1 where there is none.
     fn block_size(&self) -> u64 {
         1
     }
 
-    /// How many bytes from `offset` on are lost if their status cannot be told or they cannot be read: what
-    /// the same entry answers for, or the same table if it is that which cannot be had. Never 0; a hint for
-    /// who [goes on](crate::salvage) behind the damage.
-    fn lost_with(&self, offset: u64) -> u64 {
-        let unit = self.block_size().max(1);
-        unit - offset % unit
-    }
-
-    /// How many bytes of storage the source takes up, where that is known: for a file less than its
-    /// size if it has holes.
-    fn allocated_size(&self) -> Option<u64> {
+    /// The files that the bytes lie in, where they lie in files.
+    fn stored(&self) -> Option<&dyn Stored> {
         None
     }
 
-    /// What tells this file from any other, where it is a file, or an image in one.
+    /// The units that are stored compressed, if there can be any, to be handed out as they are.
+    fn packed(&self) -> Option<&dyn PackedSource> {
+        None
+    }
+
+    /// The reach of damage, where it is another than one [block](Self::block_size).
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        None
+    }
+}
+
+/// A source whose bytes lie in files of this machine.
+pub trait Stored {
+    /// Identity of the file, where the source is one, or an image in one.
     fn identity(&self) -> Option<FileIdentity> {
         None
     }
 
-    /// Whether reading this reads that file: it is the file, or one of those beneath it.
+    /// Returns true if reading this reads that file: it is the file, or one of those beneath it.
     fn uses_file(&self, file: FileIdentity) -> bool {
         self.identity() == Some(file)
     }
 
-    /// At which depth of the backing chain the image of that format in that file is, 0 being this
-    /// source itself; `None` if it is not in the chain, or this is no image.
+    /// Depth in the backing chain at which the image of that format in that file is, 0 being this
+    /// source itself; `None` if it is not in the chain, or this is not an image.
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
         let _ = (file, format);
         None
     }
 
-    /// In which file the bytes at `offset`, up to `limit` of them, lie as they are. Two sources that
-    /// tell the same place in a file that is known have the same bytes, so whoever compares them need
-    /// not read. `None` where nothing is known, and it never has to be.
+    /// The place in a file where the bytes at `offset`, up to `limit` of them, lie as they are. Two
+    /// sources with the same place in a known file have the same bytes, so a comparison need not read
+    /// them. `None` where nothing is known; it never has to be.
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         let _ = (offset, limit);
         None
     }
 
-    /// The units that are stored packed, if there can be any, to be handed out as they are.
-    fn packed(&self) -> Option<&dyn PackedSource> {
-        None
-    }
-
-    /// What has to be heeded if this can be read only once, from front to back.
-    fn arriving(&self) -> Option<&dyn Arriving> {
+    /// Bytes of storage that the source takes up, where that is known: for a file less than its
+    /// size if it has holes.
+    fn allocated_size(&self) -> Option<u64> {
         None
     }
 }
 
-/// What can be read only once, while it arrives.
-///
-/// Of such a source the runs are asked for in order, no further ahead than the data is read, and the data
-/// is read in order too, by one thread at a time. [`BlockSource::size`] may change until the end is
-/// [settled](Self::settle).
-pub trait Arriving: Debug + Send + Sync {
-    /// Whether the size is not known before the end is seen.
-    fn is_endless(&self) -> bool;
-
-    /// Waits until the disk's bytes up to `guest`, no more than some MiB ahead of what was read, are
-    /// there, or its end is known.
-    ///
-    /// # Errors
-    /// What reading the stream fails with.
-    fn wait_for(&self, guest: u64) -> Result<()>;
-
-    /// Reads all of the stream into its spill file, if it may: the size is known then, and the source
-    /// can be read in any order. Returns whether that is so.
-    ///
-    /// # Errors
-    /// What reading the stream fails with, and what opening it as a file does.
-    fn spill(&self) -> Result<bool>;
-
-    /// Bytes of memory that are in use for what has arrived.
-    fn memory(&self) -> u64;
-
-    /// Reads the rest of the stream, and compares all that was said of the disk before with what is
-    /// known now. Returns the digests of the stream that were asked for.
-    ///
-    /// # Errors
-    /// What the disk, read from a file, fails with; and if it would have been another one. What was made
-    /// of it is of no use then.
-    fn settle(&self) -> Result<Vec<Digest>>;
+/// A source that knows how much of it is lost with a bad table.
+pub trait Salvageable {
+    /// Bytes from `offset` on that are lost if their status cannot be told or they cannot be read:
+    /// those that the same entry answers for, or the same table if the table is damaged. Never 0; a hint
+    /// for [going on](crate::salvage) behind the damage.
+    fn lost_with(&self, offset: u64) -> u64;
 }
 
 /// What tells one file of this machine from another, whatever it is called: its device and number.
@@ -144,9 +120,12 @@ pub struct FileIdentity {
 pub struct Place<'a> {
     /// The file, where the system tells which it is.
     pub file: Option<FileIdentity>,
-    /// The file itself, open for reading, where it is a regular one: a target on the same file system may
-    /// [share its blocks](crate::BlockTarget::share_from).
-    pub open: Option<&'a std::fs::File>,
+    /// Handle of the open file, which storage of the same kind understands: a target on the same file
+    /// system may [share its blocks](crate::BlockTarget::share_from). [`FileStorage`] gives its
+    /// [`std::fs::File`] for a regular file.
+    ///
+    /// [`FileStorage`]: crate::storage::FileStorage
+    pub handle: Option<&'a (dyn Any + Send + Sync)>,
     /// Where in the file, in bytes.
     pub offset: u64,
     /// For how many bytes that holds; never 0.
@@ -155,6 +134,7 @@ pub struct Place<'a> {
 
 macro_rules! forward_source {
     ($($ty:ty),*) => {$(
+        #[deny(clippy::missing_trait_methods)]
         impl<S: BlockSource + ?Sized> BlockSource for $ty {
             fn size(&self) -> u64 { (**self).size() }
             fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
@@ -164,25 +144,52 @@ macro_rules! forward_source {
                 (**self).extent_at(offset, limit)
             }
             fn block_size(&self) -> u64 { (**self).block_size() }
-            fn lost_with(&self, offset: u64) -> u64 { (**self).lost_with(offset) }
-            fn allocated_size(&self) -> Option<u64> { (**self).allocated_size() }
-            fn identity(&self) -> Option<FileIdentity> { (**self).identity() }
-            fn uses_file(&self, file: FileIdentity) -> bool { (**self).uses_file(file) }
-            fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-                (**self).depth_of(file, format)
-            }
-            fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
-                (**self).place_of(offset, limit)
-            }
+            fn stored(&self) -> Option<&dyn Stored> { (**self).stored() }
             fn packed(&self) -> Option<&dyn PackedSource> { (**self).packed() }
-            fn arriving(&self) -> Option<&dyn Arriving> { (**self).arriving() }
+            fn salvage(&self) -> Option<&dyn Salvageable> { (**self).salvage() }
         }
     )*};
 }
 forward_source!(&S, Box<S>, Arc<S>);
 
-/// What every [`BlockSource`] can do besides.
+/// Questions that every [`BlockSource`] answers by its own methods.
 pub trait BlockSourceExt: BlockSource {
+    /// As [`Stored::identity`].
+    fn identity(&self) -> Option<FileIdentity> {
+        self.stored()?.identity()
+    }
+
+    /// As [`Stored::uses_file`].
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        self.stored().is_some_and(|stored| stored.uses_file(file))
+    }
+
+    /// As [`Stored::depth_of`].
+    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
+        self.stored()?.depth_of(file, format)
+    }
+
+    /// As [`Stored::place_of`].
+    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
+        self.stored()?.place_of(offset, limit)
+    }
+
+    /// As [`Stored::allocated_size`].
+    fn allocated_size(&self) -> Option<u64> {
+        self.stored()?.allocated_size()
+    }
+
+    /// As [`Salvageable::lost_with`]: the rest of the block where the source does not say.
+    fn lost_with(&self, offset: u64) -> u64 {
+        match self.salvage() {
+            Some(source) => source.lost_with(offset),
+            None => {
+                let unit = self.block_size().max(1);
+                unit - offset % unit
+            }
+        }
+    }
+
     /// Fills `buf` from `offset` on.
     ///
     /// # Errors
@@ -248,7 +255,7 @@ pub fn check_extent(offset: u64, limit: u64, size: u64) -> Result<u64> {
     Ok(limit.min(size - offset))
 }
 
-/// What an `extent_at` says of bytes that are stored where they are read: data up to the end.
+/// The run of bytes that are stored where they are read: data up to the end.
 ///
 /// # Errors
 /// As [`check_extent`].

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use blockform::salvage::Salvage;
 use blockform::storage::{FileStorage, PendingFile};
-use blockform::{BlockSource, BlockTarget, Error, ImageName, Result};
+use blockform::{BlockSource, BlockSourceExt, BlockTarget, Error, ImageName, Result};
 
 use crate::common::{complain, quoted};
 

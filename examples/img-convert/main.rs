@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arguments::Arguments;
-use blockform::convert::{Cancel, Conversion, ConvertOptions, Summary};
+use blockform::convert::{Cancel, Conversion, ConvertOptions, Input, Summary};
 use blockform::image::{Backing, parse_options};
 use blockform::salvage::Salvage;
 use blockform::storage::Concat;
@@ -65,12 +65,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     })
     .map_err(|e| format!("cannot prepare for being interrupted: {e}"))?;
     let (mut images, mut files): (Vec<Box<dyn BlockSource>>, Vec<_>) = (Vec::new(), Vec::new());
-    let mut salvage = None;
+    let (mut salvage, mut stream) = (None, None);
     for path in sources {
         let options = open_options(arguments);
         if output::is_standard(path) {
             let image = input::open(&options, arguments, destination, &cancel);
-            images.push(Box::new(image.map_err(|e| crate::common::told(&e))?));
+            stream = Some(image.map_err(|e| crate::common::told(&e))?);
         } else {
             let (image, file) = options
                 .open_path_and_file(path)
@@ -89,24 +89,24 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
         Some(report) => options.progress(report),
         None => options,
     };
-    let source = match &salvage {
-        Some((salvage, map)) => {
-            losses::check_map(*map, &**salvage, destination)?;
-            Ok(Box::new(Arc::clone(salvage)) as Box<dyn BlockSource>)
-        }
-        None => joined(images),
+    if let Some((salvage, map)) = &salvage {
+        losses::check_map(*map, &**salvage, destination)?;
+    }
+    let joined = joined(images).map_err(|error| crate::common::told(&error))?;
+    let source = match (&stream, &salvage) {
+        (Some(stream), _) => Input::from(stream),
+        (None, Some((salvage, _))) => Input::from(salvage),
+        (None, None) => Input::from(&joined),
     };
-    let converted = source.and_then(|source| {
-        if to_stdout {
-            output::convert(&options, &*source)
-        } else if arguments.no_create {
-            options.convert_into_existing(&*source, destination)
-        } else if arguments.also.is_empty() {
-            options.convert_to_path(&*source, destination)
-        } else {
-            convert_to_all((&*source, &files), options, destination, arguments, cancel)
-        }
-    });
+    let converted = if to_stdout {
+        output::convert(&options, source)
+    } else if arguments.no_create {
+        options.convert_into_existing(source, destination)
+    } else if arguments.also.is_empty() {
+        options.convert_to_path(source, destination)
+    } else {
+        convert_to_all((source, &files), options, destination, arguments, cancel)
+    };
     meter.finish(converted.is_ok());
     let summary = converted.map_err(|error| crate::common::told(&error))?;
     let code = match (&salvage, sources) {
@@ -135,7 +135,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
 /// Converts into DST and all others in one read. Of what fails while others go on each is told on a
 /// line of its own, and the last of them is the error.
 fn convert_to_all(
-    (source, files): (&dyn BlockSource, &[Arc<dyn BlockSource>]),
+    (source, files): (Input<'_>, &[Arc<dyn BlockSource>]),
     options: ConvertOptions,
     destination: &Path,
     arguments: &Arguments,

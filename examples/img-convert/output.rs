@@ -3,8 +3,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
-use blockform::convert::{ConvertOptions, Summary};
-use blockform::{BlockSource, Error, Result};
+use blockform::convert::{ConvertOptions, Input, Summary};
+use blockform::{Error, Result};
 
 /// Whether a destination means standard output. A file of that name is `./-`.
 pub(crate) fn is_standard(destination: &Path) -> bool {
@@ -12,7 +12,7 @@ pub(crate) fn is_standard(destination: &Path) -> bool {
 }
 
 /// Writes the image to standard output.
-pub(crate) fn convert(options: &ConvertOptions, source: &dyn BlockSource) -> Result<Summary> {
+pub(crate) fn convert(options: &ConvertOptions, source: Input<'_>) -> Result<Summary> {
     if io::stdout().is_terminal() {
         return Err(Error::invalid(
             "standard output is a terminal: send it to a file or a program",
@@ -44,7 +44,7 @@ fn unbuffered() -> io::Result<impl Write + Send> {
 
 /// Whether standard output is a file that reading `source` reads.
 #[cfg(unix)]
-fn leads_to(source: &dyn BlockSource) -> io::Result<bool> {
+fn leads_to(source: Input<'_>) -> io::Result<bool> {
     use std::os::fd::AsFd;
     use std::os::unix::fs::MetadataExt;
     let owned = io::stdout().as_fd().try_clone_to_owned()?;
@@ -56,6 +56,6 @@ fn leads_to(source: &dyn BlockSource) -> io::Result<bool> {
 }
 
 #[cfg(windows)]
-fn leads_to(_: &dyn BlockSource) -> io::Result<bool> {
+fn leads_to(_: Input<'_>) -> io::Result<bool> {
     Ok(false)
 }

@@ -36,7 +36,7 @@ use crate::inspect;
 use crate::name::ImageName;
 use crate::open::OpenOptions;
 use crate::reference::{DenyReferences, Resolver};
-use crate::source::BlockSource;
+use crate::source::{BlockSource, BlockSourceExt};
 use crate::storage::FileStorage;
 
 pub use crate::image::{Clusters, Finding, FindingKind, Findings, Fixed, Scope};
@@ -89,10 +89,10 @@ impl Checked {
         options: &OpenOptions,
         resolver: Arc<dyn Resolver>,
     ) -> Result<Self> {
-        let opener = options.own_files(resolver, source.identity());
+        let chain = options.own_files(resolver, source.identity());
         Ok(Checked {
             format: format.id(),
-            findings: format.check(source, &opener)?,
+            findings: format.check(source, &chain.request())?,
         })
     }
 

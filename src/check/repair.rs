@@ -96,7 +96,7 @@ impl Repair {
         file: Arc<dyn BlockTarget>,
         resolver: Arc<dyn Resolver>,
     ) -> Result<Repaired> {
-        let opener = self
+        let chain = self
             .options
             .own_files(Arc::clone(&resolver), file.identity());
         let mends = format.mends();
@@ -104,7 +104,7 @@ impl Repair {
         let fixed = match within {
             // Nothing of it is so small a matter.
             None if !mends.is_empty() => Fixed::default(),
-            within => format.repair(&file, &opener, *within.unwrap_or(&self.scope))?,
+            within => format.repair(&file, &chain.request(), *within.unwrap_or(&self.scope))?,
         };
         let source: Arc<dyn BlockSource> = Arc::new(file);
         let checked = Checked::as_format(format, &source, &self.options, resolver)?;

@@ -2,7 +2,7 @@
 
 use crate::compare::{Comparison, Failure, Side};
 use crate::extent::{Extent, ExtentKind};
-use crate::source::BlockSource;
+use crate::source::{BlockSource, BlockSourceExt};
 
 /// What decides a comparison.
 pub(super) type Decision = Result<Comparison, Failure>;

@@ -7,7 +7,7 @@
 use crate::content::bytes::Bytes;
 use crate::content::filesystem::{ExtSuperblock, ext_superblock};
 use crate::format_id::FormatId;
-use crate::ondisk::on_disk;
+use crate::ondisk::{le, on_disk};
 
 const EXT: FormatId = FormatId::new("ext");
 /// The number of the root directory.
@@ -130,8 +130,7 @@ impl<'a> Ext<'a> {
         let at = group.checked_mul(size)?.checked_add(table)?;
         let raw = self.disk.bytes(at, usize::try_from(size.min(64)).ok()?)?;
         let low = GroupDescriptor::parse(&raw, at).ok()?.bg_inode_table_lo;
-        let high = raw.get(40..).and_then(|rest| rest.first_chunk());
-        let high = high.map_or(0, |raw| u32::from_le_bytes(*raw));
+        let high: u32 = le(&raw, 40).unwrap_or(0);
         let table = (u64::from(high) << 32 | u64::from(low)).checked_mul(self.block)?;
         let size = match sb.s_rev_level {
             0 => 128,
@@ -286,8 +285,9 @@ fn size_of(inode: &IndexNode) -> u64 {
 /// A number in a list of numbers of blocks; 0 stands for a hole.
 fn number_at(list: &[u8], index: u64) -> Option<u64> {
     let at = usize::try_from(index.checked_mul(4)?).ok()?;
-    let raw = list.get(at..)?.first_chunk()?;
-    Some(u32::from_le_bytes(*raw).into()).filter(|number| *number != 0)
+    le::<u32>(list, at)
+        .filter(|number| *number != 0)
+        .map(u64::from)
 }
 
 /// The inode that a block of a directory has under a name.

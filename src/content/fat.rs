@@ -7,7 +7,7 @@ use crate::content::bytes::Bytes;
 use crate::content::text;
 use crate::format_id::FormatId;
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
+use crate::ondisk::{Order, le, on_disk};
 
 const FAT: FormatId = FormatId::new("fat");
 /// Bytes of a directory that are looked at.
@@ -259,11 +259,7 @@ impl<'a> Fat<'a> {
     fn next(&self, cluster: u32) -> Option<u32> {
         let at = |entry: u64| self.bpb.fat_start + entry;
         let cluster64 = u64::from(cluster);
-        let short = |at: u64| -> Option<u32> {
-            let raw = self.disk.bytes(at, 2)?;
-            raw.first_chunk()
-                .map(|raw| u32::from(u16::from_le_bytes(*raw)))
-        };
+        let short = |at: u64| le::<u16>(&self.disk.bytes(at, 2)?, 0).map(u32::from);
         match self.bpb.width {
             Width::Fat12 => {
                 let pair = short(at(cluster64 + cluster64 / 2))?;
@@ -276,8 +272,7 @@ impl<'a> Fat<'a> {
             Width::Fat16 => short(at(cluster64 * 2)),
             Width::Fat32 => {
                 let raw = self.disk.bytes(at(cluster64 * 4), 4)?;
-                raw.first_chunk()
-                    .map(|raw| u32::from_le_bytes(*raw) & 0x0fff_ffff)
+                le::<u32>(&raw, 0).map(|entry| entry & 0x0fff_ffff)
             }
         }
     }
@@ -310,7 +305,7 @@ fn list(raw: &[u8]) -> Vec<Entry> {
             }
             continue;
         }
-        let name = text::utf16(&long, false).unwrap_or_else(|| short_name(&entry.name));
+        let name = text::utf16(&long, Order::Little).unwrap_or_else(|| short_name(&entry.name));
         long.clear();
         if entry.attr & ATTR_VOLUME_ID != 0 || matches!(name.as_bytes(), b"." | b"..") {
             continue;

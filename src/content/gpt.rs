@@ -4,7 +4,7 @@ use crate::content::bytes::{Bytes, Part};
 use crate::content::text;
 use crate::format_id::FormatId;
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
+use crate::ondisk::{Order, on_disk};
 
 pub(super) const GPT: FormatId = FormatId::new("gpt");
 /// Sizes of sectors that a table may count in: those of disks first, then that of CDs.
@@ -252,7 +252,7 @@ fn entry(raw: &[u8], number: u32) -> Option<GptEntry> {
         first_sector: entry.starting_lba,
         last_sector: entry.ending_lba,
         attributes: entry.attributes,
-        name: text::utf16(&entry.partition_name, false),
+        name: text::utf16(&entry.partition_name, Order::Little),
     })
 }
 

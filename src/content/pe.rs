@@ -3,7 +3,7 @@
 
 use crate::content::Architecture;
 use crate::format_id::FormatId;
-use crate::ondisk::on_disk;
+use crate::ondisk::{le, on_disk};
 
 const PE: FormatId = FormatId::new("pe");
 /// Bytes of a program that are enough: the headers stand at its start.
@@ -74,10 +74,7 @@ impl Program {
 /// Whether the optional header has the directory "Certificate Table", the fifth one, with a size.
 fn has_certificates(optional: &[u8], size: u16) -> bool {
     let optional = optional.get(..usize::from(size)).unwrap_or(optional);
-    let number = |at: usize| {
-        let raw = optional.get(at..)?.first_chunk()?;
-        Some(u32::from_le_bytes(*raw))
-    };
+    let number = |at| le::<u32>(optional, at);
     let count_at = match optional.first_chunk() {
         Some([0x0b, 0x01]) => 92,
         Some([0x0b, 0x02]) => 108,

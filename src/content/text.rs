@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::name::ImageName;
+use crate::ondisk::{self, Order};
 
 /// The bytes before the first NUL, without blanks at the end; `None` if nothing is left.
 pub(super) fn label(field: &[u8]) -> Option<ImageName> {
@@ -12,18 +13,8 @@ pub(super) fn label(field: &[u8]) -> Option<ImageName> {
 }
 
 /// UTF-16 up to the first NUL. What is none of its characters becomes U+FFFD.
-pub(super) fn utf16(field: &[u8], big_endian: bool) -> Option<ImageName> {
-    let units = field.chunks_exact(2).map(|pair| {
-        let raw = pair.first_chunk().copied().unwrap_or_default();
-        match big_endian {
-            true => u16::from_be_bytes(raw),
-            false => u16::from_le_bytes(raw),
-        }
-    });
-    let text: String = char::decode_utf16(units.take_while(|unit| *unit != 0))
-        .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
-        .collect();
-    label(text.as_bytes())
+pub(super) fn utf16(field: &[u8], order: Order) -> Option<ImageName> {
+    label(ondisk::utf16(field, order).as_bytes())
 }
 
 /// A UUID whose bytes stand in the order of its text; `None` if all are zero.
@@ -87,7 +78,7 @@ mod tests {
         assert_eq!(label(b"a b  \0x"), Some(ImageName::from("a b")));
         assert_eq!(label(b"   "), None);
         assert_eq!(
-            utf16(b"\0a\0\xe9\0\0\0x", true),
+            utf16(b"\0a\0\xe9\0\0\0x", Order::Big),
             Some(ImageName::from("aé"))
         );
     }

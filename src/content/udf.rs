@@ -5,7 +5,7 @@ use crate::content::filesystem::{Filesystem, FilesystemKind};
 use crate::content::text;
 use crate::format_id::FormatId;
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
+use crate::ondisk::{Order, on_disk};
 
 const UDF: FormatId = FormatId::new("udf");
 /// Where the volume recognition sequence starts, in bytes, whatever the size of blocks is.
@@ -275,7 +275,7 @@ fn dstring(field: &[u8]) -> Option<ImageName> {
             let text: String = text.iter().map(|byte| char::from(*byte)).collect();
             text::label(text.as_bytes())
         }
-        16 | 255 => text::utf16(text, true),
+        16 | 255 => text::utf16(text, Order::Big),
         _ => None,
     }
 }

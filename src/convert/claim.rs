@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::convert::input::Input;
 use crate::convert::segment::{MAX_PIECES, Piece, Segment};
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
@@ -54,7 +55,7 @@ enum Status {
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(
-        source: &'a dyn BlockSource,
+        source: Input<'a>,
         grounds: Vec<&'a Ground>,
         packed: bool,
         size: u64,
@@ -62,7 +63,7 @@ impl<'a> Cursor<'a> {
         capacity: u64,
     ) -> Self {
         Cursor {
-            source,
+            source: source.disk,
             grounds,
             packed,
             size,
@@ -70,7 +71,7 @@ impl<'a> Cursor<'a> {
             capacity,
             position: 0,
             run: None,
-            arriving: source.arriving().is_some(),
+            arriving: source.arriving.is_some(),
             number: 0,
         }
     }

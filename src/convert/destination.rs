@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::convert::claim::Ground;
 use crate::convert::engine::{self, Job};
+use crate::convert::input::Input;
 use crate::convert::journal::Journal;
 use crate::convert::lane::{Remake, Resumable, Target};
 use crate::convert::options::{ConvertOptions, Summary};
@@ -13,7 +14,7 @@ use crate::error::{Error, Result, quoted_path};
 use crate::image::{ImageWriter, OutputFile, WriteShape};
 use crate::name::ImageName;
 use crate::progress::Report;
-use crate::source::{Arriving, BlockSource};
+use crate::source::{BlockSource, BlockSourceExt};
 use crate::storage::{FileStorage, PendingFile, beside, identity_of, there};
 use crate::target::BlockTarget;
 
@@ -34,11 +35,12 @@ impl ConvertOptions {
     /// [`Error::InvalidInput`] for options that the format does not have, and if `path` is one of the
     /// files that are read; [`Error::Io`], [`Error::Cancelled`], and what reading the source fails
     /// with. Nothing is left behind then.
-    pub fn convert_to_path(
+    pub fn convert_to_path<'a>(
         &self,
-        source: &dyn BlockSource,
+        source: impl Into<Input<'a>>,
         path: impl AsRef<Path>,
     ) -> Result<Summary> {
+        let source = source.into();
         self.run(source, self.at_path(source, path.as_ref(), true)?)
     }
 
@@ -49,12 +51,12 @@ impl ConvertOptions {
     /// # Errors
     /// As [`convert_to_path`](Self::convert_to_path), and [`Error::InvalidInput`] for a format whose
     /// files are more than the guest's bytes and if the disk is larger than the target.
-    pub fn convert_into_existing(
+    pub fn convert_into_existing<'a>(
         &self,
-        source: &dyn BlockSource,
+        source: impl Into<Input<'a>>,
         path: impl AsRef<Path>,
     ) -> Result<Summary> {
-        let path = path.as_ref();
+        let (source, path) = (source.into(), path.as_ref());
         let writer = self.writer(source, path.file_name().map(Path::new))?;
         if !writer.shape().plain {
             return Err(Error::invalid(format!(
@@ -72,11 +74,12 @@ impl ConvertOptions {
     ///
     /// # Errors
     /// As [`convert_to_path`](Self::convert_to_path); what was written until then stays.
-    pub fn convert_to_targets(
+    pub fn convert_to_targets<'a>(
         &self,
-        source: &dyn BlockSource,
+        source: impl Into<Input<'a>>,
         targets: &[Arc<dyn BlockTarget>],
     ) -> Result<Summary> {
+        let source = source.into();
         self.run(source, self.at_targets(source, targets)?)
     }
 
@@ -84,7 +87,7 @@ impl ConvertOptions {
     /// only target.
     pub(super) fn at_path(
         &self,
-        source: &dyn BlockSource,
+        source: Input<'_>,
         path: &Path,
         alone: bool,
     ) -> Result<Destination<'static>> {
@@ -147,8 +150,8 @@ impl ConvertOptions {
         }
     }
 
-    fn check_read_once(&self, source: &dyn BlockSource) -> Result<()> {
-        match source.arriving() {
+    fn check_read_once(&self, source: Input<'_>) -> Result<()> {
+        match source.arriving {
             Some(_) if self.verify => Err(Error::invalid(
                 "a stream cannot be compared with what was made of it; make digests instead",
             )),
@@ -162,7 +165,7 @@ impl ConvertOptions {
     /// Opens the journal of the conversion into `path`.
     fn journal(
         &self,
-        source: &dyn BlockSource,
+        source: Input<'_>,
         shape: &WriteShape,
         path: &Path,
         every: u64,
@@ -186,8 +189,8 @@ impl ConvertOptions {
         }
         let mut ends = Hasher::new(Algorithm::Md5)?;
         let mut bytes = vec![0; 64 << 10];
-        for at in [0, source.size().saturating_sub(bytes.len() as u64)] {
-            let n = source.read_at(&mut bytes, at)?;
+        for at in [0, source.disk.size().saturating_sub(bytes.len() as u64)] {
+            let n = source.disk.read_at(&mut bytes, at)?;
             ends.update(bytes.get(..n).unwrap_or_default());
         }
         let identity = format!(
@@ -197,8 +200,8 @@ impl ConvertOptions {
             self.create,
             self.sparse_size,
             shape.files,
-            source.size(),
-            source.identity(),
+            source.disk.size(),
+            source.disk.identity(),
             ends.finish(),
         );
         let journal_path = beside(path, ".journal")?;
@@ -217,7 +220,7 @@ impl ConvertOptions {
     /// Prepares to write storage of the caller's.
     pub(super) fn at_targets(
         &self,
-        source: &dyn BlockSource,
+        source: Input<'_>,
         targets: &[Arc<dyn BlockTarget>],
     ) -> Result<Destination<'static>> {
         let writer = self.writer(source, None)?;
@@ -234,7 +237,7 @@ impl ConvertOptions {
 
     pub(super) fn writer(
         &self,
-        source: &dyn BlockSource,
+        source: Input<'_>,
         file_name: Option<&Path>,
     ) -> Result<Box<dyn ImageWriter>> {
         let create = |size| {
@@ -243,11 +246,11 @@ impl ConvertOptions {
             create.file_name = file_name.map(ImageName::from).or(create.file_name);
             crate::open::named(&self.format)?.create(&create)
         };
-        match source.arriving().filter(|arriving| arriving.is_endless()) {
-            None => create(source.size()),
+        match source.arriving.filter(|arriving| arriving.is_endless()) {
+            None => create(source.disk.size()),
             Some(arriving) => match create(ANY_SIZE) {
                 Ok(writer) if is_remade(&writer.shape()) => Ok(writer),
-                _ if arriving.spill()? => create(source.size()),
+                _ if arriving.spill()? => create(source.disk.size()),
                 Err(error) => Err(error),
                 Ok(_) => Err(Error::invalid(format!(
                     "an image of format {} begins with the size of the disk, which is known only when \
@@ -259,13 +262,13 @@ impl ConvertOptions {
     }
 
     /// Fails if writing to `path` would destroy a file that is read.
-    pub(super) fn refuse_source(&self, source: &dyn BlockSource, path: &Path) -> Result<()> {
+    pub(super) fn refuse_source(&self, source: Input<'_>, path: &Path) -> Result<()> {
         let found = there(std::fs::metadata(path), path)?;
         let Some(identity) = found.as_ref().and_then(identity_of) else {
             return Ok(());
         };
         let reads = |s: &dyn BlockSource| s.uses_file(identity);
-        if reads(source)
+        if reads(source.disk)
             || self
                 .overlay
                 .as_ref()
@@ -281,14 +284,14 @@ impl ConvertOptions {
 
     fn in_place(
         &self,
-        source: &dyn BlockSource,
+        source: Input<'_>,
         writer: Box<dyn ImageWriter>,
         path: &Path,
         existing: bool,
     ) -> Result<Destination<'static>> {
         let shape = writer.shape();
         let mut storage = FileStorage::open_writable(path)?;
-        let endless = source.arriving().is_some_and(Arriving::is_endless);
+        let endless = source.is_endless();
         if shape.plain && storage.size() < shape.virtual_size && !endless {
             return Err(Error::invalid(format!(
                 "{} is too small: it has {} bytes and the disk has {}",
@@ -312,15 +315,15 @@ impl ConvertOptions {
 
     pub(super) fn target<'a>(
         &self,
-        source: &dyn BlockSource,
+        source: Input<'_>,
         writer: Box<dyn ImageWriter>,
         files: Vec<Arc<dyn BlockTarget + 'a>>,
         alone: bool,
     ) -> Target<'a> {
         let mut shape = writer.shape();
-        let endless = source.arriving().is_some_and(Arriving::is_endless);
+        let endless = source.is_endless();
         let remake = endless.then(|| {
-            shape.virtual_size = source.size();
+            shape.virtual_size = source.disk.size();
             self.remake()
         });
         Target {
@@ -351,11 +354,7 @@ impl ConvertOptions {
     }
 
     /// Converts into one destination.
-    pub(super) fn run(
-        &self,
-        source: &dyn BlockSource,
-        destination: Destination<'_>,
-    ) -> Result<Summary> {
+    pub(super) fn run(&self, source: Input<'_>, destination: Destination<'_>) -> Result<Summary> {
         let Destination {
             target,
             pending,
@@ -372,7 +371,7 @@ impl ConvertOptions {
             None => Summary::default(),
         };
         if self.verify {
-            self.verify_written(source, &shape, &pending)?;
+            self.verify_written(source.disk, &shape, &pending)?;
         }
         summary.content = outcome.content;
         summary.file_digests = file_digests;
@@ -386,13 +385,9 @@ impl ConvertOptions {
     }
 
     /// The work of converting into these targets, with this target's settings for the whole.
-    pub(super) fn job<'a>(
-        &self,
-        source: &'a dyn BlockSource,
-        targets: Vec<Target<'a>>,
-    ) -> Result<Job<'a>> {
+    pub(super) fn job<'a>(&self, source: Input<'a>, targets: Vec<Target<'a>>) -> Result<Job<'a>> {
         let content = match self.content {
-            Some(algorithm) => Some(ContentHasher::new(algorithm, source.size())?),
+            Some(algorithm) => Some(ContentHasher::new(algorithm, source.disk.size())?),
             None => None,
         };
         // What an overlay does not record is not read.
@@ -421,7 +416,7 @@ impl ConvertOptions {
     /// What the target shows where nothing is written.
     pub(super) fn ground(
         &self,
-        source: &dyn BlockSource,
+        source: Input<'_>,
         shape: &WriteShape,
         targets: &[Arc<dyn BlockTarget + '_>],
         alone: bool,
@@ -429,7 +424,7 @@ impl ConvertOptions {
         if let Some(image) = &self.overlay {
             let depth = image
                 .identity()
-                .and_then(|file| source.depth_of(file, image.format()));
+                .and_then(|file| source.disk.depth_of(file, image.format()));
             // Beside other targets, all is read, and compared.
             return match depth.filter(|depth| *depth > 0 && alone) {
                 Some(depth) => Ground::Layer(depth),

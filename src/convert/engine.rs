@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::convert::claim::{Cursor, Ground};
+use crate::convert::input::Input;
 use crate::convert::journal::Journal;
 use crate::convert::lane::{Lane, Target, lock};
 use crate::convert::options::Summary;
@@ -32,13 +33,14 @@ use crate::convert::segment::{Leaf, Segment, capacity};
 use crate::digest::{ContentDigest, ContentHasher, Digest};
 use crate::error::{Error, Result};
 use crate::image::Take;
+use crate::open::Arriving;
 use crate::packed::{Codec, PackedSource};
 use crate::progress::Cancel;
-use crate::source::{Arriving, BlockSource};
+use crate::source::BlockSource;
 
 /// What a conversion works on.
 pub(super) struct Job<'a> {
-    pub(super) source: &'a dyn BlockSource,
+    pub(super) source: Input<'a>,
     pub(super) targets: Vec<Target<'a>>,
     pub(super) threads: usize,
     pub(super) memory: u64,
@@ -68,7 +70,11 @@ pub(super) struct Outcome {
 /// What ends all targets: an error of the source, and of any target if no failure is allowed.
 pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
     let mut job = job;
-    let source = job.source;
+    let Input {
+        disk: source,
+        arriving,
+    } = job.source;
+    let input = job.source;
     let mut start = (0, 0);
     for target in &mut job.targets {
         start = target.begin()?;
@@ -79,12 +85,11 @@ pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
     let size = size.unwrap_or_else(|| source.size());
     let capacity = capacity(unit);
     let encoders: Vec<_> = job.targets.iter().map(|t| t.writer.encoder()).collect();
-    let arriving = source.arriving();
     let packed = travelling(source, &job, &encoders);
     let later = arriving.and_then(|_| source.packed());
     let stays_packed = packed.is_some() || later.is_some();
     let copies = 1 + u64::from(stays_packed) + encoders.iter().flatten().count() as u64;
-    let endless = arriving.is_some_and(Arriving::is_endless);
+    let endless = job.source.is_endless();
     let memory = job
         .memory
         .saturating_sub(arriving.map_or(0, Arriving::memory));
@@ -157,7 +162,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
             unit: usize::try_from(unit).unwrap_or(usize::MAX),
         },
         cursor: Mutex::new(
-            Cursor::new(source, grounds, is_packed, size, unit, capacity)
+            Cursor::new(input, grounds, is_packed, size, unit, capacity)
                 .starting_at(start.0, start.1),
         ),
         arriving,
@@ -248,7 +253,7 @@ fn shared_device(lanes: &[Lane<'_>]) -> Option<u64> {
 struct Engine<'a> {
     reader: Reader<'a>,
     cursor: Mutex<Cursor<'a>>,
-    arriving: Option<&'a dyn Arriving>,
+    arriving: Option<&'a Arriving>,
     /// Whether its size was not known at first.
     endless: bool,
     lanes: &'a [Lane<'a>],

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::convert::claim::Cursor;
 use crate::convert::destination::Destination;
+use crate::convert::input::Input;
 use crate::convert::lane::{Remake, lock};
 use crate::convert::options::{ConvertOptions, Summary};
 use crate::convert::plan::{InOrder, Performance, Plan};
@@ -13,7 +14,6 @@ use crate::digest::Hasher;
 use crate::error::{Error, Result};
 use crate::image::{ImageWriter, WriteShape};
 use crate::name::ImageName;
-use crate::source::BlockSource;
 use crate::storage::ForwardTarget;
 use crate::target::BlockTarget;
 
@@ -59,11 +59,12 @@ impl ConvertOptions {
     /// (a compressed qcow2); also if the extents of the source change meanwhile. [`Error::Io`] where
     /// the writer fails, with the kind [`BrokenPipe`](io::ErrorKind::BrokenPipe) where its reader went
     /// away; [`Error::Cancelled`], and what reading the source fails with.
-    pub fn convert_to_writer(
+    pub fn convert_to_writer<'a>(
         &self,
-        source: &dyn BlockSource,
+        source: impl Into<Input<'a>>,
         writer: impl io::Write + Send,
     ) -> Result<Summary> {
+        let source = source.into();
         let layout = self.writer(source, None)?;
         let shape = layout.shape();
         self.check_streamable(layout.as_ref(), &shape)?;
@@ -80,7 +81,7 @@ impl ConvertOptions {
         let writer = Hashing(writer, Arc::clone(&hashers));
         let files: Vec<Arc<dyn BlockTarget + '_>> = vec![Arc::new(ForwardTarget::new(writer))];
         let planned = !shape.forward;
-        if let Some(arriving) = source.arriving().filter(|_| planned) {
+        if let Some(arriving) = source.arriving.filter(|_| planned) {
             if !arriving.spill()? {
                 return Err(self.not_streamable(
                     "its tables come before the data, and that is known only when the source, a stream \

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use crate::convert::segment::{Segment, Step, Work};
 use crate::error::{Error, Result, quoted_path};
 use crate::image::Part;
+use crate::ondisk::le;
 use crate::packed::PackedUnit;
 
 const MAGIC: &[u8] = b"blockform conversion journal 1\n";
@@ -189,7 +190,7 @@ fn read_record(reader: &mut impl Read) -> std::io::Result<Option<Vec<u8>>> {
             Err(e) => Err(e),
         }
     };
-    let number = |bytes: Vec<u8>| bytes.first_chunk().map(|raw| u32::from_le_bytes(*raw));
+    let number = |bytes: Vec<u8>| le::<u32>(&bytes, 0);
     let Some(len) = exactly(4)?.and_then(number) else {
         return Ok(None);
     };

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::image::{ImageWriter, Payload, Write, WriteShape};
 use crate::limits::Limits;
 use crate::progress::{Phase, Report};
+use crate::source::BlockSourceExt;
 use crate::storage::Slice;
 use crate::target::{BlockTarget, Zeroes};
 

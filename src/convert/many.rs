@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::convert::destination::{Destination, check_content, commit, refuse_one_for_two};
 use crate::convert::engine;
+use crate::convert::input::Input;
 use crate::convert::options::{ConvertOptions, Summary};
 use crate::digest::{Algorithm, ContentDigest, Digest};
 use crate::error::{Error, Result};
@@ -37,7 +38,7 @@ use crate::target::BlockTarget;
 #[derive(Debug)]
 #[must_use]
 pub struct Conversion<'a> {
-    source: &'a dyn BlockSource,
+    source: Input<'a>,
     targets: Vec<(ConvertOptions, Place)>,
     whole: ConvertOptions,
     allow_failure: bool,
@@ -63,9 +64,9 @@ pub struct Outcome {
 
 impl<'a> Conversion<'a> {
     /// A conversion of `source` into nothing yet.
-    pub fn of(source: &'a dyn BlockSource) -> Self {
+    pub fn of(source: impl Into<Input<'a>>) -> Self {
         Conversion {
-            source,
+            source: source.into(),
             targets: Vec::new(),
             whole: ConvertOptions::to("raw"),
             allow_failure: false,
@@ -180,7 +181,7 @@ impl<'a> Conversion<'a> {
             let result = result.and_then(|mut summary| {
                 summary.content.clone_from(&outcome.content);
                 if options.verify {
-                    options.verify_written(self.source, &shape, &pending)?;
+                    options.verify_written(self.source.disk, &shape, &pending)?;
                 }
                 if let Some(image) = pending.first() {
                     summary.target_digests = options.digests_of_target(&*image.storage())?;
@@ -206,7 +207,10 @@ impl<'a> Conversion<'a> {
 ///
 /// # Errors
 /// What reading fails with, and as [`Hasher::new`](crate::digest::Hasher::new).
-pub fn content_digest(source: &dyn BlockSource, algorithm: Algorithm) -> Result<ContentDigest> {
+pub fn content_digest<'a>(
+    source: impl Into<Input<'a>>,
+    algorithm: Algorithm,
+) -> Result<ContentDigest> {
     let outcome = Conversion::of(source).content_digest(algorithm).run()?;
     outcome
         .content

@@ -6,6 +6,7 @@ mod destination;
 mod digests;
 mod engine;
 mod forward;
+mod input;
 mod journal;
 mod lane;
 mod many;
@@ -19,6 +20,7 @@ mod prepare;
 mod segment;
 mod verify;
 
+pub use input::Input;
 pub use many::{Conversion, Outcome, content_digest};
 pub use options::{ConvertOptions, Summary};
 

@@ -486,10 +486,12 @@ mod tests {
         let disk = Full(16 << 30);
         // A qcow2 counts its references in half a mebibyte, a VHD has a mebibyte of bitmaps times four.
         for (format, most) in [("qcow2", 200), ("vhd", 700), ("vhdx", 300), ("vdi", 100)] {
-            let writer = ConvertOptions::to(format).writer(&disk, None).unwrap();
+            let writer = ConvertOptions::to(format)
+                .writer((&disk).into(), None)
+                .unwrap();
             let (size, unit) = (disk.size(), writer.shape().unit);
             let mut cursor = Cursor::new(
-                &disk,
+                (&disk).into(),
                 vec![&Ground::Zero],
                 false,
                 size,

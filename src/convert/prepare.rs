@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
 use crate::image::{Encoder, Form, Part, Take};
 use crate::packed::{PackedSource, PackedUnit};
-use crate::source::{BlockSource, read_padded};
+use crate::source::{BlockSource, BlockSourceExt, read_padded};
 use crate::zero::is_zero;
 
 /// Blocks of the file systems that share them.
@@ -68,7 +68,7 @@ impl Reader<'_> {
         let (mut position, end) = (guest, guest.saturating_add(len));
         while position < end {
             let place = self.source.place_of(position, end - position);
-            let Some(place) = place.filter(|place| place.open.is_some()) else {
+            let Some(place) = place.filter(|place| place.handle.is_some()) else {
                 return false;
             };
             let on_device = place.file.is_some_and(|file| file.device == device);

@@ -21,6 +21,7 @@ use crate::formats::raw::RAW;
 use crate::image::{Image, Value};
 use crate::inspect::{Report, json};
 use crate::name::ImageName;
+use crate::source::BlockSourceExt;
 
 /// A run of a disk, as `qemu-img map` tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]

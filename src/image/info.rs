@@ -2,6 +2,7 @@
 
 use crate::image::Value;
 use crate::name::ImageName;
+use crate::source::BlockSourceExt;
 
 /// What an image says of itself, whatever its format.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! What an image format is: the contract between `formats/` and everything above it.
 //!
 //! A format is a function from a [`BlockSource`] to a [`BlockSource`]. It parses bytes and never
-//! opens a file, starts a thread or prints: what it needs from outside it asks of its [`Opener`].
+//! opens a file, starts a thread or prints: what it needs from outside it asks of the [`Opener`] of its [`Request`].
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -96,26 +96,26 @@ pub trait Format: Debug + Send + Sync {
     /// # Errors
     /// [`Error::Malformed`] if it is none or a damaged one,
     /// [`Error::Unsupported`] for a feature that is not known,
-    /// [`Error::LimitExceeded`], and what `opener` and `source` fail with.
-    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>>;
+    /// [`Error::LimitExceeded`], and what `request` and `source` fail with.
+    fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>>;
 
     /// Looks for everything that is wrong with the image in `source`, without reading the guest's data, but
     /// for what the image has a checksum of or says that it is zeros. `None` for a format that has nothing to
     /// check, raw.
     ///
-    /// It goes on after what it finds. Backing files are not its matter: it asks `opener` only for the
+    /// It goes on after what it finds. Backing files are not its matter: it asks `request` only for the
     /// files that the image itself consists of.
     ///
     /// # Errors
     /// Where the check cannot go on: [`Error::Malformed`] for a header
     /// without which nothing else can be found, [`Error::Unsupported`],
-    /// [`Error::LimitExceeded`], and what `opener` and `source` fail with.
+    /// [`Error::LimitExceeded`], and what `request` and `source` fail with.
     fn check(
         &self,
         source: &Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Option<Findings>> {
-        let _ = (source, opener);
+        let _ = (source, request);
         Ok(None)
     }
 
@@ -137,10 +137,10 @@ pub trait Format: Debug + Send + Sync {
     fn repair(
         &self,
         file: &Arc<dyn BlockTarget>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
         scope: Scope,
     ) -> Result<Fixed> {
-        let _ = (file, opener, scope);
+        let _ = (file, request, scope);
         Err(Error::Unsupported {
             format: self.id(),
             feature: "repair".to_owned(),
@@ -158,9 +158,9 @@ pub trait Format: Debug + Send + Sync {
     fn open_arriving(
         &self,
         source: Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Box<dyn Image>> {
-        self.open(source, opener)
+        self.open(source, request)
     }
 
     /// Lays out a new image of this format.
@@ -172,28 +172,30 @@ pub trait Format: Debug + Send + Sync {
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>>;
 }
 
-/// What a format may ask of whoever opens one of its images.
-pub trait Opener: Debug {
-    /// What the image may demand.
-    fn limits(&self) -> &Limits;
-
-    /// Which internal snapshot to open in place of the active state.
-    fn snapshot(&self) -> Option<&SnapshotSelector>;
-
-    /// Which disk to open of an image that holds several.
-    fn disk(&self) -> Option<&DiskSelector>;
-
-    /// Whether an image with checksums of all of its files is to be compared with them.
-    fn verifies(&self) -> bool;
-
-    /// Whether the image is only to be described: what of it cannot be read is then told by a
+/// A request to open an image, or to check one.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Request<'a> {
+    /// Limits of what the image may demand.
+    pub limits: &'a Limits,
+    /// Internal snapshot to open in place of the active state.
+    pub snapshot: Option<&'a SnapshotSelector>,
+    /// Disk to open of an image that holds several.
+    pub disk: Option<&'a DiskSelector>,
+    /// Compare an image with checksums of all of its files with them.
+    pub verifies: bool,
+    /// Only describe the image: what of it cannot be read is then told by a
     /// [warning](ImageInfo::warnings), where that is possible.
-    fn describes(&self) -> bool;
+    pub describes: bool,
+    /// Open the image as far as it can be read, where damage costs a part of its disk only: see
+    /// [`OpenOptions::salvage`](crate::OpenOptions::salvage).
+    pub salvages: bool,
+    /// The way to other files and images.
+    pub opener: &'a dyn Opener,
+}
 
-    /// Whether the image is to be opened as far as it can be read, where what is damaged costs a part of
-    /// its disk only: see [`OpenOptions::salvage`](crate::OpenOptions::salvage).
-    fn salvages(&self) -> bool;
-
+/// Files and images that a format may open while it opens one of its own.
+pub trait Opener: Debug {
     /// Opens the image in `source`, which lies within this one, in the format that it shows. Where it
     /// shows none, it is what this one declares. `resolver` decides about its references.
     ///
@@ -289,9 +291,9 @@ pub trait Image: BlockSource {
     fn arrived(
         &self,
         source: Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Option<Box<dyn Image>>> {
-        let _ = (source, opener);
+        let _ = (source, request);
         Ok(None)
     }
 

@@ -40,7 +40,7 @@ use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::open::{Layer, OpenOptions};
 use crate::reference::{DetachReferences, Reference, ReferenceKind};
-use crate::source::BlockSource;
+use crate::source::{BlockSource, BlockSourceExt};
 
 pub use map::ExtentMap;
 

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
 use crate::reference::Reference;
-use crate::source::BlockSource;
+use crate::source::{BlockSource, Salvageable};
 
 /// A source of known size in a file that the caller's resolver left closed. Reading it fails.
 #[derive(Debug)]
@@ -35,6 +35,12 @@ impl BlockSource for Detached {
         Err(self.error())
     }
 
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl Salvageable for Detached {
     fn lost_with(&self, offset: u64) -> u64 {
         self.size.saturating_sub(offset).max(1)
     }
@@ -71,6 +77,12 @@ impl BlockSource for Missing {
         Err(self.error())
     }
 
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl Salvageable for Missing {
     fn lost_with(&self, offset: u64) -> u64 {
         self.size.saturating_sub(offset).max(1)
     }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{Image, ImageInfo, Opener};
+use crate::image::{Image, ImageInfo, Request};
 use crate::map::{Below, BlockMap, Mapped};
 use crate::packed::PackedSource;
 use crate::reference::Reference;
-use crate::source::{BlockSource, FileIdentity, Place};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
 
 /// An image in one file, with a backing file or without.
 #[derive(Debug)]
@@ -35,11 +35,11 @@ impl<M: BlockMap> MappedImage<M> {
         map: M,
         info: ImageInfo,
         backing: Option<Reference>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Self> {
         let (below, open) = match &backing {
             None => (Below::Nothing, None),
-            Some(reference) => match opener.open_image(reference)? {
+            Some(reference) => match request.opener.open_image(reference)? {
                 None => (Below::Detached(Box::new(reference.clone())), None),
                 Some(image) => (Below::Image(Arc::new(Arc::clone(&image))), Some(image)),
             },
@@ -92,33 +92,45 @@ impl<M: BlockMap> BlockSource for MappedImage<M> {
         self.mapped.block_size()
     }
 
-    fn lost_with(&self, offset: u64) -> u64 {
-        self.mapped.lost_with(offset)
+    fn packed(&self) -> Option<&dyn PackedSource> {
+        self.mapped.packed().filter(|_| self.sealed.is_none())
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl<M: BlockMap> Stored for MappedImage<M> {
     fn identity(&self) -> Option<FileIdentity> {
         self.file.identity()
     }
 
     fn uses_file(&self, file: FileIdentity) -> bool {
-        self.mapped.uses_file(file)
-    }
-
-    fn packed(&self) -> Option<&dyn PackedSource> {
-        self.mapped.packed().filter(|_| self.sealed.is_none())
+        Stored::uses_file(&self.mapped, file)
     }
 
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        if format == self.format && self.identity() == Some(file) {
+        if format == self.format && Stored::identity(self) == Some(file) {
             Some(0)
         } else {
-            self.mapped.depth_of(file, format)
+            Stored::depth_of(&self.mapped, file, format)
         }
     }
 
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.check_readable().ok()?;
-        self.mapped.place_of(offset, limit)
+        Stored::place_of(&self.mapped, offset, limit)
+    }
+}
+
+impl<M: BlockMap> Salvageable for MappedImage<M> {
+    fn lost_with(&self, offset: u64) -> u64 {
+        Salvageable::lost_with(&self.mapped, offset)
     }
 }
 

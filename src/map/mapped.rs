@@ -8,7 +8,10 @@ use crate::format_id::FormatId;
 use crate::map::{BlockMap, Held, Packing, Run, walk};
 use crate::packed::{Codec, PackedSource, PackedUnit};
 use crate::reference::Reference;
-use crate::source::{BlockSource, FileIdentity, Place, check_extent, read_padded, readable};
+use crate::source::{
+    BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored, check_extent,
+    read_padded, readable,
+};
 
 /// What shows through where a table records nothing.
 #[derive(Debug, Clone)]
@@ -365,29 +368,27 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
         self.map.unit()
     }
 
-    fn lost_with(&self, offset: u64) -> u64 {
-        let left = self.size.saturating_sub(offset).max(1);
-        let run = walk::run(&self.map, &mut Held::default(), offset, left, true);
-        match (run, &self.below) {
-            (Ok((Run::Unallocated, len)), Below::Image(image)) if offset < image.size() => {
-                image.lost_with(offset).min(len)
-            }
-            (Ok((Run::Unallocated, len)), _) => len,
-            _ => self.map.lost_with(offset),
-        }
+    fn packed(&self) -> Option<&dyn PackedSource> {
+        let codec = self.map.packing()?.codec();
+        codec.map(|_| self as &dyn PackedSource)
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl<M: BlockMap> Stored for Mapped<M> {
     fn uses_file(&self, file: FileIdentity) -> bool {
         let below = match &self.below {
             Below::Image(image) => image.uses_file(file),
             Below::Nothing | Below::Detached(_) => false,
         };
         below || self.host.uses_file(file)
-    }
-
-    fn packed(&self) -> Option<&dyn PackedSource> {
-        let codec = self.map.packing()?.codec();
-        codec.map(|_| self as &dyn PackedSource)
     }
 
     /// A depth below this source: who it is itself, the format knows.
@@ -406,6 +407,20 @@ impl<M: BlockMap> BlockSource for Mapped<M> {
             (Run::Stored { host }, _) => self.host.place_of(host, len.min(limit)),
             (Run::Unallocated, Below::Image(image)) => image.place_of(offset, len.min(limit)),
             _ => None,
+        }
+    }
+}
+
+impl<M: BlockMap> Salvageable for Mapped<M> {
+    fn lost_with(&self, offset: u64) -> u64 {
+        let left = self.size.saturating_sub(offset).max(1);
+        let run = walk::run(&self.map, &mut Held::default(), offset, left, true);
+        match (run, &self.below) {
+            (Ok((Run::Unallocated, len)), Below::Image(image)) if offset < image.size() => {
+                image.lost_with(offset).min(len)
+            }
+            (Ok((Run::Unallocated, len)), _) => len,
+            _ => self.map.lost_with(offset),
         }
     }
 }

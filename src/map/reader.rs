@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::format_id::FormatId;
-use crate::image::Opener;
+use crate::image::Request;
 use crate::limits::Limits;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -33,9 +33,9 @@ impl TableReader {
         }
     }
 
-    /// A reader for what `opener` asks for.
-    pub(crate) fn of(format: FormatId, opener: &dyn Opener) -> Self {
-        Self::new(format, opener.limits(), opener.salvages())
+    /// A reader for what `request` asks for.
+    pub(crate) fn of(format: FormatId, request: &Request<'_>) -> Self {
+        Self::new(format, request.limits, request.salvages)
     }
 
     pub(crate) fn limits(&self) -> &Limits {

@@ -3,9 +3,13 @@
 //! Each structure of a format is declared once, with [`on_disk!`](crate::ondisk::on_disk), under the
 //! field names and at the offsets of its specification; readers and writers share the declaration.
 
+mod entry;
 pub(crate) mod luks;
 mod reader;
 mod table;
 
+pub(crate) use entry::{TableEntry, table_entry};
 pub(crate) use reader::Reader;
-pub(crate) use table::{Field, FieldType, Order, check_fields, cut_short, field, on_disk};
+pub(crate) use table::{
+    Field, FieldType, Order, be, check_fields, cut_short, le, on_disk, utf16, values,
+};

@@ -1,9 +1,11 @@
 //! Field tables: a structure's fields with their places, declared once for reading and writing.
 
-use crate::error::{Error, Result};
+use std::marker::PhantomData;
+
+use crate::error::Error;
 use crate::format_id::FormatId;
 
-/// In which order the bytes of a number stand.
+/// Order of the bytes of a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     /// Most significant byte first.
@@ -12,26 +14,31 @@ pub(crate) enum Order {
     Little,
 }
 
-/// One field of a structure: its name in the specification and where it is.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Field {
-    pub(crate) name: &'static str,
-    pub(crate) offset: usize,
-    pub(crate) len: usize,
-}
-
-/// A type that a field can have.
+/// A type that a field can have, and the one way between numbers and bytes.
 pub(crate) trait FieldType: Sized {
+    /// The value as bytes.
+    type Bytes: AsRef<[u8]>;
+    /// Length in bytes.
     const LEN: usize;
-    /// The value of the `LEN` bytes at `offset`; `None` if they are not all there.
+    /// Reads the value at `offset`; `None` if its bytes are not all there.
     fn get(bytes: &[u8], offset: usize, order: Order) -> Option<Self>;
-    /// Writes the value at `offset`, as far as there is room.
-    fn put(&self, bytes: &mut [u8], offset: usize, order: Order);
+    /// Returns the value as bytes.
+    fn bytes(&self, order: Order) -> Self::Bytes;
+    /// Writes the value at `offset`, or nothing if there is no room for it.
+    fn put(&self, bytes: &mut [u8], offset: usize, order: Order) {
+        let room = bytes
+            .get_mut(offset..)
+            .and_then(|rest| rest.get_mut(..Self::LEN));
+        if let Some(to) = room {
+            to.copy_from_slice(self.bytes(order).as_ref());
+        }
+    }
 }
 
 macro_rules! number_field {
     ($($ty:ty),*) => {$(
         impl FieldType for $ty {
+            type Bytes = [u8; size_of::<$ty>()];
             const LEN: usize = size_of::<$ty>();
             fn get(bytes: &[u8], offset: usize, order: Order) -> Option<Self> {
                 let raw = *bytes.get(offset..)?.first_chunk()?;
@@ -40,13 +47,10 @@ macro_rules! number_field {
                     Order::Little => <$ty>::from_le_bytes(raw),
                 })
             }
-            fn put(&self, bytes: &mut [u8], offset: usize, order: Order) {
-                let raw = match order {
+            fn bytes(&self, order: Order) -> Self::Bytes {
+                match order {
                     Order::Big => self.to_be_bytes(),
                     Order::Little => self.to_le_bytes(),
-                };
-                if let Some(to) = bytes.get_mut(offset..).and_then(|b| b.first_chunk_mut()) {
-                    *to = raw;
                 }
             }
         }
@@ -55,18 +59,80 @@ macro_rules! number_field {
 number_field!(u8, u16, u32, u64);
 
 impl<const N: usize> FieldType for [u8; N] {
+    type Bytes = [u8; N];
     const LEN: usize = N;
     fn get(bytes: &[u8], offset: usize, _: Order) -> Option<Self> {
         bytes.get(offset..)?.first_chunk().copied()
     }
-    fn put(&self, bytes: &mut [u8], offset: usize, _: Order) {
-        if let Some(to) = bytes.get_mut(offset..).and_then(|b| b.first_chunk_mut()) {
-            *to = *self;
-        }
+    fn bytes(&self, _: Order) -> Self::Bytes {
+        *self
     }
 }
 
-/// The error for a structure that is cut short.
+/// Reads the big-endian value at `offset`; `None` if its bytes are not all there.
+pub(crate) fn be<T: FieldType>(bytes: &[u8], offset: usize) -> Option<T> {
+    T::get(bytes, offset, Order::Big)
+}
+
+/// Reads the little-endian value at `offset`; `None` if its bytes are not all there.
+pub(crate) fn le<T: FieldType>(bytes: &[u8], offset: usize) -> Option<T> {
+    T::get(bytes, offset, Order::Little)
+}
+
+/// Reads a table of values from front to back; a cut value at the end is left out.
+pub(crate) fn values<T: FieldType>(table: &[u8], order: Order) -> impl Iterator<Item = T> {
+    let entries = table.chunks_exact(T::LEN);
+    entries.filter_map(move |raw| T::get(raw, 0, order))
+}
+
+/// Decodes UTF-16 up to the first NUL. Units that make no character become U+FFFD.
+pub(crate) fn utf16(bytes: &[u8], order: Order) -> String {
+    let units = values(bytes, order).take_while(|unit: &u16| *unit != 0);
+    char::decode_utf16(units)
+        .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect()
+}
+
+/// One field of a structure: its place and its type.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Field<T> {
+    /// Bytes from the start of the structure.
+    pub(crate) offset: usize,
+    order: Order,
+    of: PhantomData<T>,
+}
+
+impl<T: FieldType> Field<T> {
+    pub(crate) const fn new(offset: usize, order: Order) -> Self {
+        Field {
+            offset,
+            order,
+            of: PhantomData,
+        }
+    }
+
+    /// Reads the field of `structure`; `None` if its bytes are not all there.
+    pub(crate) fn get(self, structure: &[u8]) -> Option<T> {
+        T::get(structure, self.offset, self.order)
+    }
+
+    /// Writes the field of `structure`, or nothing if there is no room for it.
+    pub(crate) fn put(self, structure: &mut [u8], value: T) {
+        value.put(structure, self.offset, self.order);
+    }
+
+    /// Returns `value` as the bytes that the field has on disk.
+    pub(crate) fn bytes(self, value: T) -> T::Bytes {
+        value.bytes(self.order)
+    }
+
+    /// Returns the place of the field in a structure that starts at byte `at`.
+    pub(crate) fn at(self, at: u64) -> u64 {
+        at.saturating_add(self.offset as u64)
+    }
+}
+
+/// Returns the error for a structure that is cut short.
 pub(crate) fn cut_short(
     format: FormatId,
     structure: &'static str,
@@ -82,19 +148,6 @@ pub(crate) fn cut_short(
     )
 }
 
-/// Reads a field that the length of `bytes` was checked for.
-pub(crate) fn field<T: FieldType>(
-    bytes: &[u8],
-    field: &Field,
-    order: Order,
-    format: FormatId,
-    structure: &'static str,
-    at: u64,
-) -> Result<T> {
-    T::get(bytes, field.offset, order)
-        .ok_or_else(|| cut_short(format, structure, bytes.len(), field.offset + field.len, at))
-}
-
 /// Declares an on-disk structure.
 ///
 /// ```text
@@ -108,9 +161,10 @@ pub(crate) fn field<T: FieldType>(
 /// }
 /// ```
 ///
-/// It makes the struct, `LEN`, `FIELDS`, `parse` (bytes → struct, a typed error where they are too
-/// few), `encode` (struct → bytes) and `malformed` (an error about one field, with its offset). That
-/// the fields lie inside and do not overlap is checked when it is compiled.
+/// Makes the struct, `LEN`, `parse` (bytes → struct, a typed error where they are too few), `encode`
+/// (struct → bytes), `malformed` (an error about one field, with its offset), and for each field a
+/// constant of its name, a [`Field`], which reads or writes that field alone. Fields that overlap or lie
+/// outside do not compile.
 macro_rules! on_disk {
     (
         $(#[$meta:meta])*
@@ -125,61 +179,49 @@ macro_rules! on_disk {
         }
 
         #[allow(dead_code, reason = "not every structure is both read and written")]
+        #[allow(non_upper_case_globals, reason = "a field and its place have one name")]
         impl $name {
             /// Length in bytes.
             $vis const LEN: usize = $len;
-            const WHAT: &'static str = $what;
-            const FIELDS: &'static [$crate::ondisk::Field] = &[
-                $( $crate::ondisk::Field {
-                    name: stringify!($field),
-                    offset: $offset,
-                    len: <$ty as $crate::ondisk::FieldType>::LEN,
-                }, )*
+            $( $vis const $field: $crate::ondisk::Field<$ty> = $crate::ondisk::Field::new(
+                $offset, $crate::ondisk::Order::$order,
+            ); )*
+            /// Names and places of the fields, in order.
+            const FIELDS: &'static [(&'static str, usize, usize)] = &[
+                $( (
+                    stringify!($field), $offset, <$ty as $crate::ondisk::FieldType>::LEN,
+                ), )*
             ];
 
             /// Reads the structure from its bytes, which start at byte `at` of the file.
             $vis fn parse(bytes: &[u8], at: u64) -> $crate::Result<Self> {
-                if bytes.len() < Self::LEN {
-                    let have = bytes.len();
-                    return Err($crate::ondisk::cut_short($format, $what, have, Self::LEN, at));
-                }
-                let mut fields = Self::FIELDS.iter();
-                Ok($name {
-                    $( $field: {
-                        let field = fields.next().unwrap_or(&$crate::ondisk::Field::NONE);
-                        let order = $crate::ondisk::Order::$order;
-                        $crate::ondisk::field(bytes, field, order, $format, $what, at)?
-                    }, )*
-                })
+                let read = || {
+                    let bytes = bytes.get(..Self::LEN)?;
+                    Some($name { $( $field: Self::$field.get(bytes)?, )* })
+                };
+                let short = || $crate::ondisk::cut_short($format, $what, bytes.len(), Self::LEN, at);
+                read().ok_or_else(short)
             }
 
-            /// The structure as bytes; what no field covers is zero.
+            /// Returns the structure as bytes; those that no field covers are zero.
             $vis fn encode(&self) -> [u8; $len] {
                 let mut bytes = [0; $len];
-                $( $crate::ondisk::FieldType::put(
-                    &self.$field, &mut bytes, $offset, $crate::ondisk::Order::$order,
-                ); )*
+                $( Self::$field.put(&mut bytes, self.$field); )*
                 bytes
             }
 
-            /// Where a field stands in the structure, in bytes.
-            $vis fn place_of(field: &'static str) -> Option<usize> {
-                let mut fields = Self::FIELDS.iter();
-                fields.find(|f| f.name == field).map(|f| f.offset)
-            }
-
-            /// An error about one field of the structure that starts at byte `at` of the file.
+            /// Returns an error about one field of the structure that starts at byte `at` of the file.
             $vis fn malformed(
                 at: u64,
                 field: &'static str,
                 problem: impl Into<::std::borrow::Cow<'static, str>>,
             ) -> $crate::Error {
-                let place = Self::FIELDS.iter().find(|f| f.name == field);
+                let place = Self::FIELDS.iter().find(|(name, ..)| *name == field);
                 $crate::Error::Malformed {
                     format: $format,
                     structure: $what,
                     field: Some(field),
-                    offset: place.map(|f| at.saturating_add(f.offset as u64)),
+                    offset: place.map(|(_, offset, _)| at.saturating_add(*offset as u64)),
                     problem: problem.into(),
                 }
             }
@@ -190,21 +232,12 @@ macro_rules! on_disk {
 }
 pub(crate) use on_disk;
 
-impl Field {
-    /// A field that is nowhere.
-    pub(crate) const NONE: Field = Field {
-        name: "",
-        offset: usize::MAX,
-        len: 0,
-    };
-}
-
 /// Fails to compile if fields overlap, are out of order, or lie outside of their structure.
-pub(crate) const fn check_fields(mut fields: &[Field], len: usize) {
+pub(crate) const fn check_fields(mut fields: &[(&str, usize, usize)], len: usize) {
     let mut end = 0;
-    while let [first, rest @ ..] = fields {
-        assert!(first.offset >= end, "fields overlap or are out of order");
-        end = first.offset + first.len;
+    while let [(_, offset, field_len), rest @ ..] = fields {
+        assert!(*offset >= end, "fields overlap or are out of order");
+        end = *offset + *field_len;
         fields = rest;
     }
     assert!(end <= len, "a field lies outside of its structure");
@@ -235,6 +268,28 @@ mod tests {
         let bytes = sample.encode();
         assert_eq!(&bytes, b"ab\x02\x01\0\0\0\0\x06\x05\x04\x03");
         assert_eq!(Sample::parse(&bytes, 0).unwrap(), sample);
+    }
+
+    #[test]
+    fn a_field_is_read_and_written_alone() {
+        let mut bytes = [0; Sample::LEN];
+        Sample::offset.put(&mut bytes, 0x0102);
+        assert_eq!(bytes, *b"\0\0\0\0\0\0\0\0\x02\x01\0\0");
+        assert_eq!(Sample::offset.get(&bytes), Some(0x0102));
+        assert_eq!(Sample::offset.get(&bytes[..11]), None);
+        assert_eq!(Sample::offset.bytes(0x0102), [2, 1, 0, 0]);
+        assert_eq!(Sample::offset.at(512), 520);
+        Sample::offset.put(&mut bytes[..11], 0xffff_ffff);
+        assert_eq!(Sample::offset.get(&bytes), Some(0x0102));
+    }
+
+    #[test]
+    fn a_table_ends_with_its_last_whole_value() {
+        let table: Vec<u16> = values(&[1, 0, 2, 0, 3], Order::Little).collect();
+        assert_eq!(table, [1, 2]);
+        assert_eq!(be::<u32>(&[0, 0, 1, 2, 3], 1), Some(0x0001_0203));
+        assert_eq!(le::<u32>(&[0, 0, 1, 2, 3], 2), None);
+        assert_eq!(le::<u32>(&[0], usize::MAX), None);
     }
 
     #[test]

@@ -8,18 +8,18 @@ use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::formats::by_extension;
 use crate::formats::raw::RAW;
-use crate::image::{CheckedWithin, DiskSelector, Format, Image, Opener, SnapshotSelector};
+use crate::image::{CheckedWithin, DiskSelector, Format, Image, Opener, Request, SnapshotSelector};
 use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::reference::{Reference, Resolved, Resolver};
-use crate::source::{BlockSource, FileIdentity};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 
 use super::own::OwnFiles;
 use super::{named, open_as};
 
 /// What an image gets to ask: the limits, and the way to the files that it refers to.
 #[derive(Debug)]
-pub(super) struct Chain {
+pub(crate) struct Chain {
     pub(super) limits: Limits,
     /// What was asked of this image, and not of those behind it.
     pub(super) first: First,
@@ -58,6 +58,19 @@ impl Chain {
             salvages: false,
             resolver,
             above: vec![identity],
+        }
+    }
+
+    /// The request for the image that the chain ends with.
+    pub(crate) fn request(&self) -> Request<'_> {
+        Request {
+            limits: &self.limits,
+            snapshot: self.first.snapshot.as_ref(),
+            disk: self.first.disk.as_ref(),
+            verifies: self.first.verifies,
+            describes: self.describes,
+            salvages: self.salvages,
+            opener: self,
         }
     }
 
@@ -215,7 +228,7 @@ fn check_as(
     mut chain: Chain,
 ) -> Result<CheckedWithin> {
     chain.resolver = Arc::new(OwnFiles(chain.resolver));
-    let mut findings = format.check(&source, &chain)?.unwrap_or_default();
+    let mut findings = format.check(&source, &chain.request())?.unwrap_or_default();
     // A check goes on where an open ends, and does not see all that one sees.
     let virtual_size = match open_as(format, source, &chain) {
         Ok(image) => Some(image.size()),
@@ -232,26 +245,6 @@ fn check_as(
 pub(super) type Below = (Arc<dyn BlockSource>, &'static dyn Format, Chain);
 
 impl Opener for Chain {
-    fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    fn snapshot(&self) -> Option<&SnapshotSelector> {
-        self.first.snapshot.as_ref()
-    }
-
-    fn disk(&self) -> Option<&DiskSelector> {
-        self.first.disk.as_ref()
-    }
-
-    fn verifies(&self) -> bool {
-        self.first.verifies
-    }
-
-    fn describes(&self) -> bool {
-        self.describes
-    }
-
     fn open_within(
         &self,
         source: Arc<dyn BlockSource>,
@@ -278,10 +271,6 @@ impl Opener for Chain {
         let below = self.follow(reference)?;
         let checked = below.map(|(source, format, chain)| check_as(format, source, chain));
         checked.transpose()
-    }
-
-    fn salvages(&self) -> bool {
-        self.salvages
     }
 
     fn open_image(&self, reference: &Reference) -> Result<Option<Arc<dyn Image>>> {

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::image::{Format, Image, Window};
 use crate::limits::Limits;
 use crate::reference::{Reference, ReferenceKind, Resolved, Resolver};
-use crate::source::BlockSource;
+use crate::source::{BlockSource, BlockSourceExt};
 use crate::storage::FileStorage;
 
 use super::chain::Chain;

@@ -17,11 +17,12 @@ use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::open::chain::{Chain, First};
 use crate::reference::{DenyReferences, Resolver};
-use crate::source::{BlockSource, FileIdentity};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 use crate::storage::FileStorage;
 
 pub(crate) use layer::Layer;
 pub use policy::{PathPolicy, PathResolver};
+pub(crate) use stream::Arriving;
 pub use stream::{StreamImage, StreamSource};
 
 /// How to open an image. The defaults are for a file that a stranger sent: the format is detected,
@@ -185,7 +186,7 @@ impl OpenOptions {
         let format = self.format_to_read(shown)?;
         let chain = self.chain(resolver, source.identity());
         check_disks(format, &chain)?;
-        let image = format.open_arriving(source, &chain)?;
+        let image = format.open_arriving(source, &chain.request())?;
         chain.limits.check_virtual_size(image.size())?;
         Ok(image)
     }
@@ -207,9 +208,9 @@ impl OpenOptions {
             )));
         }
         let chain = self.chain(resolver, source.identity());
-        let image = match before.arrived(Arc::clone(&source), &chain)? {
+        let image = match before.arrived(Arc::clone(&source), &chain.request())? {
             Some(image) => image,
-            None => format.open(source, &chain)?,
+            None => format.open(source, &chain.request())?,
         };
         chain.limits.check_virtual_size(image.size())?;
         Ok(image)
@@ -294,7 +295,7 @@ fn open_as(
     chain: &Chain,
 ) -> Result<Box<dyn Image>> {
     check_disks(format, chain)?;
-    let image = format.open(source, chain)?;
+    let image = format.open(source, &chain.request())?;
     chain.limits.check_virtual_size(image.size())?;
     Ok(image)
 }

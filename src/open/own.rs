@@ -3,19 +3,19 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::image::Opener;
 use crate::reference::{Reference, ReferenceKind, Resolved, Resolver};
 use crate::source::FileIdentity;
 
 use super::OpenOptions;
+use super::chain::Chain;
 
 impl OpenOptions {
-    /// What a format may ask about an image in that file, if only its own files are of interest.
+    /// The chain of an image in that file, if only its own files are of interest.
     pub(crate) fn own_files(
         &self,
         resolver: Arc<dyn Resolver>,
         identity: Option<FileIdentity>,
-    ) -> impl Opener + use<> {
+    ) -> Chain {
         let mut chain = self.chain(Arc::new(OwnFiles(resolver)), identity);
         // To a check, what cannot be read is no matter to be passed over.
         chain.salvages = false;

@@ -17,7 +17,7 @@ use crate::open::OpenOptions;
 use crate::packed::{Codec, PackedSource, PackedUnit};
 use crate::progress::Cancel;
 use crate::reference::Resolver;
-use crate::source::{Arriving, BlockSource, FileIdentity, check_extent, readable};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Stored, check_extent, readable};
 use crate::storage::{Incoming, Room, Spill, is_unknown};
 
 /// Bytes of the disk whose tables are looked up before their data is read.
@@ -138,14 +138,28 @@ impl StreamSource {
     }
 }
 
-/// An image that arrives. It can be converted once, while it does: [`Arriving`] tells how.
+/// An image that arrives. It can be converted once, while it does: it is an
+/// [input](crate::convert::Input) of a conversion, and cannot be read in any other way.
 ///
 /// What would be refused of a file is refused of a stream, if not at first then at its end: until a
 /// conversion returned without an error nothing of the disk is certain. The tables that were read are kept,
 /// up to [`Limits::stream_bytes`](crate::Limits::stream_bytes), and when the end was seen all that they
 /// say is compared with what the image, opened as the file that it is, says.
 #[derive(Debug)]
-pub struct StreamImage {
+pub struct StreamImage(pub(crate) Arriving);
+
+impl StreamImage {
+    /// Its format.
+    pub fn format(&self) -> FormatId {
+        self.0.image().format()
+    }
+}
+
+/// What an image is read by that arrives: the runs are asked for in order, no further ahead than the data
+/// is read, and the data is read in order too, by one thread at a time. The size may change until the end is
+/// [settled](Self::settle).
+#[derive(Debug)]
+pub(crate) struct Arriving {
     incoming: Arc<Incoming>,
     turn: Mutex<Turn>,
     /// The image of the turn, for who does not read the stream.
@@ -221,7 +235,7 @@ impl OpenOptions {
         if image.packed().is_some() || image.block_size() <= LEAST {
             incoming.set_block(image.block_size());
         }
-        Ok(StreamImage {
+        Ok(StreamImage(Arriving {
             incoming,
             packed: image.packed().map(|packed| (packed.codec(), packed.unit())),
             current: RwLock::new(Arc::clone(&image)),
@@ -235,7 +249,7 @@ impl OpenOptions {
             size: stream.size,
             expected,
             file: stream.file,
-        })
+        }))
     }
 }
 
@@ -245,12 +259,7 @@ fn other_size(size: u64, found: u64) -> Error {
     ))
 }
 
-impl StreamImage {
-    /// Its format.
-    pub fn format(&self) -> FormatId {
-        self.image().format()
-    }
-
+impl Arriving {
     fn turn(&self) -> MutexGuard<'_, Turn> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -336,7 +345,7 @@ impl StreamImage {
     }
 }
 
-impl BlockSource for StreamImage {
+impl BlockSource for Arriving {
     fn size(&self) -> u64 {
         self.size_of(&*self.image())
     }
@@ -366,20 +375,22 @@ impl BlockSource for StreamImage {
         self.image().block_size()
     }
 
-    fn uses_file(&self, file: FileIdentity) -> bool {
-        self.file == Some(file) || self.image().uses_file(file)
-    }
-
     fn packed(&self) -> Option<&dyn PackedSource> {
         self.packed.map(|_| self as &dyn PackedSource)
     }
 
-    fn arriving(&self) -> Option<&dyn Arriving> {
+    fn stored(&self) -> Option<&dyn Stored> {
         Some(self)
     }
 }
 
-impl PackedSource for StreamImage {
+impl Stored for Arriving {
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        self.file == Some(file) || self.image().uses_file(file)
+    }
+}
+
+impl PackedSource for Arriving {
     fn codec(&self) -> Codec {
         self.packed.map_or(Codec::Zlib, |(codec, _)| codec)
     }
@@ -421,17 +432,28 @@ impl PackedSource for StreamImage {
     }
 }
 
-impl Arriving for StreamImage {
-    fn is_endless(&self) -> bool {
+impl Arriving {
+    /// Returns true if the size is not known before the end is seen.
+    pub(crate) fn is_endless(&self) -> bool {
         is_unknown(self.size())
     }
 
-    fn wait_for(&self, guest: u64) -> Result<()> {
+    /// Waits until the disk's bytes up to `guest`, no more than some MiB ahead of what was read, are
+    /// there, or its end is known.
+    ///
+    /// # Errors
+    /// Errors of the stream.
+    pub(crate) fn wait_for(&self, guest: u64) -> Result<()> {
         // What may follow a disk's last byte has to be told from it.
         self.incoming.arrive(guest.saturating_add(LEAST))
     }
 
-    fn spill(&self) -> Result<bool> {
+    /// Reads all of the stream into its spill file, if it may: the size is known then, and the source
+    /// can be read in any order. Returns whether that is so.
+    ///
+    /// # Errors
+    /// Errors of the stream, and of opening it as a file.
+    pub(crate) fn spill(&self) -> Result<bool> {
         let mut turn = self.turn();
         if !self.incoming.spills() && !self.incoming.ended() {
             return Ok(false);
@@ -441,11 +463,18 @@ impl Arriving for StreamImage {
         Ok(true)
     }
 
-    fn memory(&self) -> u64 {
+    /// Bytes of memory that are in use for what has arrived.
+    pub(crate) fn memory(&self) -> u64 {
         self.incoming.memory()
     }
 
-    fn settle(&self) -> Result<Vec<Digest>> {
+    /// Reads the rest of the stream, and compares all that was said of the disk before with what is
+    /// known now. Returns the digests of the stream that were asked for.
+    ///
+    /// # Errors
+    /// Errors of the disk, read from a file; and if it would have been another one. The output is of no
+    /// use then.
+    pub(crate) fn settle(&self) -> Result<Vec<Digest>> {
         let mut turn = self.turn();
         self.incoming.drain(false)?;
         self.look_again(&mut turn)?;

@@ -32,7 +32,7 @@ use crate::image::{Image, ImageInfo};
 use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::reference::Reference;
-use crate::source::{BlockSource, FileIdentity, check_extent, readable};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Stored, check_extent, readable};
 
 use lost::Lost;
 pub use lost::{Loss, Losses};
@@ -233,6 +233,12 @@ impl BlockSource for Salvage {
         self.image.block_size()
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+}
+
+impl Stored for Salvage {
     fn allocated_size(&self) -> Option<u64> {
         self.image.allocated_size()
     }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::packed::PackedSource;
-use crate::source::{BlockSource, FileIdentity, Place, check_extent, readable};
+use crate::source::{
+    BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored, check_extent, readable,
+};
 
 /// Sources one behind the other, as one: a disk in numbered parts, a disk split into extent files.
 #[derive(Debug, Clone)]
@@ -94,11 +96,16 @@ impl BlockSource for Concat {
             .unwrap_or(1)
     }
 
-    fn lost_with(&self, offset: u64) -> u64 {
-        self.part_at(offset)
-            .map_or(1, |(part, inside, left)| part.lost_with(inside).min(left))
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
     }
 
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl Stored for Concat {
     fn uses_file(&self, file: FileIdentity) -> bool {
         self.parts.iter().any(|(_, part)| part.uses_file(file))
     }
@@ -106,5 +113,12 @@ impl BlockSource for Concat {
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         let (part, inside, left) = self.part_at(offset)?;
         part.place_of(inside, left.min(limit))
+    }
+}
+
+impl Salvageable for Concat {
+    fn lost_with(&self, offset: u64) -> u64 {
+        self.part_at(offset)
+            .map_or(1, |(part, inside, left)| part.lost_with(inside).min(left))
     }
 }

@@ -1,5 +1,6 @@
 //! Regular files, with their holes, and block devices.
 
+use std::any::Any;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -8,7 +9,9 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result, quoted_path};
 use crate::extent::{Extent, ExtentKind};
-use crate::source::{BlockSource, FileIdentity, Place, check_extent, ended_early, readable};
+use crate::source::{
+    BlockSource, FileIdentity, Place, Stored, check_extent, ended_early, readable,
+};
 use crate::storage::{sharing, write_zeroes_by};
 use crate::target::{BlockTarget, Zeroes};
 
@@ -231,6 +234,12 @@ impl BlockSource for FileStorage {
         Ok(run.limited(limit))
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+}
+
+impl Stored for FileStorage {
     fn allocated_size(&self) -> Option<u64> {
         let metadata = self.file.metadata().ok()?;
         #[cfg(unix)]
@@ -251,10 +260,10 @@ impl BlockSource for FileStorage {
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         let len = self.size().checked_sub(offset)?.min(limit);
         let file = self.identity;
-        let open = (self.kind == Kind::Regular).then_some(&self.file);
+        let handle = (self.kind == Kind::Regular).then_some(&self.file as &(dyn Any + Send + Sync));
         (len > 0).then_some(Place {
             file,
-            open,
+            handle,
             offset,
             len,
         })
@@ -378,7 +387,8 @@ impl BlockTarget for FileStorage {
     }
 
     fn share_from(&self, place: &Place<'_>, offset: u64) -> Result<u64> {
-        let (Some(from), Some(_)) = (place.open, self.shares_blocks()) else {
+        let from = place.handle.and_then(|handle| handle.downcast_ref());
+        let (Some(from), Some(_)) = (from, self.shares_blocks()) else {
             return Ok(0);
         };
         let mut done = 0;

@@ -5,7 +5,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::source::{BlockSource, Place, check_extent, readable, stored_extent};
+use crate::source::{BlockSource, Place, Stored, check_extent, readable, stored_extent};
 use crate::storage::write_zeroes_by;
 use crate::target::{BlockTarget, Zeroes};
 
@@ -99,12 +99,18 @@ impl BlockSource for Memory {
         stored_extent(offset, limit, self.size())
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+}
+
+impl Stored for Memory {
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         let len = check_extent(offset, limit, self.size()).ok()?;
         let file = None;
         Some(Place {
             file,
-            open: None,
+            handle: None,
             offset,
             len,
         })

@@ -2,7 +2,9 @@
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::source::{BlockSource, FileIdentity, Place, check_extent, readable};
+use crate::source::{
+    BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored, check_extent, readable,
+};
 
 /// A part of another source, as a source of its own: a member of an archive, a partition of a disk.
 #[derive(Debug, Clone)]
@@ -56,13 +58,16 @@ impl<S: BlockSource> BlockSource for Slice<S> {
         self.inner.block_size()
     }
 
-    fn lost_with(&self, offset: u64) -> u64 {
-        let left = self.len.saturating_sub(offset).max(1);
-        self.inner
-            .lost_with(self.start.saturating_add(offset))
-            .min(left)
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
     }
 
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl<S: BlockSource> Stored for Slice<S> {
     fn uses_file(&self, file: FileIdentity) -> bool {
         self.inner.uses_file(file)
     }
@@ -70,5 +75,14 @@ impl<S: BlockSource> BlockSource for Slice<S> {
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         let left = self.len.checked_sub(offset)?;
         self.inner.place_of(self.start + offset, left.min(limit))
+    }
+}
+
+impl<S: BlockSource> Salvageable for Slice<S> {
+    fn lost_with(&self, offset: u64) -> u64 {
+        let left = self.len.saturating_sub(offset).max(1);
+        self.inner
+            .lost_with(self.start.saturating_add(offset))
+            .min(left)
     }
 }

@@ -16,7 +16,7 @@ use blockform::image::Backing;
 use blockform::storage::{FileStorage, Memory};
 use blockform::{
     BlockSource, BlockSourceExt, Error, Extent, ExtentKind, ImageName, OpenOptions, PathPolicy,
-    Place, Result,
+    Place, Result, Stored,
 };
 
 const MIB: usize = 1 << 20;
@@ -88,6 +88,12 @@ impl<S: BlockSource> BlockSource for Watched<S> {
         self.inner.block_size()
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+}
+
+impl<S: BlockSource> Stored for Watched<S> {
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.inner.place_of(offset, limit)
     }
@@ -324,7 +330,7 @@ fn places_hold_the_bytes() {
         for entry in fs::read_dir(golden.path.parent().unwrap()).unwrap() {
             let path = entry.unwrap().path();
             if let Ok(file) = FileStorage::open(path) {
-                files.insert(file.identity().unwrap(), file);
+                files.insert(Stored::identity(&file).unwrap(), file);
             }
         }
         let image = golden.options().open_path(&golden.path).unwrap();

@@ -132,7 +132,7 @@ fn every_kind_is_what_one_process_writes() {
     for (name, _, options) in kinds() {
         let whole = tempfile::tempdir().unwrap();
         options
-            .convert_to_path(&*source, whole.path().join(name))
+            .convert_to_path(&source, whole.path().join(name))
             .unwrap();
         for (turned, cut) in [(true, Cut::Parts(4)), (false, Cut::Data(3 << 20))] {
             let folder = tempfile::tempdir().unwrap();
@@ -214,7 +214,7 @@ fn a_disk_of_several_files_is_cut_where_it_is_cut() {
     run_all(&plan, &*source, &target);
     plan.seal(&target).unwrap();
     let whole = folder.path().join("whole/disk.vmdk");
-    options.convert_to_path(&*source, &whole).unwrap();
+    options.convert_to_path(&source, &whole).unwrap();
     let files = names(&folder.path().join("parts"));
     assert_eq!(files, names(&folder.path().join("whole")));
     assert_eq!(files.len(), 4);
@@ -242,7 +242,7 @@ fn parts_have_as_much_data_each_wherever_it_lies() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.qcow2");
     let to_qcow2 = ConvertOptions::to("qcow2");
-    to_qcow2.convert_to_path(&*raw(disk), &path).unwrap();
+    to_qcow2.convert_to_path(&raw(disk), &path).unwrap();
     let source = OpenOptions::new().open_path(path).unwrap();
     let plan = Plan::new(&*source, &to("raw", &[]), Cut::Parts(4)).unwrap();
     let data: Vec<u64> = plan.parts().iter().map(|part| part.data).collect();
@@ -394,7 +394,7 @@ fn whatever_a_broken_part_left_is_written_over() {
     plan.seal(&target).unwrap();
     assert!(fs::read(&target).unwrap() == disk());
     let whole = target.with_file_name("whole.raw");
-    to("raw", &[]).convert_to_path(&*source, &whole).unwrap();
+    to("raw", &[]).convert_to_path(&source, &whole).unwrap();
     assert_eq!(holes(&target), holes(&whole));
 }
 
@@ -432,7 +432,7 @@ fn a_source_that_was_changed_is_refused() {
     );
     let path = folder.path().join("disk.qcow2");
     let to_qcow2 = ConvertOptions::to("qcow2");
-    to_qcow2.convert_to_path(&*source, &path).unwrap();
+    to_qcow2.convert_to_path(&source, &path).unwrap();
     let other = OpenOptions::new().open_path(&path).unwrap();
     refused(plan.run_part(&*other, &target, 3), "qcow2 image");
     assert_eq!(plan.missing(&target).unwrap().len(), 5);
@@ -535,7 +535,7 @@ fn a_seal_that_was_cut_off_is_ended_by_the_next() {
         let state = folder_of(&target);
         let whole = tempfile::tempdir().unwrap();
         options
-            .convert_to_path(&*source, whole.path().join("disk.vmdk"))
+            .convert_to_path(&source, whole.path().join("disk.vmdk"))
             .unwrap();
         fs::copy(whole.path().join("disk.vmdk"), state.join("file-0")).unwrap();
         let id = fs::read_to_string(state.join("id")).unwrap();

@@ -1,5 +1,6 @@
 //! Blocks of a file are shared where the file system does that, and the result is what copying gives.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +12,8 @@ use blockform::convert::ConvertOptions;
 use blockform::digest::Algorithm;
 use blockform::storage::{FileStorage, Memory};
 use blockform::{
-    BlockSource, BlockTarget, Extent, Image, OpenOptions, Place, Result, Zeroes, check_extent,
+    BlockSource, BlockSourceExt, BlockTarget, Extent, Image, OpenOptions, Place, Result, Zeroes,
+    check_extent,
 };
 
 /// A target that says that it shares blocks with files of that device, and does it by copying: all of a
@@ -90,7 +92,10 @@ impl BlockTarget for Sharing {
 
     fn share_from(&self, place: &Place<'_>, offset: u64) -> Result<u64> {
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
-        let Some(file) = place.open.filter(|_| call % 5 != 4) else {
+        let file = place
+            .handle
+            .and_then(|handle| handle.downcast_ref::<File>());
+        let Some(file) = file.filter(|_| call % 5 != 4) else {
             return Ok(0);
         };
         let len = place.len.min(self.most);

@@ -9,7 +9,7 @@ use crate::support::model::{Fill, Model, to};
 use crate::support::{
     Rng, can_unpack, files_below, goldens, has_tool, run, sample_disk, testdata, unpacked,
 };
-use blockform::convert::{Cancel, Conversion, ConvertOptions};
+use blockform::convert::{Cancel, Conversion, ConvertOptions, Input};
 use blockform::digest::Algorithm;
 use blockform::image::parse_options;
 use blockform::storage::Memory;
@@ -68,7 +68,7 @@ fn options(format: &str, text: &str) -> ConvertOptions {
 }
 
 /// Converts into memory.
-fn written(options: &ConvertOptions, source: &dyn BlockSource) -> Result<Vec<u8>> {
+fn written<'a>(options: &ConvertOptions, source: impl Into<Input<'a>>) -> Result<Vec<u8>> {
     let file: Arc<Memory> = Arc::default();
     let target: Arc<dyn BlockTarget> = Arc::clone(&file) as Arc<dyn BlockTarget>;
     options.convert_to_targets(source, &[target])?;
@@ -667,7 +667,7 @@ fn collection(name: &str) -> Option<(usize, usize)> {
     Some((arrived, refused))
 }
 
-fn digest(source: &dyn BlockSource) -> Result<String> {
+fn digest<'a>(source: impl Into<Input<'a>>) -> Result<String> {
     let digest = blockform::convert::content_digest(source, Algorithm::Blake3)?;
     Ok(digest.to_string())
 }

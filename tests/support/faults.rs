@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use blockform::{
-    BlockSource, BlockTarget, Error, Extent, FileIdentity, FormatId, PackedSource, Place, Result,
-    Zeroes,
+    BlockSource, BlockSourceExt, BlockTarget, Error, Extent, FileIdentity, FormatId, PackedSource,
+    Place, Result, Stored, Zeroes,
 };
 
 /// What goes wrong.
@@ -122,6 +122,16 @@ impl<S: BlockSource> BlockSource for Faulty<S> {
         self.inner.block_size()
     }
 
+    fn packed(&self) -> Option<&dyn PackedSource> {
+        self.inner.packed()
+    }
+
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+}
+
+impl<S: BlockSource> Stored for Faulty<S> {
     fn identity(&self) -> Option<FileIdentity> {
         self.inner.identity()
     }
@@ -132,10 +142,6 @@ impl<S: BlockSource> BlockSource for Faulty<S> {
 
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.inner.place_of(offset, limit)
-    }
-
-    fn packed(&self) -> Option<&dyn PackedSource> {
-        self.inner.packed()
     }
 }
 

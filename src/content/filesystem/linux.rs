@@ -4,7 +4,7 @@ use super::{Filesystem, FilesystemKind, found};
 use crate::content::bytes::Bytes;
 use crate::content::text;
 use crate::format_id::FormatId;
-use crate::ondisk::on_disk;
+use crate::ondisk::{Order, on_disk};
 
 const EXT: FormatId = FormatId::new("ext");
 const XFS: FormatId = FormatId::new("xfs");
@@ -154,7 +154,7 @@ pub(super) fn f2fs(bytes: &dyn Bytes) -> Option<Filesystem> {
     let block = structure!(F2fsSuperblock, bytes, AT);
     let is_sane = (9..=16).contains(&block.log_blocksize) && block.block_count > 0;
     (block.magic == 0xf2f5_2010 && is_sane).then(|| Filesystem {
-        label: text::utf16(&block.volume_name, false),
+        label: text::utf16(&block.volume_name, Order::Little),
         uuid: text::uuid(&block.uuid),
         size: block.block_count.checked_mul(1 << block.log_blocksize),
         ..found(FilesystemKind::F2fs, "superblock magic f2f52010", AT)

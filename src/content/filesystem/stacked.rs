@@ -6,7 +6,7 @@ use crate::content::bytes::Bytes;
 use crate::content::text;
 use crate::format_id::FormatId;
 use crate::name::ImageName;
-use crate::ondisk::{luks, on_disk};
+use crate::ondisk::{be, luks, on_disk};
 
 const LVM2: FormatId = FormatId::new("lvm2");
 const MD: FormatId = FormatId::new("mdraid");
@@ -162,7 +162,7 @@ pub(super) fn zfs(bytes: &dyn Bytes) -> Option<Filesystem> {
     let mut filesystem = found(FilesystemKind::Zfs, "label of a ZFS pool", AT);
     let mut rest = raw.get(12..)?;
     // Each pair has at least its own lengths and that of its name.
-    while let (Some(len), Some(name_len)) = (u32_be(rest, 0), u32_be(rest, 8)) {
+    while let (Some(len), Some(name_len)) = (be::<u32>(rest, 0), be::<u32>(rest, 8)) {
         let (len, name_len) = (usize::try_from(len).ok()?, usize::try_from(name_len).ok()?);
         let Some(pair) = rest.get(..len).filter(|_| len >= 12 && name_len < len) else {
             break;
@@ -172,12 +172,12 @@ pub(super) fn zfs(bytes: &dyn Bytes) -> Option<Filesystem> {
         let value = pair.get(12 + name_len.next_multiple_of(4) + 8..);
         match (name, value) {
             (Some(b"name"), Some(value)) => {
-                let len = u32_be(value, 0).and_then(|len| usize::try_from(len).ok());
+                let len = be::<u32>(value, 0).and_then(|len| usize::try_from(len).ok());
                 let text = len.and_then(|len| value.get(4..)?.get(..len));
                 filesystem.label = text.map(ImageName::from);
             }
             (Some(b"pool_guid"), Some(value)) => {
-                let id = value.first_chunk().map(|raw| u64::from_be_bytes(*raw));
+                let id = be::<u64>(value, 0);
                 filesystem.uuid = id.map(|id| id.to_string());
             }
             _ => {}
@@ -185,9 +185,4 @@ pub(super) fn zfs(bytes: &dyn Bytes) -> Option<Filesystem> {
         rest = rest.get(len..)?;
     }
     Some(filesystem)
-}
-
-fn u32_be(bytes: &[u8], at: usize) -> Option<u32> {
-    let raw = bytes.get(at..)?.first_chunk()?;
-    Some(u32::from_be_bytes(*raw))
 }

@@ -7,7 +7,7 @@ use crate::content::fat::{Bpb, Fat, Width};
 use crate::content::text;
 use crate::format_id::FormatId;
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
+use crate::ondisk::{Order, le, on_disk};
 
 const NTFS: FormatId = FormatId::new("ntfs");
 const EXFAT: FormatId = FormatId::new("exfat");
@@ -80,14 +80,14 @@ fn ntfs_label(bytes: &dyn Bytes, boot: &NtfsBootSector) -> Option<ImageName> {
         return None;
     }
     apply_fixups(&mut entry)?;
-    let mut at = usize::from(u16_at(&entry, 20)?);
+    let mut at = usize::from(le::<u16>(&entry, 20)?);
     loop {
         let attribute = entry.get(at..)?;
-        let (kind, length) = (u32_at(attribute, 0)?, u32_at(attribute, 4)?);
+        let (kind, length) = (le::<u32>(attribute, 0)?, le::<u32>(attribute, 4)?);
         if kind == VOLUME_NAME {
-            let size = usize::try_from(u32_at(attribute, 16)?).ok()?;
-            let start = usize::from(u16_at(attribute, 20)?);
-            return text::utf16(attribute.get(start..)?.get(..size)?, false);
+            let size = usize::try_from(le::<u32>(attribute, 16)?).ok()?;
+            let start = usize::from(le::<u16>(attribute, 20)?);
+            return text::utf16(attribute.get(start..)?.get(..size)?, Order::Little);
         }
         if kind > VOLUME_NAME || length < 8 {
             return None;
@@ -98,23 +98,13 @@ fn ntfs_label(bytes: &dyn Bytes, boot: &NtfsBootSector) -> Option<ImageName> {
 
 /// Puts the last two bytes of each sector back, which the array of fix-ups keeps.
 fn apply_fixups(entry: &mut [u8]) -> Option<()> {
-    let start = usize::from(u16_at(entry, 4)?);
-    let count = usize::from(u16_at(entry, 6)?).checked_sub(1)?;
+    let start = usize::from(le::<u16>(entry, 4)?);
+    let count = usize::from(le::<u16>(entry, 6)?).checked_sub(1)?;
     let saved = entry.get(start + 2..)?.get(..count * 2)?.to_vec();
     for (sector, kept) in entry.chunks_exact_mut(512).zip(saved.chunks_exact(2)) {
         sector.get_mut(510..)?.copy_from_slice(kept);
     }
     Some(())
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    let raw = bytes.get(at..)?.first_chunk()?;
-    Some(u16::from_le_bytes(*raw))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    let raw = bytes.get(at..)?.first_chunk()?;
-    Some(u32::from_le_bytes(*raw))
 }
 
 pub(super) fn refs(bytes: &dyn Bytes) -> Option<Filesystem> {
@@ -164,7 +154,7 @@ fn exfat_label(bytes: &dyn Bytes, boot: &ExFatBootSector) -> Option<ImageName> {
     let mut entries = directory.chunks_exact(32);
     let entry = entries.find(|entry| entry.first() == Some(&VOLUME_LABEL))?;
     let characters = usize::from(*entry.get(1)?).min(11);
-    text::utf16(entry.get(2..)?.get(..characters * 2)?, false)
+    text::utf16(entry.get(2..)?.get(..characters * 2)?, Order::Little)
 }
 
 /// BitLocker of Windows 7 and later stands where NTFS would; on removable disks it looks like FAT, and

@@ -2,7 +2,7 @@
 
 use super::{ISO, SECTOR};
 use crate::content::bytes::Bytes;
-use crate::ondisk::on_disk;
+use crate::ondisk::{le, on_disk};
 
 on_disk! {
     /// ECMA-119, 8.4 "Primary Volume Descriptor" and 8.5 "Supplementary Volume Descriptor".
@@ -169,9 +169,6 @@ fn fields_of_root(disk: &dyn Bytes, volume: &VolumeDescriptor) -> Option<Vec<u8>
 /// The field "CE" of SUSP 1.12, section 5.1: block, offset and length of what follows.
 fn continuation(fields: &[u8]) -> Option<(u32, u32, u32)> {
     let at = fields.windows(4).position(|part| part == b"CE\x1c\x01")?;
-    let number = |offset: usize| {
-        let raw = fields.get(at + offset..)?.first_chunk()?;
-        Some(u32::from_le_bytes(*raw))
-    };
+    let number = |offset| le::<u32>(fields, at + offset);
     Some((number(4)?, number(12)?, number(20)?))
 }

@@ -5,7 +5,7 @@ use super::{ISO, SECTOR};
 use crate::content::bytes::Bytes;
 use crate::content::text;
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
+use crate::ondisk::{Order, on_disk, values};
 
 /// Bytes of a catalogue that are read.
 const MOST_CATALOGUE: u64 = 8 << 10;
@@ -173,10 +173,7 @@ pub(super) fn read(disk: &dyn Bytes, record: &BootRecord) -> Option<BootCatalogu
     if validation.header_id != 1 || validation.key_bytes != [0x55, 0xaa] {
         return None;
     }
-    let sum = first.chunks_exact(2).fold(0_u16, |sum, pair| {
-        let word = pair.first_chunk().map_or(0, |raw| u16::from_le_bytes(*raw));
-        sum.wrapping_add(word)
-    });
+    let sum = values(first, Order::Little).fold(0, u16::wrapping_add);
     let mut entries = Vec::new();
     let take = |rest: &mut &[u8]| -> Option<[u8; ENTRY]> {
         let (entry, tail) = rest.split_first_chunk::<ENTRY>()?;

@@ -8,6 +8,7 @@ use crate::content::filesystem::{Filesystem, FilesystemKind};
 use crate::content::text;
 use crate::format_id::FormatId;
 use crate::name::ImageName;
+use crate::ondisk::Order;
 
 use descriptor::{BootRecord, VolumeDescriptor, date};
 pub use el_torito::{BootCatalogue, BootEntry, BootMedia};
@@ -122,7 +123,7 @@ impl Set {
                 Some(2) if set.joliet.is_none() => {
                     let descriptor = VolumeDescriptor::parse(&raw, place);
                     set.joliet = descriptor.ok().and_then(|descriptor| {
-                        let name = text::utf16(&descriptor.volume_identifier, true);
+                        let name = text::utf16(&descriptor.volume_identifier, Order::Big);
                         Some((descriptor.joliet_level()?, name))
                     });
                 }

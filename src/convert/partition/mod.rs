@@ -55,6 +55,7 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use crate::convert::destination::{is_block_device, output_path, refuse_one_for_two};
+use crate::convert::input::Input;
 use crate::convert::lane::write_table;
 use crate::convert::options::{ConvertOptions, Summary};
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -306,7 +307,7 @@ impl Plan {
         self.check_source(source, part)?;
         let (place, mut layout) = self.place(path.as_ref())?;
         for path in &place.paths {
-            self.options.refuse_source(source, path)?;
+            self.options.refuse_source(Input::from(&source), path)?;
         }
         let folder = Folder::find(&place, &self.to_json()?)?.ok_or_else(|| place.unprepared())?;
         if folder.is_done(index)? {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use crate::convert::partition::layout::Stretch;
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
-use crate::source::{BlockSource, FileIdentity, check_extent, read_padded, readable};
+use crate::source::{
+    BlockSource, BlockSourceExt, FileIdentity, Stored, check_extent, read_padded, readable,
+};
 use crate::target::{BlockTarget, Zeroes};
 
 /// A range of a disk, which may reach beyond the end of the source: what a target adds reads as zero.
@@ -60,6 +62,12 @@ impl BlockSource for Window<'_> {
         self.source.block_size()
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+}
+
+impl Stored for Window<'_> {
     fn uses_file(&self, file: FileIdentity) -> bool {
         self.source.uses_file(file)
     }

@@ -4,6 +4,7 @@
 use crate::error::Result;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::ImageName;
+use crate::ondisk::{FieldType, Order};
 
 use super::look::{Look, text, with_details};
 use super::{Family, Found, Kind, found};
@@ -50,8 +51,8 @@ fn probe(window: &Probe<'_>) -> Option<Found> {
     let (magic, what, _) = variants.find(|(magic, _, _)| window.has(0, magic))?;
     // Two bytes are no evidence without a header that makes sense behind them.
     let fits = match *magic {
-        b"\xc7\x71" => is_binary(window, u16::from_le_bytes),
-        b"\x71\xc7" => is_binary(window, u16::from_be_bytes),
+        b"\xc7\x71" => is_binary(window, Order::Little),
+        b"\x71\xc7" => is_binary(window, Order::Big),
         _ => {
             let digits = window.at(6, 70).unwrap_or_default();
             digits.len() == 70 && digits.iter().all(u8::is_ascii_hexdigit)
@@ -61,9 +62,9 @@ fn probe(window: &Probe<'_>) -> Option<Found> {
 }
 
 /// Whether a header of the old kind makes sense: the name's length and the NUL at its end.
-fn is_binary(window: &Probe<'_>, number: fn([u8; 2]) -> u16) -> bool {
-    let raw = window.at(20, 2).and_then(|raw| raw.first_chunk());
-    let len = usize::from(raw.map_or(0, |raw| number(*raw)));
+fn is_binary(window: &Probe<'_>, order: Order) -> bool {
+    let len = window.at(20, 2).and_then(|raw| u16::get(raw, 0, order));
+    let len = usize::from(len.unwrap_or(0));
     let name = window.at(26, len).unwrap_or_default();
     (2..4096).contains(&len) && name.iter().position(|byte| *byte == 0) == Some(len - 1)
 }

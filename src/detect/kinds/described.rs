@@ -8,7 +8,7 @@ use crate::format_id::FormatId;
 use crate::formats::raw::RAW;
 use crate::image::{Image, ImageInfo, Probe, Value};
 use crate::reference::Reference;
-use crate::source::{BlockSource, FileIdentity};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Stored};
 
 use super::look::Look;
 use super::{Kind, Nature};
@@ -59,6 +59,12 @@ impl BlockSource for Described {
         Err(self.kind.not_read())
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+}
+
+impl Stored for Described {
     fn identity(&self) -> Option<FileIdentity> {
         self.file.identity()
     }

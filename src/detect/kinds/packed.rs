@@ -9,7 +9,7 @@ use crate::detect::magic::{self, Magic, Told};
 use crate::error::Result;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::ImageName;
-use crate::ondisk::{FieldType, Order};
+use crate::ondisk::le;
 use crate::storage::SourceReader;
 
 use super::look::{Look, with_details};
@@ -115,8 +115,8 @@ fn probe(window: &Probe<'_>) -> Option<Found> {
 /// them, a dictionary of a size that encoders make, a size that can be, and the first byte of what is
 /// packed, which is 0.
 fn is_lzma(head: &[u8]) -> bool {
-    let dictionary = u32::get(head, 1, Order::Little).unwrap_or(0);
-    let size = u64::get(head, 5, Order::Little).unwrap_or(0);
+    let dictionary = le::<u32>(head, 1).unwrap_or(0);
+    let size = le::<u64>(head, 5).unwrap_or(0);
     let low = dictionary.trailing_zeros();
     let is_usual = dictionary >> low.min(31) == 1 || dictionary >> low.min(31) == 3;
     head.first() == Some(&0x5d)
@@ -134,7 +134,7 @@ fn gzip_name(head: &[u8]) -> Option<ImageName> {
     let flags = *head.get(3)?;
     let mut at = 10;
     if flags & FEXTRA != 0 {
-        at += 2 + usize::from(u16::get(head, at, Order::Little)?);
+        at += 2 + usize::from(le::<u16>(head, at)?);
     }
     let rest = head.get(at..).filter(|_| flags & FNAME != 0)?;
     let end = rest.iter().position(|byte| *byte == 0)?;

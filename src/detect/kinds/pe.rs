@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{ImageInfo, Probe, Value};
-use crate::ondisk::on_disk;
+use crate::ondisk::{le, on_disk};
 
 use super::look::{Look, with_details};
 use super::{Family, Found, Kind, found, linux};
@@ -35,8 +35,7 @@ const POINTER: usize = 0x3c;
 
 /// The header of a program, with its place in the file.
 fn header(head: &[u8]) -> Option<(Header, usize)> {
-    let raw = head.get(POINTER..)?.first_chunk()?;
-    let at = usize::try_from(u32::from_le_bytes(*raw)).ok()?;
+    let at = usize::try_from(le::<u32>(head, POINTER)?).ok()?;
     let header = Header::parse(head.get(at..)?, at as u64).ok()?;
     (head.starts_with(b"MZ") && &header.signature == b"PE\0\0").then_some((header, at))
 }

@@ -6,7 +6,7 @@ use crate::format_id::FormatId;
 use crate::formats::ova;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
+use crate::ondisk::{be, on_disk};
 
 use super::look::{Look, of_unknown_size, text, with_details};
 use super::{Family, Found, Kind, found};
@@ -119,7 +119,7 @@ fn number(field: &[u8; 12]) -> Option<u64> {
     }
     let (high, low) = field.split_at_checked(4)?;
     let fits = high.iter().skip(1).all(|byte| *byte == 0) && high.first() == Some(&0x80);
-    fits.then(|| low.first_chunk().map(|raw| u64::from_be_bytes(*raw)))?
+    fits.then(|| be(low, 0))?
 }
 
 /// The members of a file of which `read` has the bytes at an offset, as many as are asked for or as

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
+use crate::ondisk::{le, on_disk};
 
 use super::look::{Look, of_unknown_size, text};
 use super::{Family, Found, Kind, found};
@@ -89,7 +89,7 @@ fn describe(look: &Look<'_>) -> Result<ImageInfo> {
 fn name(look: &Look<'_>, header: &Header, pointer: u32) -> Result<ImageName> {
     let at = u64::from(header.blob_buffer_offset) + u64::from(pointer);
     let blob = look.read(at, 2 + NAME_LEN)?;
-    let len = blob.first_chunk().map_or(0, |raw| u16::from_le_bytes(*raw));
+    let len: u16 = le(&blob, 0).unwrap_or(0);
     let name = blob.get(2..).unwrap_or_default();
     let name = name.get(..usize::from(len)).unwrap_or(name);
     Ok(ImageName::from(text(name)))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::image::{CheckedWithin, Finding, Findings, Opener};
+use crate::image::{CheckedWithin, Finding, Findings, Request};
 use crate::reference::{DenyReferences, Resolver};
 use crate::source::BlockSource;
 
@@ -17,8 +17,8 @@ use super::tar::{Kind, Member};
 use super::{malformed, manifest};
 
 /// Checks the appliance in `source`.
-pub(super) fn check(source: &Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Findings> {
-    let appliance = Appliance::open(Arc::clone(source), opener.limits())?;
+pub(super) fn check(source: &Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Findings> {
+    let appliance = Appliance::open(Arc::clone(source), request.limits)?;
     let mut findings = Findings::default();
     for warning in &appliance.package().warnings {
         findings.note("package", warning.clone());
@@ -31,7 +31,7 @@ pub(super) fn check(source: &Arc<dyn BlockSource>, opener: &dyn Opener) -> Resul
             "the descriptor stands alone, and a manifest beside it is not looked for",
         ),
     }
-    check_files(&appliance, opener, &mut findings)?;
+    check_files(&appliance, request, &mut findings)?;
     Ok(findings)
 }
 
@@ -110,7 +110,11 @@ fn stored_member<'a>(archive: &'a Archive, file: &PackageFile) -> Option<&'a Mem
 }
 
 /// Looks at the files that the descriptor lists, and checks the disks in them.
-fn check_files(appliance: &Appliance, opener: &dyn Opener, findings: &mut Findings) -> Result<()> {
+fn check_files(
+    appliance: &Appliance,
+    request: &Request<'_>,
+    findings: &mut Findings,
+) -> Result<()> {
     let package = appliance.package();
     // Two names can mean one file, which is not to be checked again and again.
     let mut seen = HashSet::new();
@@ -123,7 +127,7 @@ fn check_files(appliance: &Appliance, opener: &dyn Opener, findings: &mut Findin
             findings.add_damage(malformed("OVF descriptor", None, problem))?;
             continue;
         }
-        let Some(stored) = stored_bytes(appliance, file, opener, findings)? else {
+        let Some(stored) = stored_bytes(appliance, file, request, findings)? else {
             continue;
         };
         compare_size(file, stored.size(), findings)?;
@@ -131,7 +135,7 @@ fn check_files(appliance: &Appliance, opener: &dyn Opener, findings: &mut Findin
         let Some(disk) = disks.find(|disk| disk.file.as_ref() == Some(file)) else {
             continue;
         };
-        let checked = check_disk(appliance, file, disk.format, stored, opener);
+        let checked = check_disk(appliance, file, disk.format, stored, request);
         match checked {
             Ok(Some(checked)) => compare_disk(file, disk, checked, findings),
             Ok(None) => {}
@@ -152,11 +156,11 @@ fn check_files(appliance: &Appliance, opener: &dyn Opener, findings: &mut Findin
 fn stored_bytes(
     appliance: &Appliance,
     file: &PackageFile,
-    opener: &dyn Opener,
+    request: &Request<'_>,
     findings: &mut Findings,
 ) -> Result<Option<Arc<dyn BlockSource>>> {
     let Some(archive) = appliance.archive() else {
-        let stored = whole_outside(file, opener)?;
+        let stored = whole_outside(file, request)?;
         if stored.is_none() {
             let problem = format!("{} was left closed", file.href.quoted());
             findings.note("package", problem);
@@ -205,17 +209,20 @@ fn check_disk(
     file: &PackageFile,
     declared: Option<FormatId>,
     stored: Arc<dyn BlockSource>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<Option<CheckedWithin>> {
     let resolver: Arc<dyn Resolver> = match appliance.archive() {
         Some(archive) => archive.resolver(&file.href),
         None => match as_it_is(file, declared)? {
-            Some(reference) => return opener.check_image(&reference),
+            Some(reference) => return request.opener.check_image(&reference),
             None => Arc::new(DenyReferences),
         },
     };
-    let bytes = unpacked(file, stored, opener.limits())?;
-    opener.check_within(bytes, declared, resolver).map(Some)
+    let bytes = unpacked(file, stored, request.limits)?;
+    request
+        .opener
+        .check_within(bytes, declared, resolver)
+        .map(Some)
 }
 
 /// Takes over what was found in a disk, and compares it with what the descriptor says.

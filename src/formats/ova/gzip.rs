@@ -14,7 +14,7 @@ use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::limits::Limits;
-use crate::source::{BlockSource, FileIdentity, check_extent, readable};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Stored, check_extent, readable};
 
 use super::malformed;
 
@@ -381,6 +381,12 @@ impl<S: BlockSource> BlockSource for Inflated<S> {
         })
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+}
+
+impl<S: BlockSource> Stored for Inflated<S> {
     fn uses_file(&self, file: FileIdentity) -> bool {
         self.packed.uses_file(file)
     }

@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::image::{CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, Verdict};
+use crate::image::{CreateOptions, Findings, Format, Image, ImageWriter, Probe, Request, Verdict};
 use crate::source::BlockSource;
 
 pub(crate) use header::is_apple_double;
@@ -74,16 +74,16 @@ impl Format for Ova {
         }
     }
 
-    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
-        Ok(Box::new(OvaImage::open(source, opener)?))
+    fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+        Ok(Box::new(OvaImage::open(source, request)?))
     }
 
     fn check(
         &self,
         source: &Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Option<Findings>> {
-        check::check(source, opener).map(Some)
+        check::check(source, request).map(Some)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{Image, ImageInfo, Opener};
+use crate::image::{Image, ImageInfo, Request};
 use crate::name::ImageName;
 use crate::reference::{DenyReferences, Reference, ReferenceKind};
-use crate::source::{BlockSource, FileIdentity};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Salvageable, Stored};
 
 use super::appliance::{Appliance, Chosen, unpacked, whole_file};
 use super::describe::details;
@@ -35,13 +35,13 @@ enum Disk {
 }
 
 impl OvaImage {
-    /// Opens the disk that the opener wants of the appliance in `source`.
+    /// Opens the disk that the request wants of the appliance in `source`.
     ///
     /// # Errors
     /// As [`Format::open`](crate::Format::open), and [`Error::DiskNotChosen`] if there are several disks
     /// and none was named.
-    pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
-        if opener.snapshot().is_some() {
+    pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
+        if request.snapshot.is_some() {
             return Err(Error::invalid("an appliance has no internal snapshots"));
         }
         let mut image = OvaImage {
@@ -53,31 +53,31 @@ impl OvaImage {
                 ..ImageInfo::default()
             },
         };
-        let opened = Appliance::open(source, opener.limits());
-        let Some(appliance) = image.told(opener, opened)? else {
+        let opened = Appliance::open(source, request.limits);
+        let Some(appliance) = image.told(request, opened)? else {
             return Ok(image);
         };
         image.info.warnings = appliance.package().warnings.clone();
         image.info.details = Some(details(&appliance));
-        image.told(opener, appliance.check_whole())?;
-        if opener.verifies() {
+        image.told(request, appliance.check_whole())?;
+        if request.verifies {
             let verified = appliance.verify().and_then(|verified| {
-                let chosen = appliance.choose(opener.disk())?.file()?;
+                let chosen = appliance.choose(request.disk)?.file()?;
                 covers(&verified.checked, chosen)
             });
-            image.told(opener, verified)?;
+            image.told(request, verified)?;
         }
-        let opened = image.open_disk(&appliance, opener);
-        image.told(opener, opened)?;
+        let opened = image.open_disk(&appliance, request);
+        image.told(request, opened)?;
         Ok(image)
     }
 
     /// What went well; what did not is a warning where the appliance is only to be described.
-    fn told<T>(&mut self, opener: &dyn Opener, result: Result<T>) -> Result<Option<T>> {
+    fn told<T>(&mut self, request: &Request<'_>, result: Result<T>) -> Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
             Err(error @ Error::Io { .. }) => Err(error),
-            Err(error) if opener.describes() => {
+            Err(error) if request.describes => {
                 let problem = error.chain();
                 if !self.info.warnings.contains(&problem) {
                     self.info.warnings.push(problem.clone());
@@ -89,13 +89,13 @@ impl OvaImage {
         }
     }
 
-    fn open_disk(&mut self, appliance: &Appliance, opener: &dyn Opener) -> Result<()> {
+    fn open_disk(&mut self, appliance: &Appliance, request: &Request<'_>) -> Result<()> {
         if appliance.archive().is_none() {
             let disks = appliance.package().disks.iter();
             let files = disks.filter_map(|disk| disk.file.as_ref());
             self.references = files.map(|file| reference(&file.href)).collect();
         }
-        let chosen = appliance.choose(opener.disk())?;
+        let chosen = appliance.choose(request.disk)?;
         let capacity = chosen.disk().and_then(|disk| disk.capacity);
         self.info.virtual_size = capacity.unwrap_or(0);
         let declared = chosen.disk().and_then(|disk| disk.format);
@@ -104,10 +104,10 @@ impl OvaImage {
             Some(archive) => {
                 let bytes = appliance.file_bytes(file)?;
                 let resolver = archive.resolver(&file.href);
-                let image = opener.open_within(bytes, declared, resolver);
+                let image = request.opener.open_within(bytes, declared, resolver);
                 Some(image.map_err(|error| about_disk(&file.href, error))?)
             }
-            None => open_outside(file, declared, opener)
+            None => open_outside(file, declared, request)
                 .map_err(|error| about_disk(&file.href, error))?,
         };
         let Some(image) = image else {
@@ -193,17 +193,18 @@ fn reference(href: &ImageName) -> Reference {
 fn open_outside(
     file: &PackageFile,
     declared: Option<FormatId>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<Option<Arc<dyn Image>>> {
     if let Some(reference) = as_it_is(file, declared)? {
-        return opener.open_image(&reference);
+        return request.opener.open_image(&reference);
     }
-    let Some(stored) = whole_outside(file, opener)? else {
+    let Some(stored) = whole_outside(file, request)? else {
         return Ok(None);
     };
-    let bytes = unpacked(file, stored, opener.limits())?;
+    let bytes = unpacked(file, stored, request.limits)?;
     // What is within a file that was put together is not beside anything.
-    opener
+    request
+        .opener
         .open_within(bytes, declared, Arc::new(DenyReferences))
         .map(Some)
 }
@@ -231,15 +232,15 @@ pub(super) fn as_it_is(
 /// The bytes of a file beside a descriptor as they are stored; `None` if it was left closed.
 pub(super) fn whole_outside(
     file: &PackageFile,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<Option<Arc<dyn BlockSource>>> {
-    let open = |name: &ImageName| match opener.open_bytes(&reference(name))? {
+    let open = |name: &ImageName| match request.opener.open_bytes(&reference(name))? {
         Some(bytes) => Ok(bytes),
         None => Err(Error::Detached {
             reference: Box::new(reference(name)),
         }),
     };
-    let has = |name: &ImageName| match opener.open_bytes(&reference(name)) {
+    let has = |name: &ImageName| match request.opener.open_bytes(&reference(name)) {
         Ok(bytes) => Ok(bytes.is_some()),
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
@@ -288,11 +289,16 @@ impl BlockSource for OvaImage {
         self.disk().map_or(1, |disk| disk.block_size())
     }
 
-    fn lost_with(&self, offset: u64) -> u64 {
-        let left = self.size().saturating_sub(offset).max(1);
-        self.disk().map_or(left, |disk| disk.lost_with(offset))
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
     }
 
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl Stored for OvaImage {
     fn identity(&self) -> Option<FileIdentity> {
         self.file.identity()
     }
@@ -302,7 +308,14 @@ impl BlockSource for OvaImage {
     }
 
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        (format == OVA && self.identity() == Some(file)).then_some(0)
+        (format == OVA && Stored::identity(self) == Some(file)).then_some(0)
+    }
+}
+
+impl Salvageable for OvaImage {
+    fn lost_with(&self, offset: u64) -> u64 {
+        let left = self.size().saturating_sub(offset).max(1);
+        self.disk().map_or(left, |disk| disk.lost_with(offset))
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::extent::{Extent, ExtentKind};
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity, check_extent, readable};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Stored, check_extent, readable};
 
 /// A part of a file that is in the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +120,12 @@ impl<S: BlockSource> BlockSource for SparseMember<S> {
         }
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+}
+
+impl<S: BlockSource> Stored for SparseMember<S> {
     fn uses_file(&self, file: FileIdentity) -> bool {
         self.stored.uses_file(file)
     }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{FileInfo, Image, ImageInfo, Opener, SnapshotSelector, Value};
+use crate::image::{FileInfo, Image, ImageInfo, Request, SnapshotSelector, Value};
 use crate::map::{Below, Detached, Mapped};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, FileIdentity};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Salvageable, Stored};
 use crate::storage::{Concat, Slice};
 
 use super::PARALLELS;
@@ -27,14 +27,14 @@ pub(super) struct Bundle {
 }
 
 /// Opens the disk whose descriptor is in `file`.
-pub(super) fn open(file: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Bundle> {
-    let limits = opener.limits();
+pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Bundle> {
+    let limits = request.limits;
     let descriptor = Descriptor::read(&file, limits)?;
     limits.check_virtual_size(descriptor.size)?;
-    let top = chosen(&descriptor, opener.snapshot())?;
+    let top = chosen(&descriptor, request.snapshot)?;
     let chain = descriptor.chain(top, limits)?;
     let mut parts = Parts {
-        opener,
+        request,
         references: Vec::new(),
         files: Vec::new(),
         taken: Vec::new(),
@@ -72,17 +72,17 @@ pub(super) fn open(file: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Bu
 /// Hands out each expandable image of the disk whose descriptor is in `file`, of every state.
 pub(super) fn each_file(
     file: &Arc<dyn BlockSource>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
     mut each: impl FnMut(&Arc<dyn BlockSource>) -> Result<()>,
 ) -> Result<()> {
-    let descriptor = Descriptor::read(file, opener.limits())?;
+    let descriptor = Descriptor::read(file, request.limits)?;
     for storage in &descriptor.storages {
         for entry in &storage.images {
             if entry.kind != ImageKind::Compressed {
                 continue;
             }
             let reference = Reference::new(ReferenceKind::ExtentFile, entry.file.clone());
-            let Some(image) = opener.open_bytes(&reference)? else {
+            let Some(image) = request.opener.open_bytes(&reference)? else {
                 let reference = Box::new(reference);
                 return Err(Error::Detached { reference });
             };
@@ -113,7 +113,7 @@ fn chosen(descriptor: &Descriptor, snapshot: Option<&SnapshotSelector>) -> Resul
 
 /// What the parts of a disk are opened with, and what was found out by it.
 struct Parts<'a> {
-    opener: &'a dyn Opener,
+    request: &'a Request<'a>,
     references: Vec<Reference>,
     files: Vec<FileInfo>,
     /// The files that are in use: none can be two images.
@@ -156,7 +156,7 @@ impl Parts<'_> {
         }
         let reference = Reference::new(ReferenceKind::ExtentFile, entry.file.clone());
         self.references.push(reference.clone());
-        let Some(file) = self.opener.open_bytes(&reference)? else {
+        let Some(file) = self.request.opener.open_bytes(&reference)? else {
             return Ok(Arc::new(Detached {
                 reference: Box::new(reference),
                 size: storage.size,
@@ -176,7 +176,7 @@ impl Parts<'_> {
         file: Arc<dyn BlockSource>,
         below: Below,
     ) -> Result<Arc<dyn BlockSource>> {
-        let Expandable { map, info } = Expandable::read(&file, self.opener)?;
+        let Expandable { map, info } = Expandable::read(&file, self.request)?;
         let unit = info.cluster_size.unwrap_or(0);
         if storage.block_size != 0 && storage.block_size != unit {
             let problem = format!(
@@ -250,20 +250,32 @@ impl BlockSource for Bundle {
         self.disk.block_size()
     }
 
-    fn lost_with(&self, offset: u64) -> u64 {
-        self.disk.lost_with(offset)
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
     }
 
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl Stored for Bundle {
     fn identity(&self) -> Option<FileIdentity> {
         self.file.identity()
     }
 
     fn uses_file(&self, file: FileIdentity) -> bool {
-        self.file.uses_file(file) || self.disk.uses_file(file)
+        self.file.uses_file(file) || Stored::uses_file(&self.disk, file)
     }
 
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        (format == PARALLELS && self.identity() == Some(file)).then_some(0)
+        (format == PARALLELS && Stored::identity(self) == Some(file)).then_some(0)
+    }
+}
+
+impl Salvageable for Bundle {
+    fn lost_with(&self, offset: u64) -> u64 {
+        Salvageable::lost_with(&self.disk, offset)
     }
 }
 

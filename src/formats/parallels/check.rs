@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::image::{Clusters, Finding, FindingKind, Findings, Opener};
+use crate::image::{Clusters, Finding, FindingKind, Findings, Request};
 use crate::map::Usage;
 use crate::source::BlockSource;
 
@@ -14,20 +14,20 @@ use super::header::{Header, RawHeader, SECTOR};
 use super::open::read_bat;
 
 /// Checks the image in `file`: of one file, or each of those that a descriptor lists.
-pub(super) fn check(file: &Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Findings> {
+pub(super) fn check(file: &Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Findings> {
     if !descriptor::is_at_start(file)? {
-        return check_one(file, opener);
+        return check_one(file, request);
     }
     let mut findings = Findings::default();
-    bundle::each_file(file, opener, |file| {
-        findings.merge(check_one(file, opener)?);
+    bundle::each_file(file, request, |file| {
+        findings.merge(check_one(file, request)?);
         Ok(())
     })?;
     Ok(findings)
 }
 
-fn check_one(file: &Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Findings> {
-    let limits = opener.limits();
+fn check_one(file: &Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Findings> {
+    let limits = request.limits;
     let header = Header::read(file)?;
     let mut findings = Findings::default();
     if header.in_use {
@@ -37,7 +37,7 @@ fn check_one(file: &Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Finding
     for warning in others {
         findings.add(Finding::new(FindingKind::Note, "header", warning.clone()));
     }
-    let (bat, _) = read_bat(&header, file, opener)?;
+    let (bat, _) = read_bat(&header, file, request)?;
     let extension = findings.sound(Extension::read(&header, file, limits))?;
     let (cluster_size, file_size) = (header.cluster_size(), file.size());
     let unit = u64::from(header.multiplier) * SECTOR;

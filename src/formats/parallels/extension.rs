@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::image::BitmapInfo;
 use crate::limits::Limits;
 use crate::name::ImageName;
-use crate::ondisk::{Reader, on_disk};
+use crate::ondisk::{Order, Reader, on_disk, values};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::PARALLELS;
@@ -129,11 +129,8 @@ impl Extension {
             let problem = format!("is {}, more than there are entries", bitmap.l1_size);
             return Err(DirtyBitmap::malformed(at, "l1_size", problem));
         }
-        let entries = table.chunks_exact(8).take(bitmap.l1_size as usize);
-        for entry in entries {
-            let sector = entry
-                .first_chunk()
-                .map_or(0, |raw| u64::from_le_bytes(*raw));
+        let entries = values::<u64>(table, Order::Little);
+        for sector in entries.take(bitmap.l1_size as usize) {
             // 0 and 1 stand for clusters of zeros and of ones.
             if sector > 1 {
                 let offset = sector.checked_mul(SECTOR).ok_or_else(|| {

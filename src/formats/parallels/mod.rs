@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
+    CreateOptions, Findings, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Verdict,
     disagrees,
 };
 use crate::limits::Limits;
@@ -71,16 +71,16 @@ impl Format for Parallels {
         })
     }
 
-    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
-        open::open(source, opener)
+    fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+        open::open(source, request)
     }
 
     fn check(
         &self,
         source: &Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Option<Findings>> {
-        check::check(source, opener).map(Some)
+        check::check(source, request).map(Some)
     }
 
     fn create(&self, _: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Image, ImageInfo, Opener};
+use crate::image::{Image, ImageInfo, Request};
 use crate::map::{MappedImage, TableReader};
-use crate::ondisk::{FieldType, Order};
+use crate::ondisk::{Order, values};
 use crate::source::BlockSource;
 
 use super::PARALLELS;
@@ -23,11 +23,11 @@ pub(super) struct Expandable {
 
 impl Expandable {
     /// Reads the header and the tables of `file`.
-    pub(super) fn read(file: &Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
-        let limits = opener.limits();
+    pub(super) fn read(file: &Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
+        let limits = request.limits;
         let header = Header::read(file)?;
         limits.check_virtual_size(header.size)?;
-        let (bat, reader) = read_bat(&header, file, opener)?;
+        let (bat, reader) = read_bat(&header, file, request)?;
         let extension = Extension::read(&header, file, limits)?;
         let warnings = header.warnings.iter().chain(&extension.warnings);
         let info = ImageInfo {
@@ -48,27 +48,25 @@ impl Expandable {
 pub(super) fn read_bat(
     header: &Header,
     file: &dyn BlockSource,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<(Vec<u32>, TableReader)> {
     let len = header.entries.saturating_mul(4);
-    opener.limits().check_metadata("the BAT", len)?;
+    request.limits.check_metadata("the BAT", len)?;
     let mut bat = vec![0; usize::try_from(len).unwrap_or(0)];
-    let reader = TableReader::of(PARALLELS, opener);
+    let reader = TableReader::of(PARALLELS, request);
     reader.read(file, &mut bat, RawHeader::LEN as u64)?;
-    let entries = bat.chunks_exact(4);
-    let entries = entries.filter_map(|raw| u32::get(raw, 0, Order::Little));
-    Ok((entries.collect(), reader))
+    Ok((values(&bat, Order::Little).collect(), reader))
 }
 
 /// Opens the image in `file`: of one file, or of those that a descriptor lists.
-pub(super) fn open(file: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
+pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
     if descriptor::is_at_start(&file)? {
-        return Ok(Box::new(bundle::open(file, opener)?));
+        return Ok(Box::new(bundle::open(file, request)?));
     }
-    if opener.snapshot().is_some() {
+    if request.snapshot.is_some() {
         return Err(Error::invalid("a Parallels image has no snapshots"));
     }
-    let Expandable { map, info } = Expandable::read(&file, opener)?;
-    let image = MappedImage::open(PARALLELS, file, map, info, None, opener)?;
+    let Expandable { map, info } = Expandable::read(&file, request)?;
+    let image = MappedImage::open(PARALLELS, file, map, info, None, request)?;
     Ok(Box::new(image))
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Verdict,
+    CreateOptions, Findings, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Verdict,
     disagrees,
 };
 use crate::limits::Limits;
@@ -54,16 +54,16 @@ impl Format for Qcow {
         Ok(vec![SafetyCheck::failed("banned", reason)])
     }
 
-    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
-        Ok(Box::new(open::open(source, opener)?))
+    fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+        Ok(Box::new(open::open(source, request)?))
     }
 
     fn check(
         &self,
         source: &Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Option<Findings>> {
-        open::check(source, opener.limits()).map(Some)
+        open::check(source, request.limits).map(Some)
     }
 
     fn create(&self, _: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::codec::{UnpackError, Unpacker};
 use crate::error::{Error, Result};
-use crate::image::{Findings, ImageInfo, Opener};
+use crate::image::{Findings, ImageInfo, Request};
 use crate::limits::Limits;
 use crate::map::{Cluster, Entries, MappedImage, Packing, Regions, Shape, TwoLevel};
 use crate::ondisk::Order;
@@ -110,13 +110,13 @@ pub(super) fn check(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Find
 /// Opens the image in `file`.
 pub(super) fn open(
     file: Arc<dyn BlockSource>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<MappedImage<TwoLevel<QcowEntries>>> {
-    if opener.snapshot().is_some() {
+    if request.snapshot.is_some() {
         return Err(Error::invalid("a qcow image has no snapshots"));
     }
     let header = Header::read(&file)?;
-    let map = tables(&header, &file, opener.limits(), opener.salvages())?;
+    let map = tables(&header, &file, request.limits, request.salvages)?;
     let backing = header
         .backing_file
         .map(|(_, name)| Reference::new(ReferenceKind::BackingFile, name).with_format_in_name());
@@ -127,7 +127,7 @@ pub(super) fn open(
         ..ImageInfo::default()
     };
     let sealed = header.encrypted.then_some("AES encryption");
-    Ok(MappedImage::open(QCOW, file, map, info, backing, opener)?.sealed(sealed))
+    Ok(MappedImage::open(QCOW, file, map, info, backing, request)?.sealed(sealed))
 }
 
 #[cfg(test)]

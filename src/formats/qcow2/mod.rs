@@ -20,7 +20,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
+    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Scope,
     Verdict, disagrees,
 };
 use crate::limits::Limits;
@@ -68,16 +68,16 @@ impl Format for Qcow2 {
         safety::checks(source)
     }
 
-    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
-        Ok(Box::new(Qcow2Image::open(source, opener)?))
+    fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+        Ok(Box::new(Qcow2Image::open(source, request)?))
     }
 
     fn check(
         &self,
         source: &Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Option<Findings>> {
-        check::check(source, opener.limits()).map(Some)
+        check::check(source, request.limits).map(Some)
     }
 
     fn mends(&self) -> &'static [Scope] {
@@ -87,10 +87,10 @@ impl Format for Qcow2 {
     fn repair(
         &self,
         file: &Arc<dyn BlockTarget>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
         scope: Scope,
     ) -> Result<Fixed> {
-        check::repair(file, opener.limits(), scope)
+        check::repair(file, request.limits, scope)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

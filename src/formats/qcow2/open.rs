@@ -5,12 +5,12 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{BitmapInfo, Image, ImageInfo, Opener, Value};
+use crate::image::{BitmapInfo, Image, ImageInfo, Request, Value};
 use crate::map::{Below, Detached, Mapped, Regions, TableReader};
 use crate::name::ImageName;
 use crate::packed::PackedSource;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
 
 use super::header::{Encryption, Header, HeaderV2};
 use super::layout;
@@ -34,18 +34,18 @@ impl Qcow2Image {
     ///
     /// # Errors
     /// As [`Format::open`](crate::Format::open).
-    pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
-        let (limits, salvages) = (opener.limits(), opener.salvages());
+    pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
+        let (limits, salvages) = (request.limits, request.salvages);
         let header = read_header(&source)?;
         let mut regions = layout::of_header(&header, source.size(), salvages)?;
         let mut left_out = Vec::new();
         let snapshots = snapshot::read_table(&header, &source, limits);
-        let (snapshots, table_end) = match salvages && opener.snapshot().is_none() {
+        let (snapshots, table_end) = match salvages && request.snapshot.is_none() {
             true => or_nothing("snapshots", snapshots, &mut left_out),
             false => snapshots?,
         };
-        let selected = opener
-            .snapshot()
+        let selected = request
+            .snapshot
             .map(|s| snapshot::find(&snapshots, s))
             .transpose()?;
         let size = selected.map_or(header.size, |snapshot| snapshot.info.virtual_size);
@@ -54,12 +54,12 @@ impl Qcow2Image {
             selected,
             size,
         };
-        let reader = TableReader::of(QCOW2, opener);
+        let reader = TableReader::of(QCOW2, request);
         let l1 = l1.read(&source, &regions, &reader)?;
 
         let mut references = Vec::new();
-        let data = open_data_file(&header, &source, opener, &mut references)?;
-        let (below, backing) = open_backing(&header, opener, &mut references)?;
+        let data = open_data_file(&header, &source, request, &mut references)?;
+        let (below, backing) = open_backing(&header, request, &mut references)?;
         let bitmaps = bitmap::read_directory(&header, &source, limits);
         let directory = match salvages {
             true => or_nothing("bitmaps", bitmaps, &mut left_out),
@@ -128,35 +128,47 @@ impl BlockSource for Qcow2Image {
         self.header.cluster_size()
     }
 
-    fn lost_with(&self, offset: u64) -> u64 {
-        self.mapped.lost_with(offset)
-    }
-
-    fn identity(&self) -> Option<FileIdentity> {
-        self.file.identity()
-    }
-
-    fn uses_file(&self, file: FileIdentity) -> bool {
-        self.file.uses_file(file) || self.mapped.uses_file(file)
-    }
-
     fn packed(&self) -> Option<&dyn PackedSource> {
         self.mapped
             .packed()
             .filter(|_| self.header.encryption.is_none())
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl Stored for Qcow2Image {
+    fn identity(&self) -> Option<FileIdentity> {
+        self.file.identity()
+    }
+
+    fn uses_file(&self, file: FileIdentity) -> bool {
+        self.file.uses_file(file) || Stored::uses_file(&self.mapped, file)
+    }
+
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        if format == QCOW2 && self.identity() == Some(file) {
+        if format == QCOW2 && Stored::identity(self) == Some(file) {
             Some(0)
         } else {
-            self.mapped.depth_of(file, format)
+            Stored::depth_of(&self.mapped, file, format)
         }
     }
 
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.check_readable().ok()?;
-        self.mapped.place_of(offset, limit)
+        Stored::place_of(&self.mapped, offset, limit)
+    }
+}
+
+impl Salvageable for Qcow2Image {
+    fn lost_with(&self, offset: u64) -> u64 {
+        Salvageable::lost_with(&self.mapped, offset)
     }
 }
 
@@ -274,7 +286,7 @@ impl L1<'_> {
 fn open_data_file(
     header: &Header,
     source: &Arc<dyn BlockSource>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
     references: &mut Vec<Reference>,
 ) -> Result<Arc<dyn BlockSource>> {
     if !header.has_data_file() {
@@ -286,7 +298,7 @@ fn open_data_file(
     };
     let reference = Reference::new(ReferenceKind::DataFile, name);
     references.push(reference.clone());
-    Ok(match opener.open_bytes(&reference)? {
+    Ok(match request.opener.open_bytes(&reference)? {
         Some(file) => file,
         None => Arc::new(Detached {
             reference: Box::new(reference),
@@ -297,7 +309,7 @@ fn open_data_file(
 
 fn open_backing(
     header: &Header,
-    opener: &dyn Opener,
+    request: &Request<'_>,
     references: &mut Vec<Reference>,
 ) -> Result<(Below, Option<Arc<dyn Image>>)> {
     let Some(name) = header.backing_file.clone() else {
@@ -306,7 +318,7 @@ fn open_backing(
     let reference = Reference::new(ReferenceKind::BackingFile, name);
     let reference = reference.with_format(header.backing_format());
     references.push(reference.clone());
-    Ok(match opener.open_image(&reference)? {
+    Ok(match request.opener.open_image(&reference)? {
         None => (Below::Detached(Box::new(reference)), None),
         Some(image) => (Below::Image(Arc::new(Arc::clone(&image))), Some(image)),
     })

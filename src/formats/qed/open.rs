@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Findings, ImageInfo, Opener};
+use crate::image::{Findings, ImageInfo, Request};
 use crate::limits::Limits;
 use crate::map::{Cluster, Entries, MappedImage, Regions, Shape, TwoLevel};
 use crate::name::ImageName;
@@ -67,13 +67,13 @@ pub(super) fn check(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Find
 /// Opens the image in `file`.
 pub(super) fn open(
     file: Arc<dyn BlockSource>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<MappedImage<TwoLevel<QedEntries>>> {
-    if opener.snapshot().is_some() {
+    if request.snapshot.is_some() {
         return Err(Error::invalid("a QED image has no snapshots"));
     }
     let header = Header::read(&file)?;
-    let map = tables(&header, &file, opener.limits(), opener.salvages())?;
+    let map = tables(&header, &file, request.limits, request.salvages)?;
     let mut info = ImageInfo {
         virtual_size: header.image_size,
         cluster_size: Some(header.cluster_size),
@@ -93,5 +93,5 @@ pub(super) fn open(
             false => reference.with_format_in_name(),
         }
     });
-    MappedImage::open(QED, file, map, info, backing, opener)
+    MappedImage::open(QED, file, map, info, backing, request)
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{CreateOptions, Format, Image, ImageInfo, ImageWriter, Opener, Probe, Verdict};
+use crate::image::{CreateOptions, Format, Image, ImageInfo, ImageWriter, Probe, Request, Verdict};
 use crate::reference::Reference;
-use crate::source::{BlockSource, FileIdentity, Place};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
 
 pub use write::{Preallocation, RawOptions};
 
@@ -29,8 +29,8 @@ impl Format for Raw {
         Verdict::Reject
     }
 
-    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
-        if opener.snapshot().is_some() {
+    fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+        if request.snapshot.is_some() {
             return Err(Error::invalid("a raw disk has no snapshots"));
         }
         let info = ImageInfo {
@@ -69,10 +69,16 @@ impl BlockSource for RawImage {
         self.source.block_size()
     }
 
-    fn lost_with(&self, offset: u64) -> u64 {
-        self.source.lost_with(offset)
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
     }
 
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl Stored for RawImage {
     fn identity(&self) -> Option<FileIdentity> {
         self.source.identity()
     }
@@ -82,11 +88,17 @@ impl BlockSource for RawImage {
     }
 
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        (format == RAW && self.identity() == Some(file)).then_some(0)
+        (format == RAW && Stored::identity(self) == Some(file)).then_some(0)
     }
 
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.source.place_of(offset, limit)
+    }
+}
+
+impl Salvageable for RawImage {
+    fn lost_with(&self, offset: u64) -> u64 {
+        self.source.lost_with(offset)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whether every block of the map is one that there is, and nobody else's.
 
 use crate::error::Result;
-use crate::image::{Finding, Findings, Opener};
+use crate::image::{Finding, Findings, Request};
 use crate::map::Usage;
 use crate::source::BlockSource;
 
@@ -9,16 +9,16 @@ use super::header::{Header, Header1, PreHeader, ZERO};
 use super::map::read_entries;
 
 /// Checks the image in `source`.
-pub(super) fn check(source: &dyn BlockSource, opener: &dyn Opener) -> Result<Findings> {
+pub(super) fn check(source: &dyn BlockSource, request: &Request<'_>) -> Result<Findings> {
     let header = Header::read(source)?;
     let mut findings = Findings::default();
     let blocks = u64::from(header.blocks);
-    let read = read_entries(source, &header, blocks, opener);
+    let read = read_entries(source, &header, blocks, request);
     let Some((entries, _)) = findings.sound(read)? else {
         return Ok(findings);
     };
     let stride = header.block_size + header.block_extra;
-    let mut usage = Usage::new(source.size(), stride, opener.limits());
+    let mut usage = Usage::new(source.size(), stride, request.limits);
     let (map, map_len) = (header.offset_blocks, header.map_len());
     // What lies between the header and the map is nobody's.
     usage.structure("header", 0, PreHeader::LEN as u64, &mut findings)?;

@@ -1,7 +1,7 @@
 //! Where a guest range lives: the block map.
 
 use crate::error::{Error, Result};
-use crate::image::Opener;
+use crate::image::Request;
 use crate::map::{BlockMap, Held, Run, TableReader};
 use crate::source::BlockSource;
 
@@ -14,17 +14,17 @@ pub(super) fn read_entries(
     source: &dyn BlockSource,
     header: &Header,
     count: u64,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<(Vec<u32>, TableReader)> {
     let len = header.map_len();
-    opener.limits().check_metadata("the block map", len)?;
+    request.limits.check_metadata("the block map", len)?;
     let (start, file_size) = (header.offset_blocks, source.size());
     if start.checked_add(len).is_none_or(|end| end > file_size) {
         let problem = format!("{len} bytes long, reaches past the end of the file at {file_size}");
         return Err(Error::malformed(VDI, "block map", start, problem));
     }
     let mut table = vec![0; usize::try_from(count * 4).unwrap_or(0)];
-    let reader = TableReader::of(VDI, opener);
+    let reader = TableReader::of(VDI, request);
     reader.read(source, &mut table, start)?;
     let entries = table
         .chunks_exact(4)
@@ -55,11 +55,11 @@ impl VdiMap {
     pub(super) fn read(
         source: &dyn BlockSource,
         header: &Header,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Self> {
         // Blocks that the disk does not reach are nobody's.
         let used = header.disk_size.div_ceil(header.block_size);
-        let (entries, reader) = read_entries(source, header, used, opener)?;
+        let (entries, reader) = read_entries(source, header, used, request)?;
         let mut map = VdiMap {
             entries,
             offset_data: header.offset_data,

@@ -6,11 +6,11 @@ use crate::error::Result;
 use crate::extent::Extent;
 use crate::format_id::FormatId;
 use crate::formats::identity::{NIL, Uuid, mixed_endian, to_text};
-use crate::image::{Image, ImageInfo, Opener, Value};
+use crate::image::{Image, ImageInfo, Request, Value};
 use crate::map::{Below, Mapped};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, FileIdentity, Place};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
 
 use super::VDI;
 use super::header::{Header, Header1, ImageType, PreHeader};
@@ -32,18 +32,18 @@ impl VdiImage {
     ///
     /// # Errors
     /// As [`Format::open`](crate::Format::open).
-    pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
-        let limits = opener.limits();
+    pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
+        let limits = request.limits;
         let header = Header::read(&source)?;
         limits.check_virtual_size(header.disk_size)?;
-        let map = VdiMap::read(&source, &header, opener)?;
+        let map = VdiMap::read(&source, &header, request)?;
         let mut info = describe(&header);
         info.warnings.extend(wrong_length(&header, source.size()));
         let (mut below, mut backing, mut references) = (Below::Nothing, None, Vec::new());
         if let Some(parent) = header.uuid_linkage {
             let reference = reference(parent);
             references.push(reference.clone());
-            match opener.open_image(&reference)? {
+            match request.opener.open_image(&reference)? {
                 None => below = Below::Detached(Box::new(reference)),
                 Some(image) => {
                     check_parent(&*image, &header, parent, &mut info)?;
@@ -85,28 +85,40 @@ impl BlockSource for VdiImage {
         self.mapped.block_size()
     }
 
-    fn lost_with(&self, offset: u64) -> u64 {
-        self.mapped.lost_with(offset)
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
     }
 
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl Stored for VdiImage {
     fn identity(&self) -> Option<FileIdentity> {
         self.file.identity()
     }
 
     fn uses_file(&self, file: FileIdentity) -> bool {
-        self.file.uses_file(file) || self.mapped.uses_file(file)
+        self.file.uses_file(file) || Stored::uses_file(&self.mapped, file)
     }
 
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        if format == VDI && self.identity() == Some(file) {
+        if format == VDI && Stored::identity(self) == Some(file) {
             Some(0)
         } else {
-            self.mapped.depth_of(file, format)
+            Stored::depth_of(&self.mapped, file, format)
         }
     }
 
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
-        self.mapped.place_of(offset, limit)
+        Stored::place_of(&self.mapped, offset, limit)
+    }
+}
+
+impl Salvageable for VdiImage {
+    fn lost_with(&self, offset: u64) -> u64 {
+        Salvageable::lost_with(&self.mapped, offset)
     }
 }
 

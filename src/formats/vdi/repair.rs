@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Fixed, Opener};
+use crate::image::{Fixed, Request};
 use crate::target::BlockTarget;
 
 use super::header::{Header, Header0, Header1, PreHeader, VERSION};
@@ -14,10 +14,10 @@ use super::map::VdiMap;
 ///
 /// # Errors
 /// What is wrong with the header, and what reading and writing fail with.
-pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result<Fixed> {
+pub(super) fn repair(file: &Arc<dyn BlockTarget>, request: &Request<'_>) -> Result<Fixed> {
     let mut fixed = Fixed::default();
     let header = Header::read(file)?;
-    let map = match VdiMap::read(file, &header, opener) {
+    let map = match VdiMap::read(file, &header, request) {
         Ok(map) => map,
         Err(Error::Malformed { .. }) => return Ok(fixed),
         Err(error) => return Err(error),
@@ -32,12 +32,11 @@ pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result
         return Ok(fixed);
     }
     let field = match header.version {
-        VERSION => Header1::place_of("blocks_allocated"),
-        _ => Header0::place_of("blocks_allocated"),
+        VERSION => Header1::blocks_allocated,
+        _ => Header0::blocks_allocated,
     };
-    if let (Some(field), Ok(next)) = (field, u32::try_from(next)) {
-        let at = (PreHeader::LEN + field) as u64;
-        file.write_all_at(&next.to_le_bytes(), at)?;
+    if let Ok(next) = u32::try_from(next) {
+        file.write_all_at(&field.bytes(next), field.at(PreHeader::LEN as u64))?;
         file.sync()?;
         fixed.corruptions = 1;
     }

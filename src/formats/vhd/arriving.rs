@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{Image, ImageInfo, Opener};
+use crate::image::{Image, ImageInfo, Request};
 use crate::reference::Reference;
 use crate::source::{BlockSource, check_extent, readable};
 
@@ -24,11 +24,11 @@ struct Fixed {
 ///
 /// # Errors
 /// As [`Format::open_arriving`](crate::Format::open_arriving).
-pub(super) fn open(file: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
+pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
     let mut start = [0; COOKIE.len()];
     let n = file.read_at(&mut start, 0)?;
     if n == start.len() && start == COOKIE {
-        return Ok(Box::new(VhdImage::open(file, opener)?));
+        return Ok(Box::new(VhdImage::open(file, request)?));
     }
     let info = ImageInfo {
         virtual_size: file.size().saturating_sub(SECTOR),

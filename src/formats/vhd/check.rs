@@ -2,7 +2,7 @@
 //! else's, and the bitmaps of the blocks hide nothing.
 
 use crate::error::Result;
-use crate::image::{Finding, FindingKind, Findings, Opener};
+use crate::image::{Finding, FindingKind, Findings, Request};
 use crate::map::Usage;
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::zero::is_zero;
@@ -14,8 +14,8 @@ use super::map::SectorBitmaps;
 use super::open::{is_lsb_first, read_batmap};
 
 /// Checks the image in `source`.
-pub(super) fn check(source: &dyn BlockSource, opener: &dyn Opener) -> Result<Findings> {
-    let limits = opener.limits();
+pub(super) fn check(source: &dyn BlockSource, request: &Request<'_>) -> Result<Findings> {
+    let limits = request.limits;
     let footers = Footers::read(source)?;
     let mut findings = Findings::default();
     for warning in &footers.warnings {
@@ -42,7 +42,7 @@ pub(super) fn check(source: &dyn BlockSource, opener: &dyn Opener) -> Result<Fin
         }
         return Ok(findings);
     }
-    let loaded = Tables::load(source, &footers, size, opener);
+    let loaded = Tables::load(source, &footers, size, request);
     let Some((tables, regions)) = findings.sound(loaded)? else {
         return Ok(findings);
     };

@@ -1,7 +1,7 @@
 //! The header of dynamic and differencing disks: specification, "Dynamic Disk Header Format".
 
 use crate::error::{Error, Result};
-use crate::image::Opener;
+use crate::image::Request;
 use crate::map::{Regions, TableReader};
 use crate::ondisk::on_disk;
 use crate::source::{BlockSource, BlockSourceExt};
@@ -102,10 +102,10 @@ impl Tables {
         source: &dyn BlockSource,
         footers: &Footers,
         size: u64,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Self> {
-        let (mut tables, regions) = Self::load(source, footers, size, opener)?;
-        tables.check_blocks(&regions, size, opener.salvages())?;
+        let (mut tables, regions) = Self::load(source, footers, size, request)?;
+        tables.check_blocks(&regions, size, request.salvages)?;
         Ok(tables)
     }
 
@@ -115,15 +115,15 @@ impl Tables {
         source: &dyn BlockSource,
         footers: &Footers,
         size: u64,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<(Self, Option<&'static str>)> {
         const WORD: &str = "the dynamic disk header is damaged; the blocks tell what it said";
-        let read = Self::read(source, footers, size, opener);
+        let read = Self::read(source, footers, size, request);
         let found = match &read {
             Ok(tables) if !tables.damaged => return read.map(|tables| (tables, None)),
             Ok(tables) if is_proven(tables, footers, size) => None,
             Ok(_) | Err(Error::Io { .. } | Error::Malformed { .. } | Error::Unsupported { .. }) => {
-                match proof::find(source, footers, size, opener)? {
+                match proof::find(source, footers, size, request)? {
                     None => return read.map(|tables| (tables, None)),
                     found => found,
                 }
@@ -140,7 +140,7 @@ impl Tables {
         source: &dyn BlockSource,
         footers: &Footers,
         size: u64,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<(Self, Regions)> {
         let at = footers.footer.data_offset;
         // It has to be in the file, and apart from the footer.
@@ -159,7 +159,7 @@ impl Tables {
             });
         }
         let damaged = checksum(&bytes, CHECKSUM_AT) != header.checksum;
-        let (mut tables, regions) = Self::of_header(source, footers, size, header, opener)?;
+        let (mut tables, regions) = Self::of_header(source, footers, size, header, request)?;
         tables.damaged = damaged;
         Ok((tables, regions))
     }
@@ -170,7 +170,7 @@ impl Tables {
         footers: &Footers,
         size: u64,
         header: Header,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<(Self, Regions)> {
         let at = footers.footer.data_offset;
         let mut metadata = Metadata::of_headers(source.size(), at)?;
@@ -186,7 +186,7 @@ impl Tables {
             let problem = format!("is {entries}, and a disk of {size} bytes needs {needed}");
             return Err(Header::malformed(at, "max_table_entries", problem));
         }
-        let limits = opener.limits();
+        let limits = request.limits;
         limits.check_metadata("the block allocation table", entries * 4)?;
         metadata.claim("block allocation table", header.table_offset, entries * 4)?;
         if header.table_offset % SECTOR != 0 {
@@ -202,7 +202,7 @@ impl Tables {
             );
         }
         let mut table = vec![0; usize::try_from(needed * 4).unwrap_or(0)];
-        let reader = TableReader::of(VHD, opener);
+        let reader = TableReader::of(VHD, request);
         reader.read(source, &mut table, header.table_offset)?;
         let bat = table
             .chunks_exact(4)

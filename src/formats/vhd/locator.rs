@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::image::Backing;
 use crate::limits::Limits;
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
+use crate::ondisk::{Order, on_disk, utf16};
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -42,7 +42,7 @@ pub(super) fn references(
             names.push(named);
         }
     }
-    let name = utf16(&header.parent_unicode_name, u16::from_be_bytes);
+    let name = utf16(&header.parent_unicode_name, Order::Big);
     if !name.is_empty() {
         let rank = if is_absolute(&name) { 5 } else { 3 };
         names.push((rank, local(name)));
@@ -91,7 +91,7 @@ fn read(source: &dyn BlockSource, locator: &Locator, limits: &Limits) -> Result<
 /// What a locator names, and how much it is worth; `None` for what is no name here.
 fn decode(platform_code: &[u8; 4], bytes: &[u8]) -> Option<(u8, ImageName)> {
     let text = match platform_code {
-        b"W2ru" | b"W2ku" => utf16(bytes, u16::from_le_bytes),
+        b"W2ru" | b"W2ku" => utf16(bytes, Order::Little),
         b"Wi2r" | b"Wi2k" => String::from_utf8_lossy(until_nul(bytes)).into_owned(),
         b"MacX" => from_url(until_nul(bytes))?,
         // "Mac ": an alias, which means something to Mac OS alone.
@@ -133,17 +133,6 @@ fn from_url(url: &[u8]) -> Option<String> {
         }
     }
     String::from_utf8(bytes).ok()
-}
-
-/// The text before the first NUL.
-fn utf16(bytes: &[u8], order: fn([u8; 2]) -> u16) -> String {
-    let units = bytes
-        .chunks_exact(2)
-        .filter_map(|unit| unit.first_chunk().copied().map(order));
-    let units = units.take_while(|unit| *unit != 0);
-    char::decode_utf16(units)
-        .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
-        .collect()
 }
 
 fn until_nul(bytes: &[u8]) -> &[u8] {

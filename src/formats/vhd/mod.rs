@@ -23,7 +23,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
+    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Scope,
     Verdict,
 };
 use crate::limits::Limits;
@@ -71,16 +71,16 @@ impl Format for Vhd {
         footer::safety(source)
     }
 
-    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VhdImage::open(source, opener)?))
+    fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+        Ok(Box::new(VhdImage::open(source, request)?))
     }
 
     fn check(
         &self,
         source: &Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Option<Findings>> {
-        check::check(source, opener).map(Some)
+        check::check(source, request).map(Some)
     }
 
     fn mends(&self) -> &'static [Scope] {
@@ -90,18 +90,18 @@ impl Format for Vhd {
     fn repair(
         &self,
         file: &Arc<dyn BlockTarget>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
         _scope: Scope,
     ) -> Result<Fixed> {
-        repair::repair(file, opener)
+        repair::repair(file, request)
     }
 
     fn open_arriving(
         &self,
         source: Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Box<dyn Image>> {
-        arriving::open(source, opener)
+        arriving::open(source, request)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

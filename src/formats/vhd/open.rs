@@ -6,13 +6,13 @@ use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
 use crate::formats::identity::{NIL, to_text};
-use crate::image::{Image, ImageInfo, Opener, Value};
+use crate::image::{Image, ImageInfo, Request, Value};
 use crate::limits::Limits;
 use crate::map::{Below, Mapped, Missing};
 use crate::name::ImageName;
 use crate::ondisk::on_disk;
 use crate::reference::Reference;
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
 use crate::storage::{Concat, Slice};
 
 use super::footer::{self, DiskType, Footer, Footers};
@@ -55,13 +55,13 @@ impl VhdImage {
     ///
     /// # Errors
     /// As [`Format::open`](crate::Format::open).
-    pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
+    pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
         let footers = Footers::read(&source)?;
         let size = footers.footer.virtual_size();
-        opener.limits().check_virtual_size(size)?;
+        request.limits.check_virtual_size(size)?;
         let mut info = describe(&footers, size);
         if footers.kind == DiskType::Fixed {
-            if size > footers.data_end && !opener.salvages() {
+            if size > footers.data_end && !request.salvages {
                 return Err(Footer::malformed(
                     footers.at,
                     "current_size",
@@ -90,22 +90,22 @@ impl VhdImage {
                 info,
             });
         }
-        Self::open_sparse(source, opener, &footers, size, &mut info)
+        Self::open_sparse(source, request, &footers, size, &mut info)
     }
 
     fn open_sparse(
         source: Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
         footers: &Footers,
         size: u64,
         info: &mut ImageInfo,
     ) -> Result<Self> {
-        let limits = opener.limits();
+        let limits = request.limits;
         // What a child does not record its parent has, whose name only the header tells.
-        let may_find = opener.salvages() && footers.kind == DiskType::Dynamic && !footers.damaged;
+        let may_find = request.salvages && footers.kind == DiskType::Dynamic && !footers.damaged;
         let (tables, word) = match may_find {
-            true => Tables::read_or_find(&source, footers, size, opener)?,
-            false => (Tables::read(&source, footers, size, opener)?, None),
+            true => Tables::read_or_find(&source, footers, size, request)?,
+            false => (Tables::read(&source, footers, size, request)?, None),
         };
         info.warnings.extend(word.map(str::to_owned));
         let damaged = match (footers.damaged, tables.damaged) {
@@ -125,7 +125,7 @@ impl VhdImage {
         if footers.kind == DiskType::Differencing {
             references = locator::references(&source, &tables.header, tables.at, limits)?;
             if damaged.is_none() {
-                backing = open_parent(opener, &references, &tables, info)?;
+                backing = open_parent(request, &references, &tables, info)?;
             }
             below = match (&backing, references.first()) {
                 (Some(image), _) => Below::Image(Arc::new(Arc::clone(image))),
@@ -189,13 +189,16 @@ impl BlockSource for VhdImage {
         }
     }
 
-    fn lost_with(&self, offset: u64) -> u64 {
-        match &self.disk {
-            Disk::Fixed(disk) => disk.lost_with(offset),
-            Disk::Sparse(disk) => disk.lost_with(offset),
-        }
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
     }
 
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl Stored for VhdImage {
     fn identity(&self) -> Option<FileIdentity> {
         self.file.identity()
     }
@@ -209,7 +212,7 @@ impl BlockSource for VhdImage {
     }
 
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        if format == VHD && self.identity() == Some(file) {
+        if format == VHD && Stored::identity(self) == Some(file) {
             return Some(0);
         }
         match &self.disk {
@@ -220,6 +223,15 @@ impl BlockSource for VhdImage {
 
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         self.source().ok()?.place_of(offset, limit)
+    }
+}
+
+impl Salvageable for VhdImage {
+    fn lost_with(&self, offset: u64) -> u64 {
+        match &self.disk {
+            Disk::Fixed(disk) => Salvageable::lost_with(disk, offset),
+            Disk::Sparse(disk) => Salvageable::lost_with(&**disk, offset),
+        }
     }
 }
 
@@ -250,12 +262,12 @@ fn cut_short(footers: &Footers, size: u64) -> String {
 
 /// Opens the parent by the first of its names that leads to a file, and makes sure that it is the one.
 fn open_parent(
-    opener: &dyn Opener,
+    request: &Request<'_>,
     references: &[Reference],
     tables: &Tables,
     info: &mut ImageInfo,
 ) -> Result<Option<Arc<dyn Image>>> {
-    let Some((_, parent)) = opener.open_first(references)? else {
+    let Some((_, parent)) = request.opener.open_first(references)? else {
         return Ok(None);
     };
     check_parent(&*parent, tables, info)?;

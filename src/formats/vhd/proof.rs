@@ -2,7 +2,7 @@
 //! them.
 
 use crate::error::{Error, Result};
-use crate::image::Opener;
+use crate::image::Request;
 use crate::source::BlockSource;
 
 use super::SECTOR;
@@ -55,7 +55,7 @@ pub(super) fn find(
     source: &dyn BlockSource,
     footers: &Footers,
     size: u64,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<Option<Tables>> {
     // All writers put the table behind the header.
     let Some(table_offset) = footers.footer.data_offset.checked_add(Header::LEN as u64) else {
@@ -83,7 +83,8 @@ pub(super) fn find(
             parent_unicode_name: [0; 512],
             parent_locators: [0; LOCATORS_LEN],
         };
-        let (mut tables, regions) = match Tables::of_header(source, footers, size, header, opener) {
+        let (mut tables, regions) = match Tables::of_header(source, footers, size, header, request)
+        {
             Ok(found) => found,
             Err(error @ Error::Io { .. }) => return Err(error),
             // Such a table has no room, or may not be read.
@@ -91,7 +92,7 @@ pub(super) fn find(
         };
         // Without a block any size would do.
         if stored(&tables).next().is_some() && is_proven(&tables, footers, size) {
-            tables.check_blocks(&regions, size, opener.salvages())?;
+            tables.check_blocks(&regions, size, request.salvages)?;
             return Ok(Some(tables));
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Fixed, Opener};
+use crate::image::{Fixed, Request};
 use crate::source::BlockSourceExt;
 use crate::target::BlockTarget;
 
@@ -19,14 +19,14 @@ const FOOTER: usize = Footer::LEN;
 ///
 /// # Errors
 /// What is wrong with the image and cannot be mended, and what reading and writing fail with.
-pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result<Fixed> {
+pub(super) fn repair(file: &Arc<dyn BlockTarget>, request: &Request<'_>) -> Result<Fixed> {
     let mut fixed = Fixed::default();
-    fixed.corruptions += mend_footers(file, opener)?;
-    fixed.corruptions += mend_header(file, opener)?;
+    fixed.corruptions += mend_footers(file, request)?;
+    fixed.corruptions += mend_header(file, request)?;
     Ok(fixed)
 }
 
-fn mend_footers(file: &dyn BlockTarget, opener: &dyn Opener) -> Result<u64> {
+fn mend_footers(file: &dyn BlockTarget, request: &Request<'_>) -> Result<u64> {
     let is_fixed = |footer: &Footer| footer.disk_type == DiskType::Fixed.number();
     let (start, end) = (Copy::read(&file, 0)?, Copy::read_at_end(&file)?);
     match (start, end) {
@@ -46,7 +46,7 @@ fn mend_footers(file: &dyn BlockTarget, opener: &dyn Opener) -> Result<u64> {
             return Ok(1);
         }
         (Copy::Sound { footer, .. }, Copy::Absent) if !is_fixed(&footer) => {
-            return match place_of_footer(file, opener)? {
+            return match place_of_footer(file, request)? {
                 Some(at) => put(file, &read(file, 0)?, at).map(|()| 1),
                 None => Ok(0),
             };
@@ -72,10 +72,10 @@ fn mend_footers(file: &dyn BlockTarget, opener: &dyn Opener) -> Result<u64> {
 
 /// Where the footer has to be in a file that has lost it; `None` if the file has lost blocks, too, which a
 /// footer would only hide.
-fn place_of_footer(file: &dyn BlockTarget, opener: &dyn Opener) -> Result<Option<u64>> {
+fn place_of_footer(file: &dyn BlockTarget, request: &Request<'_>) -> Result<Option<u64>> {
     let footers = Footers::read(&file)?;
     let size = footers.footer.virtual_size();
-    let tables = Tables::read(&file, &footers, size, opener)?;
+    let tables = Tables::read(&file, &footers, size, request)?;
     let ends = stored(&tables).map(|(start, index)| start + tables.stored_len(index, size));
     let end = ends.max().unwrap_or(0);
     let file_size = file.size();
@@ -99,13 +99,13 @@ fn place_of_footer(file: &dyn BlockTarget, opener: &dyn Opener) -> Result<Option
 
 /// The header has no copy. Its checksum is made right only where the rest of the file proves every number in
 /// it that says where the disk's bytes are.
-fn mend_header(file: &dyn BlockTarget, opener: &dyn Opener) -> Result<u64> {
+fn mend_header(file: &dyn BlockTarget, request: &Request<'_>) -> Result<u64> {
     let footers = Footers::read(&file)?;
     if footers.kind == DiskType::Fixed {
         return Ok(0);
     }
     let size = footers.footer.virtual_size();
-    let tables = match Tables::read(&file, &footers, size, opener) {
+    let tables = match Tables::read(&file, &footers, size, request) {
         Ok(tables) if tables.damaged => tables,
         // Nothing vouches for the blocks, and what is wrong with them a check tells.
         Ok(_) | Err(Error::Malformed { .. }) => return Ok(0),

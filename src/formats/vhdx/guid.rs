@@ -83,12 +83,13 @@ impl fmt::Debug for Guid {
 }
 
 impl FieldType for Guid {
+    type Bytes = [u8; 16];
     const LEN: usize = 16;
     fn get(bytes: &[u8], offset: usize, order: Order) -> Option<Self> {
         <[u8; 16]>::get(bytes, offset, order).map(Guid)
     }
-    fn put(&self, bytes: &mut [u8], offset: usize, order: Order) {
-        self.0.put(bytes, offset, order);
+    fn bytes(&self, _: Order) -> [u8; 16] {
+        self.0
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
+use crate::ondisk::{Order, on_disk, values};
 
 use super::VHDX;
 use super::guid::Guid;
@@ -195,11 +195,10 @@ pub(super) fn as_value(name: &ImageName) -> Result<(&'static str, String)> {
 fn text(bytes: &[u8], offset: u32, len: u16) -> Option<String> {
     let start = usize::try_from(offset).ok()?;
     let bytes = bytes.get(start..start.checked_add(usize::from(len))?)?;
-    let units = bytes.chunks_exact(2);
-    if bytes.is_empty() || !units.remainder().is_empty() {
+    if bytes.is_empty() || bytes.len() % 2 != 0 {
         return None;
     }
-    let units = units.filter_map(|unit| unit.first_chunk().map(|raw| u16::from_le_bytes(*raw)));
+    let units = values(bytes, Order::Little);
     String::from_utf16(&units.collect::<Vec<_>>()).ok()
 }
 

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
+    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Scope,
     Verdict, disagrees,
 };
 use crate::limits::Limits;
@@ -66,16 +66,16 @@ impl Format for Vhdx {
         safety::checks(source, limits)
     }
 
-    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VhdxImage::open(source, opener)?))
+    fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+        Ok(Box::new(VhdxImage::open(source, request)?))
     }
 
     fn check(
         &self,
         source: &Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Option<Findings>> {
-        check::check(source, opener.limits()).map(Some)
+        check::check(source, request.limits).map(Some)
     }
 
     fn mends(&self) -> &'static [Scope] {
@@ -85,10 +85,10 @@ impl Format for Vhdx {
     fn repair(
         &self,
         file: &Arc<dyn BlockTarget>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
         _scope: Scope,
     ) -> Result<Fixed> {
-        repair::repair(file, opener)
+        repair::repair(file, request)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{Image, ImageIds, ImageInfo, Opener, Value};
+use crate::image::{Image, ImageIds, ImageInfo, Request, Value};
 use crate::map::{Below, Mapped, TableReader};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, FileIdentity, Place};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
 
 use super::VHDX;
 use super::bat::Geometry;
@@ -36,8 +36,8 @@ impl VhdxImage {
     ///
     /// # Errors
     /// As [`Format::open`](crate::Format::open).
-    pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
-        let limits = opener.limits();
+    pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
+        let limits = request.limits;
         header::check_identifier(&*source)?;
         let Current {
             header,
@@ -59,7 +59,7 @@ impl VhdxImage {
         let regions = read_regions(&*file, &header, header_at)?;
         warnings.extend(regions.warning);
         let metadata = match read_metadata(&*file, regions.metadata) {
-            Err(error @ (Error::Io { .. } | Error::Malformed { .. })) if opener.salvages() => {
+            Err(error @ (Error::Io { .. } | Error::Malformed { .. })) if request.salvages => {
                 let found = find_metadata(&*file, regions.metadata)?;
                 warnings.push(format!(
                     "the items of metadata are where writers put them: {error}"
@@ -80,12 +80,12 @@ impl VhdxImage {
             geometry,
             regions.bat,
             regions.taken,
-            TableReader::of(VHDX, opener),
+            TableReader::of(VHDX, request),
         )?;
         let mut references = Vec::new();
         let (below, backing) = match &parent {
             None => (Below::Nothing, None),
-            Some(locator) => open_parent(locator, &metadata, opener, &mut references)?,
+            Some(locator) => open_parent(locator, &metadata, request, &mut references)?,
         };
         let mut info = describe(&header, &metadata, parent.as_ref(), dirty);
         info.warnings = warnings;
@@ -116,28 +116,40 @@ impl BlockSource for VhdxImage {
         self.mapped.block_size()
     }
 
-    fn lost_with(&self, offset: u64) -> u64 {
-        self.mapped.lost_with(offset)
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
     }
 
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl Stored for VhdxImage {
     fn identity(&self) -> Option<FileIdentity> {
         self.file.identity()
     }
 
     fn uses_file(&self, file: FileIdentity) -> bool {
-        self.file.uses_file(file) || self.mapped.uses_file(file)
+        self.file.uses_file(file) || Stored::uses_file(&self.mapped, file)
     }
 
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        if self.identity() == Some(file) && format == VHDX {
+        if Stored::identity(self) == Some(file) && format == VHDX {
             Some(0)
         } else {
-            self.mapped.depth_of(file, format)
+            Stored::depth_of(&self.mapped, file, format)
         }
     }
 
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
-        self.mapped.place_of(offset, limit)
+        Stored::place_of(&self.mapped, offset, limit)
+    }
+}
+
+impl Salvageable for VhdxImage {
+    fn lost_with(&self, offset: u64) -> u64 {
+        Salvageable::lost_with(&self.mapped, offset)
     }
 }
 
@@ -187,7 +199,7 @@ type Parent = (Below, Option<Arc<dyn Image>>);
 fn open_parent(
     locator: &ParentLocator,
     metadata: &Metadata,
-    opener: &dyn Opener,
+    request: &Request<'_>,
     references: &mut Vec<Reference>,
 ) -> Result<Parent> {
     let named = |name: &String| {
@@ -204,7 +216,7 @@ fn open_parent(
         ));
     };
     *references = vec![first.clone()];
-    let Some((index, image)) = opener.open_first(&all)? else {
+    let Some((index, image)) = request.opener.open_first(&all)? else {
         return Ok((Below::Detached(Box::new(first.clone())), None));
     };
     if let Some(reference) = all.get(index) {

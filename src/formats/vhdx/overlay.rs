@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::extent::{Extent, ExtentKind};
-use crate::source::{BlockSource, FileIdentity, check_extent, read_padded, readable};
+use crate::source::{
+    BlockSource, BlockSourceExt, FileIdentity, Stored, check_extent, read_padded, readable,
+};
 use crate::target::{BlockTarget, Zeroes};
 
 /// The unit of everything that a log writes, in bytes.
@@ -186,6 +188,12 @@ impl BlockSource for Overlay {
         }
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+}
+
+impl Stored for Overlay {
     fn allocated_size(&self) -> Option<u64> {
         self.file.allocated_size()
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::formats::identity::derived;
-use crate::image::{Fixed, Opener};
+use crate::image::{Fixed, Request};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
 
@@ -20,8 +20,8 @@ use super::region;
 ///
 /// # Errors
 /// What is wrong with the image and cannot be mended, and what reading and writing fail with.
-pub(super) fn repair(file: &Arc<dyn BlockTarget>, opener: &dyn Opener) -> Result<Fixed> {
-    let limits = opener.limits();
+pub(super) fn repair(file: &Arc<dyn BlockTarget>, request: &Request<'_>) -> Result<Fixed> {
+    let limits = request.limits;
     header::check_identifier(file)?;
     let mut current = header::read_current(file)?;
     let source: Arc<dyn BlockSource> = Arc::new(Arc::clone(file));

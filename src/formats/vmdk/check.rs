@@ -5,27 +5,29 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Finding, FindingKind, Findings, Opener};
+use crate::image::{Finding, FindingKind, Findings, Request};
 use crate::limits::Limits;
 use crate::map::Usage;
 use crate::name::ImageName;
+use crate::ondisk::TableEntry;
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 
 use super::descriptor::{Access, Descriptor, ExtentLine, malformed as bad_descriptor};
+use super::entry::{Grain, GrainDirectoryEntry};
 use super::extent::is_device;
 use super::header::{
     CHANGE_TRACKING_MAGIC, COWD_MAGIC, Flags, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC,
     SparseExtentHeader, unsupported,
 };
-use super::map::{Grain, Tables};
+use super::map::Tables;
 use super::open::{embedded_text, read_text_file};
 use super::sparse::{Layout, SectorTables, read_cowd_header, read_header, second_directory};
 use super::{sesparse, stream};
 
 /// Checks the disk whose descriptor, or one of whose extents, is in `source`.
-pub(super) fn check(source: &Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Findings> {
-    let limits = opener.limits();
+pub(super) fn check(source: &Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Findings> {
+    let limits = request.limits;
     if let Some(findings) = check_extent(source, limits)? {
         return Ok(findings);
     }
@@ -43,7 +45,7 @@ pub(super) fn check(source: &Arc<dyn BlockSource>, opener: &dyn Opener) -> Resul
     let mut findings = Findings::default();
     let mut seen = SeenFiles::default();
     for line in descriptor.extents.iter().filter(|line| line.sectors > 0) {
-        check_line(&descriptor, line, opener, &mut seen, &mut findings)?;
+        check_line(&descriptor, line, request, &mut seen, &mut findings)?;
     }
     Ok(findings)
 }
@@ -69,7 +71,7 @@ impl SeenFiles {
 fn check_line(
     descriptor: &Descriptor,
     line: &ExtentLine,
-    opener: &dyn Opener,
+    request: &Request<'_>,
     seen: &mut SeenFiles,
     findings: &mut Findings,
 ) -> Result<()> {
@@ -90,7 +92,7 @@ fn check_line(
         return Err(unsupported(format!("a device extent ({})", name.quoted())));
     }
     let reference = Reference::new(ReferenceKind::ExtentFile, name);
-    let Some(file) = opener.open_bytes(&reference)? else {
+    let Some(file) = request.opener.open_bytes(&reference)? else {
         let reference = Box::new(reference);
         return Err(Error::Detached { reference });
     };
@@ -107,7 +109,7 @@ fn check_line(
     if seen.has(&reference.name, &file) {
         return findings.add_damage(bad_descriptor(format!("has two extents in {name}")));
     }
-    match findings.sound(check_extent(&file, opener.limits()))? {
+    match findings.sound(check_extent(&file, request.limits))? {
         Some(Some(found)) => findings.merge(found.of_file(&reference.name)),
         Some(None) => {
             let problem = format!("calls {name} a sparse extent, and the file is none");
@@ -286,12 +288,8 @@ impl<'a> Walk<'a> {
         }
         let usage = &mut self.usage;
         usage.structure(name, start, directory.len() as u64, findings)?;
-        for raw in directory.chunks_exact(4) {
-            let sector = raw.first_chunk().map_or(0, |raw| u32::from_le_bytes(*raw));
-            if sector != 0 {
-                let (at, len) = (u64::from(sector) * SECTOR, self.layout.entries * 4);
-                usage.structure("grain table", at, len, findings)?;
-            }
+        for at in GrainDirectoryEntry::all(directory).filter_map(GrainDirectoryEntry::table) {
+            usage.structure("grain table", at, self.layout.entries * 4, findings)?;
         }
         Ok(())
     }

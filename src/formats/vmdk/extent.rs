@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
-use crate::image::{FileInfo, Opener, Value};
+use crate::image::{FileInfo, Request, Value};
 use crate::map::{Below, BlockMap, Detached, Mapped, Missing};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, FileIdentity, check_extent, readable};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, check_extent, readable};
 use crate::storage::{Concat, Memory, Slice};
 
 use super::descriptor::{Access, ExtentLine, malformed};
@@ -65,7 +65,7 @@ pub(super) struct Part {
 /// Opens the extents that a descriptor lists, in order.
 #[derive(Debug)]
 pub(super) struct Builder<'a> {
-    pub(super) opener: &'a dyn Opener,
+    pub(super) request: &'a Request<'a>,
     /// What shows through where a sparse extent records nothing.
     pub(super) backing: Below,
     /// The files that the extents lie in.
@@ -125,7 +125,7 @@ impl Builder<'_> {
         if !self.references.contains(&reference) {
             self.references.push(reference.clone());
         }
-        let Some(file) = self.opener.open_bytes(&reference)? else {
+        let Some(file) = self.request.opener.open_bytes(&reference)? else {
             info.known = flat;
             let reference = Box::new(reference);
             return Ok(info.part(Arc::new(Detached { reference, size })));
@@ -166,7 +166,7 @@ impl Builder<'_> {
                 name.quoted(),
                 file.size()
             );
-            if !self.opener.salvages() {
+            if !self.request.salvages {
                 return Err(malformed(problem));
             }
             let there = file.size().saturating_sub(start);
@@ -191,18 +191,18 @@ impl Builder<'_> {
         let n = file.read_at(&mut magic, 0)?;
         if n >= 4 && magic.starts_with(&SPARSE_MAGIC) {
             let header = sparse::read_header(&file)?;
-            let found = InForce::of(Arc::clone(&file), &header, self.opener)?;
+            let found = InForce::of(Arc::clone(&file), &header, self.request)?;
             check_capacity(&info, found.capacity(), header.grain_size * SECTOR)?;
             self.hosted(info, file, found)
         } else if n >= 4 && magic.starts_with(&COWD_MAGIC) {
             let header = sparse::read_cowd_header(&file)?;
             let capacity = u64::from(header.num_sectors) * SECTOR;
             check_capacity(&info, capacity, u64::from(header.grain_size) * SECTOR)?;
-            let map = sparse::open_cowd(Arc::clone(&file), &header, Some(info.size), self.opener)?;
+            let map = sparse::open_cowd(Arc::clone(&file), &header, Some(info.size), self.request)?;
             self.mapped(info, file, map, Vec::new())
         } else if n == 8 && magic == SE_SPARSE_MAGIC {
             check_capacity(&info, sesparse::capacity(&file)?, 8 * SECTOR)?;
-            let map = sesparse::open(Arc::clone(&file), Some(info.size), self.opener)?;
+            let map = sesparse::open(Arc::clone(&file), Some(info.size), self.request)?;
             self.mapped(info, file, map, Vec::new())
         } else {
             let name = info.name.unwrap_or_default();
@@ -220,7 +220,7 @@ impl Builder<'_> {
         file: Arc<dyn BlockSource>,
         found: InForce,
     ) -> Result<Part> {
-        let extent = sparse::open_hosted(found, info.size, self.opener)?;
+        let extent = sparse::open_hosted(found, info.size, self.request)?;
         self.mapped(info, file, extent.map, extent.warnings)
     }
 
@@ -232,7 +232,7 @@ impl Builder<'_> {
         header: &SparseExtentHeader,
     ) -> Result<(Part, Walk)> {
         let size = info.size;
-        let walk = Walk::new(Arc::clone(&file), header, size, self.opener.limits())?;
+        let walk = Walk::new(Arc::clone(&file), header, size, self.request.limits)?;
         info.grain = Some(walk.unit());
         info.compressed = true;
         let below = window(&self.backing, self.start)?;

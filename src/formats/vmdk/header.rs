@@ -84,7 +84,7 @@ on_disk! {
 }
 
 /// Bytes before the data of a grain in a stream: a marker without its type.
-pub(super) const GRAIN_MARKER_LEN: usize = 12;
+pub(super) const GRAIN_MARKER_LEN: usize = Marker::kind.offset;
 /// `type` of the marker after which nothing follows.
 pub(super) const MARKER_EOS: u32 = 0;
 /// `type` of the marker before a grain table.

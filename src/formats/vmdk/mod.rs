@@ -3,6 +3,7 @@
 mod alias;
 mod check;
 mod descriptor;
+mod entry;
 mod extent;
 mod header;
 mod map;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Opener, Probe, SafetyCheck, Scope,
+    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Scope,
     Verdict, disagrees,
 };
 use crate::limits::Limits;
@@ -81,16 +82,16 @@ impl Format for Vmdk {
         safety::checks(source, limits)
     }
 
-    fn open(&self, source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VmdkImage::open(source, opener)?))
+    fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+        Ok(Box::new(VmdkImage::open(source, request)?))
     }
 
     fn check(
         &self,
         source: &Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Option<Findings>> {
-        check::check(source, opener).map(Some)
+        check::check(source, request).map(Some)
     }
 
     fn mends(&self) -> &'static [Scope] {
@@ -100,18 +101,18 @@ impl Format for Vmdk {
     fn repair(
         &self,
         file: &Arc<dyn BlockTarget>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
         scope: Scope,
     ) -> Result<Fixed> {
-        repair::repair(file, opener, scope)
+        repair::repair(file, request, scope)
     }
 
     fn open_arriving(
         &self,
         source: Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VmdkImage::open_arriving(source, opener)?))
+        Ok(Box::new(VmdkImage::open_arriving(source, request)?))
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

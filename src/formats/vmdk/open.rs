@@ -5,13 +5,13 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{FileInfo, Image, ImageInfo, Opener, Probe, Value};
+use crate::image::{FileInfo, Image, ImageInfo, Probe, Request, Value};
 use crate::limits::Limits;
 use crate::map::{Below, Missing, read_what_is_left};
 use crate::name::ImageName;
 use crate::packed::PackedSource;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
 use crate::storage::Concat;
 
 use super::VMDK;
@@ -47,20 +47,27 @@ impl VmdkImage {
     ///
     /// # Errors
     /// As [`Format::open`](crate::Format::open).
-    pub fn open(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
-        Self::open_any(source, opener, false)
+    pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
+        Self::open_any(source, request, false)
     }
 
     /// Opens a disk that arrives.
     ///
     /// # Errors
     /// As [`Format::open_arriving`](crate::Format::open_arriving).
-    pub(super) fn open_arriving(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
-        Self::open_any(source, opener, true)
+    pub(super) fn open_arriving(
+        source: Arc<dyn BlockSource>,
+        request: &Request<'_>,
+    ) -> Result<Self> {
+        Self::open_any(source, request, true)
     }
 
-    fn open_any(source: Arc<dyn BlockSource>, opener: &dyn Opener, arriving: bool) -> Result<Self> {
-        if opener.snapshot().is_some() {
+    fn open_any(
+        source: Arc<dyn BlockSource>,
+        request: &Request<'_>,
+        arriving: bool,
+    ) -> Result<Self> {
+        if request.snapshot.is_some() {
             return Err(Error::invalid(
                 "a VMDK has no internal snapshots: each is a disk of its own",
             ));
@@ -69,35 +76,35 @@ impl VmdkImage {
         let n = source.read_at(&mut magic, 0)?;
         let starts = |known: &[u8]| n >= known.len() && magic.starts_with(known);
         if starts(&SPARSE_MAGIC) {
-            Self::open_monolithic(source, opener, arriving)
+            Self::open_monolithic(source, request, arriving)
         } else if starts(&COWD_MAGIC) {
-            Self::open_bare_cowd(source, opener)
+            Self::open_bare_cowd(source, request)
         } else if starts(&SE_SPARSE_MAGIC) {
             Err(extent_alone("a seSparse extent without its descriptor"))
         } else if starts(&CHANGE_TRACKING_MAGIC) {
             Err(unsupported("a change-tracking file".into()))
         } else {
-            let text = read_text_file(&source, opener.limits())?;
-            Self::open_text(source, &text, opener)
+            let text = read_text_file(&source, request.limits)?;
+            Self::open_text(source, &text, request)
         }
     }
 
     /// A hosted sparse extent with the descriptor in it.
     fn open_monolithic(
         source: Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
         arriving: bool,
     ) -> Result<Self> {
         let header = sparse::read_header(&source)?;
-        let text = embedded_text(&source, &header, opener.limits());
+        let text = embedded_text(&source, &header, request.limits);
         if header.capacity == 0 && header.descriptor_offset > 0 {
-            return Self::open_text(source, &text?, opener);
+            return Self::open_text(source, &text?, request);
         }
-        let parsed = text.and_then(|text| Descriptor::parse(&text, opener.limits()));
-        let left = || left_of_text(&source, &header, opener.limits());
+        let parsed = text.and_then(|text| Descriptor::parse(&text, request.limits));
+        let left = || left_of_text(&source, &header, request.limits);
         let (descriptor, lost) = match parsed {
-            Err(error @ (Error::Malformed { .. } | Error::Io { .. })) if opener.salvages() => {
-                (Descriptor::parse(b"", opener.limits())?, Some(error))
+            Err(error @ (Error::Malformed { .. } | Error::Io { .. })) if request.salvages => {
+                (Descriptor::parse(b"", request.limits)?, Some(error))
             }
             parsed => (parsed?, None),
         };
@@ -105,7 +112,7 @@ impl VmdkImage {
         let lost = match lost {
             None if !says_nothing => None,
             // The extents of a disk in several have room for a descriptor, and nothing there.
-            None if !opener.salvages() || left()?.iter().all(|byte| *byte == 0) => {
+            None if !request.salvages || left()?.iter().all(|byte| *byte == 0) => {
                 return Err(extent_alone("an extent file of a disk in several"));
             }
             None => Some(malformed("has neither a createType nor a CID")),
@@ -120,16 +127,16 @@ impl VmdkImage {
         // The footer counts, where there is one and it has arrived.
         let found = match arriving && header.is_walkable() {
             true => None,
-            false => Some(InForce::of(Arc::clone(&source), &header, opener)?),
+            false => Some(InForce::of(Arc::clone(&source), &header, request)?),
         };
         let size = found
             .as_ref()
             .map_or(header.capacity * SECTOR, InForce::capacity);
-        let mut disk = Opening::new(&descriptor, opener)?;
+        let mut disk = Opening::new(&descriptor, request)?;
         if let Some(error) = lost {
             disk.go_on_without(&error, size, &left()?);
         }
-        let mut builder = disk.builder(opener);
+        let mut builder = disk.builder(request);
         // The name in the line is what the file was once called.
         let own = own_extent(size);
         let (part, walk) = match found {
@@ -157,7 +164,7 @@ impl VmdkImage {
     }
 
     /// A COWD extent, which has no descriptor in it.
-    fn open_bare_cowd(source: Arc<dyn BlockSource>, opener: &dyn Opener) -> Result<Self> {
+    fn open_bare_cowd(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
         let header = sparse::read_cowd_header(&source)?;
         if header.names_parent() {
             return Err(extent_alone(
@@ -165,10 +172,10 @@ impl VmdkImage {
             ));
         }
         let size = u64::from(header.num_sectors) * SECTOR;
-        let descriptor = Descriptor::parse(b"", opener.limits())?;
-        let mut disk = Opening::new(&descriptor, opener)?;
-        let map = sparse::open_cowd(Arc::clone(&source), &header, None, opener)?;
-        let mut builder = disk.builder(opener);
+        let descriptor = Descriptor::parse(b"", request.limits)?;
+        let mut disk = Opening::new(&descriptor, request)?;
+        let map = sparse::open_cowd(Arc::clone(&source), &header, None, request)?;
+        let mut builder = disk.builder(request);
         let part = builder.mapped(own_extent(size), Arc::clone(&source), map, Vec::new())?;
         let tables = part.tables.clone();
         let mut image = disk.finish(source, vec![part], "vmfsSparse".into(), &descriptor)?;
@@ -177,8 +184,8 @@ impl VmdkImage {
     }
 
     /// A descriptor that names the extent files.
-    fn open_text(source: Arc<dyn BlockSource>, text: &[u8], opener: &dyn Opener) -> Result<Self> {
-        let descriptor = Descriptor::parse(text, opener.limits())?;
+    fn open_text(source: Arc<dyn BlockSource>, text: &[u8], request: &Request<'_>) -> Result<Self> {
+        let descriptor = Descriptor::parse(text, request.limits)?;
         let Some(create_type) = descriptor.create_type() else {
             return Err(malformed("has no createType"));
         };
@@ -200,8 +207,8 @@ impl VmdkImage {
         if descriptor.extents.iter().all(|line| line.sectors == 0) {
             return Err(malformed("has no extents"));
         }
-        let mut disk = Opening::new(&descriptor, opener)?;
-        let mut builder = disk.builder(opener);
+        let mut disk = Opening::new(&descriptor, request)?;
+        let mut builder = disk.builder(request);
         let mut parts = Vec::new();
         for line in descriptor.extents.iter().filter(|line| line.sectors > 0) {
             let mut line = line.clone();
@@ -228,7 +235,7 @@ struct Opening {
 
 impl Opening {
     /// Opens the parent, if there is one.
-    fn new(descriptor: &Descriptor, opener: &dyn Opener) -> Result<Self> {
+    fn new(descriptor: &Descriptor, request: &Request<'_>) -> Result<Self> {
         let mut opening = Opening {
             below: Below::Nothing,
             backing: None,
@@ -250,7 +257,7 @@ impl Opening {
         let reference = Reference::new(ReferenceKind::BackingFile, descriptor.decoded(name))
             .with_format(Some(ImageName::from(VMDK.as_str())));
         opening.references.push(reference.clone());
-        match opener.open_image(&reference)? {
+        match request.opener.open_image(&reference)? {
             None => opening.below = Below::Detached(Box::new(reference)),
             Some(image) => {
                 check_parent(descriptor, &*image)?;
@@ -280,9 +287,9 @@ impl Opening {
         }
     }
 
-    fn builder<'a>(&'a mut self, opener: &'a dyn Opener) -> Builder<'a> {
+    fn builder<'a>(&'a mut self, request: &'a Request<'a>) -> Builder<'a> {
         Builder {
-            opener,
+            request,
             backing: self.below.clone(),
             references: &mut self.references,
             start: 0,
@@ -366,10 +373,20 @@ impl BlockSource for VmdkImage {
         self.disk.block_size()
     }
 
-    fn lost_with(&self, offset: u64) -> u64 {
-        self.disk.lost_with(offset)
+    fn packed(&self) -> Option<&dyn PackedSource> {
+        self.disk.packed()
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+
+    fn salvage(&self) -> Option<&dyn Salvageable> {
+        Some(self)
+    }
+}
+
+impl Stored for VmdkImage {
     fn identity(&self) -> Option<FileIdentity> {
         self.file.identity()
     }
@@ -377,16 +394,12 @@ impl BlockSource for VmdkImage {
     fn uses_file(&self, file: FileIdentity) -> bool {
         let backing = self.backing.as_ref();
         self.file.uses_file(file)
-            || self.disk.uses_file(file)
+            || Stored::uses_file(&self.disk, file)
             || backing.is_some_and(|image| image.uses_file(file))
     }
 
-    fn packed(&self) -> Option<&dyn PackedSource> {
-        self.disk.packed()
-    }
-
     fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        if self.identity() == Some(file) && format == VMDK {
+        if Stored::identity(self) == Some(file) && format == VMDK {
             return Some(0);
         }
         self.backing
@@ -396,7 +409,13 @@ impl BlockSource for VmdkImage {
     }
 
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
-        self.disk.place_of(offset, limit)
+        Stored::place_of(&self.disk, offset, limit)
+    }
+}
+
+impl Salvageable for VmdkImage {
+    fn lost_with(&self, offset: u64) -> u64 {
+        Salvageable::lost_with(&self.disk, offset)
     }
 }
 
@@ -424,10 +443,10 @@ impl Image for VmdkImage {
     fn arrived(
         &self,
         source: Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Option<Box<dyn Image>>> {
         match &self.walk {
-            Some(walk) => Ok(Some(Box::new(walk.arrived(source, opener)?))),
+            Some(walk) => Ok(Some(Box::new(walk.arrived(source, request)?))),
             None => Ok(None),
         }
     }

@@ -7,13 +7,15 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Fixed, Opener, Scope};
+use crate::image::{Fixed, Request, Scope};
 use crate::limits::Limits;
 use crate::map::{Claim, Claims, Regions};
+use crate::ondisk::{Field, TableEntry};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
 
 use super::alias::metadata;
+use super::entry::{Grain, GrainDirectoryEntry, GrainEntry};
 use super::header::{
     Flags, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader, unsupported,
 };
@@ -31,7 +33,7 @@ const ENTRY: u64 = 4;
 /// [`Error::Unsupported`] for a file that is not such an extent, and what reading and writing fail with.
 pub(super) fn repair(
     file: &Arc<dyn BlockTarget>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
     scope: Scope,
 ) -> Result<Fixed> {
     let mut magic = [0; 8];
@@ -53,13 +55,13 @@ pub(super) fn repair(
     let (Some(_), false) = (second, header.is_compressed()) else {
         return Ok(fixed);
     };
-    let mut mending = Mending::of(&**file, &header, opener.limits())?;
+    let mut mending = Mending::of(&**file, &header, request.limits)?;
     mending.takes_more = scope == Scope::Redundant;
     fixed.corruptions = mending.tables()?;
     fixed.corruptions += mending.directories()?;
     if header.unclean_shutdown != 0 && mending.agree {
-        let at = SparseExtentHeader::place_of("unclean_shutdown").unwrap_or(0);
-        file.write_all_at(&[0], at as u64)?;
+        let field = SparseExtentHeader::unclean_shutdown;
+        file.write_all_at(&field.bytes(0), field.at(0))?;
         file.sync()?;
     }
     Ok(fixed)
@@ -69,15 +71,15 @@ pub(super) fn repair(
 #[derive(Debug)]
 struct Side {
     /// The field of the header that says where the directory is.
-    field: &'static str,
+    field: Field<u64>,
     /// Where that is, in bytes.
     at: u64,
     /// The directory as it stands in the file; `None` if it is not all there.
     directory: Option<Vec<u8>>,
     /// Grains that entries refer to.
     grains: Claims,
-    /// Entries of the directory that have to be written: which, and the sector.
-    changed: Vec<(u64, u32)>,
+    /// Entries of the directory that have to be written, each with its number.
+    changed: Vec<(u64, GrainDirectoryEntry)>,
 }
 
 struct Mending<'a> {
@@ -124,8 +126,8 @@ impl<'a> Mending<'a> {
             })
         };
         let sides = [
-            side("gd_offset", header.gd_offset)?,
-            side("rgd_offset", header.rgd_offset)?,
+            side(SparseExtentHeader::gd_offset, header.gd_offset)?,
+            side(SparseExtentHeader::rgd_offset, header.rgd_offset)?,
         ];
         let mut mending = Mending {
             zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
@@ -151,7 +153,8 @@ impl<'a> Mending<'a> {
     /// Where a directory says that a table is, in bytes; 0 if there is none.
     fn place(side: &Side, index: u64) -> u64 {
         let directory = side.directory.as_deref().unwrap_or_default();
-        u64::from(number(directory, index).unwrap_or(0)) * SECTOR
+        let entry = GrainDirectoryEntry::decode(directory, index);
+        entry.and_then(GrainDirectoryEntry::table).unwrap_or(0)
     }
 
     fn find_regions(&mut self) {
@@ -202,9 +205,9 @@ impl<'a> Mending<'a> {
                 let Some(table) = self.table(side, index)? else {
                     continue;
                 };
-                let sound = |(raw, guest)| self.is_sound(raw, guest);
+                let sound = |(entry, guest)| self.is_sound(entry, guest);
                 let entries = self.entries(&table, index).filter(|entry| sound(*entry));
-                let stored = entries.filter_map(|(sector, _)| self.grain_of(sector));
+                let stored = entries.filter_map(|(entry, _)| self.grain_of(entry));
                 let stored: Vec<u64> = stored.collect();
                 let Some(side) = self.sides.get_mut(number) else {
                     continue;
@@ -223,25 +226,25 @@ impl<'a> Mending<'a> {
         &self,
         table: &'t [u8],
         index: u64,
-    ) -> impl Iterator<Item = (u32, u64)> + use<'t> {
+    ) -> impl Iterator<Item = (GrainEntry, u64)> + use<'t> {
         let grain = self.layout.grain;
         let first = index * self.layout.entries * grain;
-        let count = table.len() as u64 / ENTRY;
-        (0..count).filter_map(move |i| Some((number(table, i)?, first + i * grain)))
+        GrainEntry::all(table).zip((0..).map(move |i| first + i * grain))
     }
 
     /// The grain of the file that an entry refers to, by its number.
-    fn grain_of(&self, sector: u32) -> Option<u64> {
-        let stored = sector > 1 || sector == 1 && !self.zeroed_grains;
-        stored.then(|| u64::from(sector) * SECTOR / self.layout.grain)
+    fn grain_of(&self, entry: GrainEntry) -> Option<u64> {
+        match entry.grain(self.zeroed_grains) {
+            Grain::At(start) => Some(start / self.layout.grain),
+            Grain::Unallocated | Grain::Zero => None,
+        }
     }
 
     /// Whether an entry makes sense by itself.
-    fn is_sound(&self, sector: u32, guest: u64) -> bool {
-        if self.grain_of(sector).is_none() {
+    fn is_sound(&self, entry: GrainEntry, guest: u64) -> bool {
+        let Grain::At(start) = entry.grain(self.zeroed_grains) else {
             return true;
-        }
-        let start = u64::from(sector) * SECTOR;
+        };
         let left = self.layout.capacity.saturating_sub(guest);
         let end = start + left.min(self.layout.grain);
         left > 0
@@ -250,9 +253,9 @@ impl<'a> Mending<'a> {
     }
 
     /// Whether an entry of a side makes sense, and is the only one there with its grain.
-    fn is_good(&self, side: &Side, sector: u32, guest: u64) -> bool {
-        let grain = self.grain_of(sector);
-        self.is_sound(sector, guest) && grain.is_none_or(|grain| !side.grains.is_contested(grain))
+    fn is_good(&self, side: &Side, entry: GrainEntry, guest: u64) -> bool {
+        let grain = self.grain_of(entry);
+        self.is_sound(entry, guest) && grain.is_none_or(|grain| !side.grains.is_contested(grain))
     }
 
     /// Mends the tables by each other. Returns how many.
@@ -297,20 +300,20 @@ impl<'a> Mending<'a> {
         for (at, ((a, guest), (b, _))) in (0..).zip(pairs) {
             let good = (self.is_good(main, a, guest), self.is_good(other, b, guest));
             // What takes a grain that another entry has would only move the damage.
-            let free = |side: &Side, sector| {
-                let grain = self.grain_of(sector);
+            let free = |side: &Side, entry| {
+                let grain = self.grain_of(entry);
                 grain.is_none_or(|grain| {
                     !side.grains.has(grain, Claim::Own) || side.grains.is_contested(grain)
                 })
             };
             match good {
                 (true, true) if a == b => {}
-                (true, true) if b == 0 && free(other, a) => put(&mut new_second, at, a),
-                (true, true) if a == 0 && self.takes_more && free(main, b) => {
-                    put(&mut new_first, at, b);
+                (true, true) if b.raw() == 0 && free(other, a) => a.put(&mut new_second, at),
+                (true, true) if a.raw() == 0 && self.takes_more && free(main, b) => {
+                    b.put(&mut new_first, at);
                 }
-                (true, false) if free(other, a) => put(&mut new_second, at, a),
-                (false, true) if free(main, b) => put(&mut new_first, at, b),
+                (true, false) if free(other, a) => a.put(&mut new_second, at),
+                (false, true) if free(main, b) => b.put(&mut new_first, at),
                 _ => agree = false,
             }
         }
@@ -334,9 +337,9 @@ impl<'a> Mending<'a> {
         let [main, other] = &self.sides;
         let mut entries = self.entries(table, index);
         table.iter().any(|byte| *byte != 0)
-            && entries.all(|(sector, guest)| {
-                let grain = self.grain_of(sector);
-                self.is_good(other, sector, guest)
+            && entries.all(|(entry, guest)| {
+                let grain = self.grain_of(entry);
+                self.is_good(other, entry, guest)
                     && grain.is_none_or(|grain| !main.grains.has(grain, Claim::Own))
             })
     }
@@ -357,7 +360,8 @@ impl<'a> Mending<'a> {
             Error::invalid("the extent has no room for a grain table that it lacks")
         })?;
         if let Some(side) = self.sides.get_mut(number) {
-            side.changed.push((index, sector));
+            side.changed
+                .push((index, GrainDirectoryEntry::from_raw(sector)));
         }
         Ok(())
     }
@@ -401,41 +405,26 @@ impl<'a> Mending<'a> {
                 continue;
             }
             if side.directory.is_some() {
-                for (index, sector) in &side.changed {
+                for (index, entry) in &side.changed {
                     let at = side.at + index * ENTRY;
-                    self.file.write_all_at(&sector.to_le_bytes(), at)?;
+                    self.file.write_all_at(&entry.encode(), at)?;
                 }
                 self.file.sync()?;
                 continue;
             }
             let mut directory = vec![0; usize::try_from(len).unwrap_or(0)];
-            for (index, sector) in &side.changed {
-                put(&mut directory, *index, *sector);
+            for (index, entry) in &side.changed {
+                entry.put(&mut directory, *index);
             }
             let at = self.end;
             self.file.write_all_at(&directory, at)?;
             self.file.sync()?;
             self.end = (at + len).next_multiple_of(self.layout.grain);
-            if let Some(field) = SparseExtentHeader::place_of(side.field) {
-                let sector = (at / SECTOR).to_le_bytes();
-                self.file.write_all_at(&sector, field as u64)?;
-                self.file.sync()?;
-                mended += 1;
-            }
+            let sector = side.field.bytes(at / SECTOR);
+            self.file.write_all_at(&sector, side.field.at(0))?;
+            self.file.sync()?;
+            mended += 1;
         }
         Ok(mended)
-    }
-}
-
-fn number(table: &[u8], index: u64) -> Option<u32> {
-    let at = usize::try_from(index.checked_mul(ENTRY)?).ok()?;
-    let raw = table.get(at..)?.first_chunk()?;
-    Some(u32::from_le_bytes(*raw))
-}
-
-fn put(table: &mut [u8], index: u64, sector: u32) {
-    let at = usize::try_from(index.saturating_mul(ENTRY)).unwrap_or(usize::MAX);
-    if let Some(to) = table.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
-        *to = sector.to_le_bytes();
     }
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::limits::Limits;
+use crate::ondisk::TableEntry;
 use crate::source::BlockSource;
 use crate::storage::{Concat, Memory};
 
+use super::entry::{GrainDirectoryEntry, GrainEntry};
 use super::header::{
     GRAIN_MARKER_LEN, MARKER_FOOTER, MARKER_GD, MARKER_GT, MARKER_PROGRESS, Marker, SECTOR,
     SECTOR_LEN, SparseExtentHeader,
@@ -78,13 +80,17 @@ pub(super) fn scan(
                     "the grain tables",
                     (tables.len() as u64).saturating_add(table_len),
                 )?;
-                tables.extend(table.into_iter().flat_map(u32::to_le_bytes));
+                tables.extend(
+                    table
+                        .into_iter()
+                        .flat_map(|n| GrainEntry::from_raw(n).encode()),
+                );
                 let sector = u32::try_from(next / SECTOR).unwrap_or(LOST);
                 next += table_len;
                 sector
             }
         };
-        directory.extend(entry.to_le_bytes());
+        directory.extend(GrainDirectoryEntry::from_raw(entry).encode());
     }
     directory.resize(directory.len().next_multiple_of(SECTOR_LEN), 0);
     let padding = vec![0; usize::try_from(start - file.size()).unwrap_or(0)];

@@ -4,22 +4,22 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::error::Result;
-use crate::image::Opener;
+use crate::image::Request;
 use crate::limits::Limits;
 use crate::map::TableReader;
+use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::VMDK;
 use super::alias::{Seen, metadata};
+use super::entry::{Grain, SeDirectoryEntry, SeGrainEntry};
 use super::header::{
     SE_SPARSE_MAGIC, SE_SPARSE_VOLATILE_MAGIC, SECTOR, SECTOR_LEN, SeSparseConstHeader,
     SeSparseVolatileHeader, unsupported,
 };
-use super::map::{Grain, GrainMap, Tables, malformed};
+use super::map::{GrainMap, Tables, malformed};
 
 const ENTRY_LEN: u64 = 8;
-/// The upper half of a grain directory entry that is in use.
-const TABLE_IN_USE: u64 = 0x1000_0000;
 
 /// Tables of 64-bit entries, in an area of their own.
 #[derive(Debug)]
@@ -39,53 +39,35 @@ impl Tables for SeSparseTables {
     }
 
     fn table(&self, index: u64) -> Result<Option<u64>> {
-        let entry = usize::try_from(index)
-            .ok()
-            .and_then(|index| read_entry(&self.directory, index))
-            .unwrap_or(0);
-        self.table_of(entry)
+        self.table_of(SeDirectoryEntry::decode(&self.directory, index).unwrap_or_default())
     }
 
     fn entry(&self, raw: &[u8]) -> Result<Grain> {
-        let entry = read_entry(raw, 0).unwrap_or(0);
-        match entry >> 60 {
-            0 if entry == 0 => Ok(Grain::Unallocated),
-            // 1 is a grain that the guest unmapped, 2 one that it zeroed.
-            1 | 2 => Ok(Grain::Zero),
-            3 => {
-                let number = ((entry >> 48) & 0xfff) | ((entry & 0xffff_ffff_ffff) << 12);
-                let at = number
-                    .checked_mul(self.grain)
-                    .and_then(|offset| offset.checked_add(self.grains_start));
-                at.map(Grain::At).ok_or_else(|| bad_entry(entry))
-            }
-            _ => Err(bad_entry(entry)),
-        }
+        let entry = SeGrainEntry::decode(raw, 0).unwrap_or_default();
+        entry.grain(self.grains_start, self.grain).ok_or_else(|| {
+            let problem = format!("has the entry {:#x}, which is not known", entry.raw());
+            malformed("grain table", 0, problem)
+        })
     }
 }
 
 impl SeSparseTables {
-    fn table_of(&self, entry: u64) -> Result<Option<u64>> {
-        if entry == 0 {
+    fn table_of(&self, entry: SeDirectoryEntry) -> Result<Option<u64>> {
+        if entry.is_empty() {
             return Ok(None);
         }
-        let start = self.tables_start + (entry & 0xffff_ffff) * self.table_len;
-        if entry >> 32 != TABLE_IN_USE || start + self.table_len > self.tables_end {
-            let problem = format!("has the entry {entry:#x}, which means no grain table");
-            return Err(malformed("grain directory", 0, problem));
-        }
-        Ok(Some(start))
+        let start = entry
+            .table()
+            .map(|number| self.tables_start + number * self.table_len);
+        let start = start.filter(|start| start + self.table_len <= self.tables_end);
+        start.map(Some).ok_or_else(|| {
+            let problem = format!(
+                "has the entry {:#x}, which means no grain table",
+                entry.raw()
+            );
+            malformed("grain directory", 0, problem)
+        })
     }
-}
-
-fn bad_entry(entry: u64) -> crate::Error {
-    let problem = format!("has the entry {entry:#x}, which is not known");
-    malformed("grain table", 0, problem)
-}
-
-fn read_entry(table: &[u8], index: usize) -> Option<u64> {
-    let raw = table.get(index.checked_mul(8)?..)?.first_chunk()?;
-    Some(u64::from_le_bytes(*raw))
 }
 
 /// What is known of such an extent before its tables are looked at.
@@ -167,9 +149,9 @@ pub(super) fn load(file: &dyn BlockSource, limits: &Limits) -> Result<Loaded> {
 pub(super) fn open(
     file: Arc<dyn BlockSource>,
     size: Option<u64>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<GrainMap<SeSparseTables>> {
-    let limits = opener.limits();
+    let limits = request.limits;
     let Loaded {
         tables,
         reserved,
@@ -193,7 +175,7 @@ pub(super) fn open(
         size: size.unwrap_or(capacity),
         regions,
         seen,
-        reader: TableReader::of(VMDK, opener),
+        reader: TableReader::of(VMDK, request),
         first_grain: 0,
         marked_tables: false,
         compares: false,
@@ -210,8 +192,8 @@ pub(super) fn capacity(file: &dyn BlockSource) -> Result<u64> {
 
 pub(super) fn refuse_shared_tables(tables: &SeSparseTables) -> Result<()> {
     let mut starts = Vec::new();
-    for raw in tables.directory.chunks_exact(8) {
-        starts.extend(tables.table_of(read_entry(raw, 0).unwrap_or(0))?);
+    for entry in SeDirectoryEntry::all(&tables.directory) {
+        starts.extend(tables.table_of(entry)?);
     }
     starts.sort_unstable();
     match starts

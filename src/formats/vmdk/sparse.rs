@@ -4,17 +4,19 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
-use crate::image::Opener;
+use crate::image::Request;
 use crate::limits::Limits;
 use crate::map::{Regions, TableReader, read_what_is_left};
+use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::zero::is_zero;
 
 use super::alias::{Seen, metadata};
+use super::entry::{Grain, GrainDirectoryEntry, GrainEntry};
 use super::header::{
     COWD_TABLE_ENTRIES, CowdHeader, Flags, GD_AT_END, SECTOR, SECTOR_LEN, SparseExtentHeader,
 };
-use super::map::{Grain, GrainMap, GrainPacking, Tables, malformed};
+use super::map::{GrainMap, GrainPacking, Tables, malformed};
 use super::{VMDK, scan, stream};
 
 /// Tables of 32-bit entries that count in sectors.
@@ -38,8 +40,8 @@ impl Tables for SectorTables {
     }
 
     fn table(&self, index: u64) -> Result<Option<u64>> {
-        let sector = entry(&self.directory, index);
-        if sector.is_none() && self.cut {
+        let entry = GrainDirectoryEntry::decode(&self.directory, index);
+        if entry.is_none() && self.cut {
             let problem = format!("lacks entry {index}: it was cut short");
             return Err(Error::malformed(VMDK, "grain directory", None, problem));
         }
@@ -52,39 +54,25 @@ impl Tables for SectorTables {
             let problem = format!("has an entry {index} that cannot be read");
             return Err(Error::malformed(VMDK, "grain directory", None, problem));
         }
-        let sector = sector.unwrap_or(0);
-        Ok((sector != 0).then(|| u64::from(sector) * SECTOR))
+        Ok(entry.and_then(GrainDirectoryEntry::table))
     }
 
     fn all(&self) -> Vec<u64> {
-        let entries = self.directory.chunks_exact(4);
-        let sectors = entries
-            .filter_map(|raw| entry(raw, 0))
-            .filter(|sector| *sector != 0);
-        sectors.map(|sector| u64::from(sector) * SECTOR).collect()
+        let entries = GrainDirectoryEntry::all(&self.directory);
+        entries.filter_map(GrainDirectoryEntry::table).collect()
     }
 
     fn second_table(&self, index: u64) -> Option<u64> {
-        let mut raw = [0; 4];
+        let mut raw = [0; GrainDirectoryEntry::LEN];
         let at = self.second?.checked_add(index.checked_mul(4)?)?;
         self.file.read_exact_at(&mut raw, at).ok()?;
-        let sector = u32::from_le_bytes(raw);
-        (sector != 0).then(|| u64::from(sector) * SECTOR)
+        GrainDirectoryEntry::decode(&raw, 0)?.table()
     }
 
     fn entry(&self, raw: &[u8]) -> Result<Grain> {
-        Ok(match entry(raw, 0).unwrap_or(0) {
-            0 => Grain::Unallocated,
-            1 if self.zeroed_grains => Grain::Zero,
-            sector => Grain::At(u64::from(sector) * SECTOR),
-        })
+        let entry = GrainEntry::decode(raw, 0).unwrap_or_default();
+        Ok(entry.grain(self.zeroed_grains))
     }
-}
-
-fn entry(table: &[u8], index: u64) -> Option<u32> {
-    let at = usize::try_from(index).ok()?.checked_mul(4)?;
-    let raw = table.get(at..)?.first_chunk()?;
-    Some(u32::from_le_bytes(*raw))
 }
 
 /// A hosted sparse extent: its header, and where its grains are.
@@ -122,7 +110,7 @@ impl InForce {
     pub(super) fn of(
         file: Arc<dyn BlockSource>,
         first: &SparseExtentHeader,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<Self> {
         let mut found = InForce {
             first: *first,
@@ -131,10 +119,10 @@ impl InForce {
             file,
         };
         match stream::in_force(&found.file, first) {
-            Err(error) if opener.salvages() => {
+            Err(error) if request.salvages => {
                 let warning = format!("the grains say where they belong: {error}");
                 found.warnings.push(warning);
-                let scanned = scan::scan(&found.file, first, opener.limits())?;
+                let scanned = scan::scan(&found.file, first, request.limits)?;
                 (found.file, found.header) = (scanned.file, scanned.header);
             }
             header => found.header = header?,
@@ -150,8 +138,12 @@ impl InForce {
 
 /// Opens a hosted sparse extent whose header was read. `size` is how much of it the guest sees, in
 /// bytes: no more than its capacity.
-pub(super) fn open_hosted(found: InForce, size: u64, opener: &dyn Opener) -> Result<SparseExtent> {
-    let (limits, salvages) = (opener.limits(), opener.salvages());
+pub(super) fn open_hosted(
+    found: InForce,
+    size: u64,
+    request: &Request<'_>,
+) -> Result<SparseExtent> {
+    let (limits, salvages) = (request.limits, request.salvages);
     let InForce {
         file,
         first,
@@ -231,7 +223,7 @@ pub(super) fn open_hosted(found: InForce, size: u64, opener: &dyn Opener) -> Res
         size,
         regions,
         seen,
-        reader: TableReader::of(VMDK, opener),
+        reader: TableReader::of(VMDK, request),
         all_claims: OnceLock::new(),
     };
     Ok(SparseExtent { map, warnings })
@@ -251,9 +243,9 @@ pub(super) fn open_cowd(
     file: Arc<dyn BlockSource>,
     header: &CowdHeader,
     size: Option<u64>,
-    opener: &dyn Opener,
+    request: &Request<'_>,
 ) -> Result<GrainMap<SectorTables>> {
-    let (limits, salvages) = (opener.limits(), opener.salvages());
+    let (limits, salvages) = (request.limits, request.salvages);
     let layout = Layout::cowd(header);
     let capacity = layout.capacity;
     if u64::from(header.num_gd_entries) < layout.directory_entries() {
@@ -294,7 +286,7 @@ pub(super) fn open_cowd(
         size: size.unwrap_or(capacity),
         regions,
         seen,
-        reader: TableReader::of(VMDK, opener),
+        reader: TableReader::of(VMDK, request),
         all_claims: OnceLock::new(),
     })
 }
@@ -379,10 +371,9 @@ impl Layout {
         directory.truncate(directory.len() / 4 * 4);
         let mut ranges = self.reserved.clone();
         ranges.push((start, start.saturating_add(there)));
-        for raw in directory.chunks_exact(4) {
-            let table = u64::from(entry(raw, 0).unwrap_or(0)) * SECTOR;
+        for table in GrainDirectoryEntry::all(&directory).filter_map(GrainDirectoryEntry::table) {
             let end = table + self.entries * 4;
-            if table != 0 && end <= file.size() {
+            if end <= file.size() {
                 ranges.push((table, end));
             }
         }
@@ -428,11 +419,7 @@ impl Layout {
         let table_len = self.entries * 4;
         let mut ranges = self.reserved.clone();
         ranges.push((start, start + len));
-        for raw in directory.chunks_exact(4) {
-            let table = u64::from(entry(raw, 0).unwrap_or(0)) * SECTOR;
-            if table == 0 {
-                continue;
-            }
+        for table in GrainDirectoryEntry::all(&directory).filter_map(GrainDirectoryEntry::table) {
             if table + table_len > file.size() {
                 let problem = format!(
                     "refers to a grain table at byte {table}, and the file ends at {}",
@@ -458,11 +445,15 @@ impl Layout {
         let n = file.read_at(&mut copy, second)?;
         copy.truncate(n);
         let mut table = vec![0; usize::try_from(self.entries * 4).unwrap_or(0)];
-        let pairs = directory.chunks_exact(4).zip(copy.chunks_exact(4));
-        let unlike = pairs.zip(0_u64..).filter_map(|((own, other), index)| {
-            let at = u64::from(entry(other, 0)?) * SECTOR;
-            (entry(own, 0) == Some(0) && at != 0).then_some((index, at))
-        });
+        let tables =
+            |directory| GrainDirectoryEntry::all(directory).map(GrainDirectoryEntry::table);
+        let pairs = tables(directory).zip(tables(&copy));
+        let unlike = pairs
+            .zip(0_u64..)
+            .filter_map(|((own, other), index)| match own {
+                None => Some((index, other?)),
+                Some(_) => None,
+            });
         for (index, at) in unlike.take(MOST_COMPARED) {
             let end = at.saturating_add(table.len() as u64);
             if end > file.size() {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::image::Opener;
+use crate::image::Request;
 use crate::limits::Limits;
 use crate::map::{self, BlockMap, Packing, Run};
 use crate::source::{BlockSource, BlockSourceExt, readable};
@@ -92,7 +92,7 @@ impl Walk {
     pub(super) fn arrived(
         &self,
         file: Arc<dyn BlockSource>,
-        opener: &dyn Opener,
+        request: &Request<'_>,
     ) -> Result<VmdkImage> {
         let mut progress = self.progress();
         while progress.end.is_none() {
@@ -110,7 +110,7 @@ impl Walk {
         }
         let tables = std::mem::take(&mut progress.tables);
         let held = Held { file, size, tables };
-        VmdkImage::open(Arc::new(held), opener)
+        VmdkImage::open(Arc::new(held), request)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use blockform::{
     BlockSource, BlockSourceExt, Extent, ExtentKind, FileIdentity, Image, ImageName, Reference,
-    Resolved, Resolver, Result, check_extent,
+    Resolved, Resolver, Result, Stored, check_extent,
 };
 
 use crate::support::read_all;
@@ -97,6 +97,12 @@ impl BlockSource for Patched {
         })
     }
 
+    fn stored(&self) -> Option<&dyn Stored> {
+        Some(self)
+    }
+}
+
+impl Stored for Patched {
     fn identity(&self) -> Option<FileIdentity> {
         self.identity
     }

@@ -109,7 +109,7 @@ fn convert_on(folder: &Path, image: &dyn Image, truth: &[u8], rng: &mut Rng) -> 
     let options = options.sync(false);
     let out = folder.join("ours");
     options
-        .convert_to_path(image, &out)
+        .convert_to_path(&image, &out)
         .map_err(|error| format!("converting to {format}: {}", error.chain()))?;
     let words = [
         "qemu-img",

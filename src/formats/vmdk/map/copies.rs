@@ -7,9 +7,10 @@ use crate::error::Result;
 use crate::map::read_what_is_left;
 use crate::source::{BlockSource, BlockSourceExt};
 
+use super::super::entry::Grain;
 use super::super::header::{MARKER_GT, SECTOR};
 use super::super::stream;
-use super::{Grain, GrainMap, Tables, malformed};
+use super::{GrainMap, Tables, malformed};
 
 /// A copy of a grain table, and where it could not be read.
 #[derive(Debug)]

@@ -8,23 +8,13 @@ use crate::source::BlockSource;
 
 use super::VMDK;
 use super::alias::Seen;
+use super::entry::Grain;
 use super::header::SECTOR;
 
 mod copies;
 mod packing;
 
 pub(super) use packing::GrainPacking;
-
-/// What a grain table entry says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Grain {
-    /// Not in this extent: the parent's, or zeros.
-    Unallocated,
-    /// Zeros.
-    Zero,
-    /// At this byte of the file.
-    At(u64),
-}
 
 /// What tells one kind of sparse extent from another: how its tables are found and read.
 pub(super) trait Tables: std::fmt::Debug + Send + Sync {

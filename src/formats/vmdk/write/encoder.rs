@@ -7,7 +7,7 @@ use zlib_rs::adler32::adler32;
 use crate::codec::pack::{Method, Packer};
 use crate::codec::{Pool, Unpacker};
 use crate::error::{Error, Result};
-use crate::formats::vmdk::header::{GRAIN_MARKER_LEN, SECTOR, SECTOR_LEN};
+use crate::formats::vmdk::header::{GRAIN_MARKER_LEN, Marker, SECTOR, SECTOR_LEN};
 use crate::image::{Encoder, Form, Take};
 use crate::packed::Codec;
 
@@ -98,15 +98,13 @@ fn with_marker(
     pack: impl FnOnce(&mut Vec<u8>) -> Result<()>,
 ) -> Result<()> {
     let start = out.len();
-    out.extend_from_slice(&(guest / SECTOR).to_le_bytes());
-    out.extend_from_slice(&[0; 4]);
+    out.resize(start + GRAIN_MARKER_LEN, 0);
     pack(out)?;
     let data = out.len() - start - GRAIN_MARKER_LEN;
     let size = u32::try_from(data).map_err(|_| Error::invalid("a grain is too long"))?;
-    let at = start + GRAIN_MARKER_LEN - size_of::<u32>();
-    if let Some(raw) = out.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
-        *raw = size.to_le_bytes();
-    }
+    let marker = out.get_mut(start..).unwrap_or_default();
+    Marker::val.put(marker, guest / SECTOR);
+    Marker::size.put(marker, size);
     let len = (out.len() - start).next_multiple_of(SECTOR_LEN);
     out.resize(start + len, 0);
     Ok(())

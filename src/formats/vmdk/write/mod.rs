@@ -12,6 +12,7 @@ pub use options::{AdapterType, Subformat, VmdkOptions};
 use crate::error::{Error, Result};
 use crate::image::{ImageWriter, OutputFile, Payload, Write};
 use crate::name::ImageName;
+use crate::ondisk::TableEntry;
 
 use super::descriptor::MAX_EXTENTS;
 use super::header::SECTOR;
@@ -140,16 +141,11 @@ fn zeroed(len: u64) -> Vec<u8> {
     vec![0; usize::try_from(len).unwrap_or(0)]
 }
 
-/// Sets the entry number `index` of a table of sectors.
-fn set_entry(table: &mut [u8], index: u64, sector: u64) -> Result<()> {
-    let value = u32::try_from(sector).map_err(|_| too_large())?;
-    let at = usize::try_from(index)
-        .unwrap_or(usize::MAX)
-        .saturating_mul(4);
-    if let Some(raw) = table.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
-        *raw = value.to_le_bytes();
-    }
-    Ok(())
+/// The entry of a grain directory or grain table that refers to this sector.
+fn entry<E: TableEntry<Raw = u32>>(sector: u64) -> Result<E> {
+    u32::try_from(sector)
+        .map(E::from_raw)
+        .map_err(|_| too_large())
 }
 
 fn too_large() -> Error {

@@ -2,16 +2,18 @@
 //! tables, then the grains in the order in which they come.
 
 use crate::error::{Error, Result};
+use crate::formats::vmdk::entry::{GrainDirectoryEntry, GrainEntry};
 use crate::formats::vmdk::header::{
     END_LINE_CHARS, Flags, SECTOR, SPARSE_MAGIC, SparseExtentHeader,
 };
 use crate::image::{Finish, ImageWriter, Payload, Placed, Write, WriteRun, WriteShape};
+use crate::ondisk::TableEntry;
 
 use super::options::{Subformat, VmdkOptions};
 use super::text::{self, Line};
 use super::{
     DESCRIPTOR_OFFSET, DESCRIPTOR_SECTORS, GRAIN, GRAIN_SECTORS, Names, SPLIT, TABLE_ENTRIES,
-    TABLE_SECTORS, TABLE_SPAN, bytes_at, files_of, set_entry, zeroed,
+    TABLE_SECTORS, TABLE_SPAN, bytes_at, entry, files_of, zeroed,
 };
 
 #[derive(Debug)]
@@ -265,7 +267,7 @@ impl Extent {
         let host = self.next * SECTOR;
         for grain in 0..taken.div_ceil(GRAIN) {
             let index = guest % TABLE_SPAN / GRAIN + grain;
-            set_entry(&mut self.table, index, self.next)?;
+            entry::<GrainEntry>(self.next)?.put(&mut self.table, index);
             self.next += GRAIN_SECTORS;
         }
         self.used = true;
@@ -286,7 +288,7 @@ impl Extent {
         self.enter(guest, tables);
         let taken = len.min(TABLE_SPAN - guest % TABLE_SPAN);
         for grain in 0..taken.div_ceil(GRAIN) {
-            set_entry(&mut self.table, guest % TABLE_SPAN / GRAIN + grain, 1)?;
+            GrainEntry::ZERO.put(&mut self.table, guest % TABLE_SPAN / GRAIN + grain);
         }
         self.used = true;
         let (file, host) = (self.file, 0);
@@ -297,7 +299,8 @@ impl Extent {
         for directory in [self.layout.rgd_offset, self.layout.gd_offset] {
             let mut bytes = zeroed(self.layout.directory_sectors * SECTOR);
             for index in 0..self.layout.tables {
-                set_entry(&mut bytes, index, self.layout.table(directory, index))?;
+                let table = self.layout.table(directory, index);
+                entry::<GrainDirectoryEntry>(table)?.put(&mut bytes, index);
             }
             tables.push(bytes_at(self.file, directory * SECTOR, bytes));
         }

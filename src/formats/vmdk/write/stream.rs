@@ -4,18 +4,20 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::formats::vmdk::entry::{GrainDirectoryEntry, GrainEntry};
 use crate::formats::vmdk::header::{
     COMPRESSION_DEFLATE, END_LINE_CHARS, Flags, GD_AT_END, MARKER_EOS, MARKER_FOOTER, MARKER_GD,
     MARKER_GT, Marker, SECTOR, SECTOR_LEN, SPARSE_MAGIC, SparseExtentHeader,
 };
 use crate::image::{Encoder, Finish, ImageWriter, Part, Placed, Write, WriteRun, WriteShape};
+use crate::ondisk::TableEntry;
 
 use super::encoder::GrainEncoder;
 use super::options::VmdkOptions;
 use super::text::{self, Line};
 use super::{
     DESCRIPTOR_OFFSET, DESCRIPTOR_SECTORS, GRAIN, GRAIN_SECTORS, Names, TABLE_ENTRIES,
-    TABLE_SECTORS, TABLE_SPAN, bytes_at, set_entry, zeroed,
+    TABLE_SECTORS, TABLE_SPAN, bytes_at, entry, zeroed,
 };
 
 /// Sectors before the first grain.
@@ -101,7 +103,7 @@ impl StreamWriter {
             return Ok(());
         }
         let table = std::mem::replace(&mut self.table, zeroed(TABLE_SECTORS * SECTOR));
-        set_entry(&mut self.directory, self.current, self.next + 1)?;
+        entry::<GrainDirectoryEntry>(self.next + 1)?.put(&mut self.directory, self.current);
         tables.push(self.marked(MARKER_GT, &table));
         Ok(())
     }
@@ -143,7 +145,7 @@ impl StreamWriter {
 
     fn add_grain(&mut self, guest: u64, len: u64) -> Result<()> {
         let index = guest / GRAIN % TABLE_ENTRIES;
-        set_entry(&mut self.table, index, self.next)?;
+        entry::<GrainEntry>(self.next)?.put(&mut self.table, index);
         self.next += len / SECTOR;
         self.used = true;
         Ok(())

@@ -56,6 +56,7 @@ mod hint;
 pub mod image;
 pub mod inspect;
 mod limits;
+mod lock;
 mod map;
 pub mod measure;
 mod name;

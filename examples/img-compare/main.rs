@@ -94,7 +94,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, (u8, String)> {
     if let Some(report) = meter.report() {
         options = options.progress(report);
     }
-    let compared = options.compare(&*one, &*other);
+    let compared = options.compare(&one, &other);
     meter.finish(compared.is_ok());
     let comparison = compared.map_err(|failure| match failure {
         Failure::Status { side, source, .. } => (3, about(path_of(side, first, second), &source)),

@@ -99,12 +99,18 @@ impl Repair {
         let chain = self
             .options
             .own_files(Arc::clone(&resolver), file.identity());
-        let mends = format.mends();
-        let within = mends.iter().filter(|scope| **scope <= self.scope).max();
-        let fixed = match within {
-            // Nothing of it is so small a matter.
-            None if !mends.is_empty() => Fixed::default(),
-            within => format.repair(&file, &chain.request(), *within.unwrap_or(&self.scope))?,
+        let repairs = format.repairs();
+        if repairs.is_empty() {
+            return Err(Error::Unsupported {
+                format: format.id(),
+                feature: "repair".to_owned(),
+                hint: Some("convert what can be read of it".into()),
+            });
+        }
+        let within = repairs.iter().filter(|(scope, _)| *scope <= self.scope);
+        let fixed = match within.max_by_key(|(scope, _)| *scope) {
+            Some((_, repair)) => repair(&file, &chain.request())?,
+            None => Fixed::default(),
         };
         let source: Arc<dyn BlockSource> = Arc::new(file);
         let checked = Checked::as_format(format, &source, &self.options, resolver)?;

@@ -1,7 +1,9 @@
 //! Contexts that are costly to make, kept for whoever comes next.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+
+use crate::lock::lock;
 
 /// Contexts of one kind, as many as were ever in use at once.
 pub(crate) struct Pool<T>(Mutex<Vec<T>>);
@@ -20,16 +22,13 @@ impl<T> Pool<T> {
         make: impl FnOnce() -> Result<T, E>,
         work: impl FnOnce(&mut T) -> Result<R, E>,
     ) -> Result<R, E> {
-        let free = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let free = lock(&self.0).pop();
         let mut context = match free {
             Some(context) => context,
             None => make()?,
         };
         let result = work(&mut context)?;
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(context);
+        lock(&self.0).push(context);
         Ok(result)
     }
 }

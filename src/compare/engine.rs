@@ -5,11 +5,12 @@
 //! the disk wins, so that the answer does not depend on who was faster.
 
 use std::panic::resume_unwind;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::compare::claim::{Cursor, Decision, Piece, Window};
 use crate::compare::{CompareOptions, Comparison, Failure, Phase, Side};
+use crate::lock::lock;
 use crate::page_buf::PageBuf;
 use crate::progress::Report;
 use crate::source::{BlockSource, BlockSourceExt};
@@ -75,10 +76,6 @@ struct Engine<'a> {
     /// That offset, for a look without the lock.
     limit: AtomicU64,
     done: AtomicU64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Engine<'_> {

@@ -3,8 +3,8 @@
 use crate::content::Architecture;
 use crate::content::bytes::Bytes;
 use crate::content::fat::Fat;
-use crate::content::pe::{self, Program};
 use crate::name::ImageName;
+use crate::ondisk::pe::{self, Program};
 
 /// Programs of one directory that are looked into.
 const MOST_PROGRAMS: usize = 12;
@@ -63,7 +63,7 @@ pub(super) fn read(bytes: &dyn Bytes, offset: u64) -> Option<EfiVolume> {
             let program = Program::of(&fat.start_of(entry, pe::START));
             EfiProgram {
                 name: entry.name.clone(),
-                architecture: program.and_then(Program::architecture),
+                architecture: program.and_then(Architecture::of),
                 is_signed: program.is_some_and(|program| program.is_signed),
             }
         });

@@ -5,7 +5,7 @@
 //! whose journal was not written back) is not found, or found as it was before.
 
 use crate::content::bytes::Bytes;
-use crate::content::filesystem::{ExtSuperblock, ext_superblock};
+use crate::content::filesystem::linux::{ExtSuperblock, ext_superblock};
 use crate::format_id::FormatId;
 use crate::ondisk::{le, on_disk};
 

@@ -1,5 +1,7 @@
 //! What follows from what was found, with the reasons for it.
 
+use crate::ondisk::pe::Program;
+
 /// A processor, under the name that OpenStack gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -23,6 +25,22 @@ pub enum Architecture {
 }
 
 impl Architecture {
+    /// The processor that a program of UEFI is for.
+    pub(super) fn of(program: Program) -> Option<Self> {
+        Some(match program.architecture() {
+            "i386" => Architecture::I686,
+            "x86_64" => Architecture::X86_64,
+            "arm" => Architecture::Armv7l,
+            "aarch64" => Architecture::Aarch64,
+            "ia64" => Architecture::Ia64,
+            "riscv32" => Architecture::Riscv32,
+            "riscv64" => Architecture::Riscv64,
+            "loongarch32" => Architecture::Loongarch32,
+            "loongarch64" => Architecture::Loongarch64,
+            _ => return None,
+        })
+    }
+
     /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -30,8 +30,8 @@ mod kind;
 mod mbr;
 mod os_release;
 mod partition;
-mod pe;
 mod properties;
+mod recognise;
 mod text;
 mod udf;
 
@@ -101,7 +101,7 @@ pub(crate) fn recognise(window: &Probe<'_>) -> Vec<(FormatId, Evidence)> {
         let what = "EFI PART";
         found.push((gpt::GPT, Evidence { what, offset }));
     }
-    for filesystem in filesystem::recognise(window) {
+    for filesystem in recognise::recognise(window) {
         let id = filesystem.kind.family();
         if !found.iter().any(|(known, _)| *known == id) {
             found.push((id, filesystem.evidence));
@@ -138,7 +138,7 @@ pub fn examine(source: &dyn BlockSource, limits: &Limits) -> Result<Contents> {
 fn look(disk: &Part<'_>) -> Contents {
     let mut contents = Contents {
         mbr: mbr::recognise(disk),
-        filesystems: filesystem::recognise(disk),
+        filesystems: recognise::recognise(disk),
         ..Contents::default()
     };
     if let Some((iso, warnings)) = iso::read(disk) {

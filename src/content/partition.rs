@@ -1,7 +1,8 @@
 //! The partitions of a disk, whichever table they stand in.
 
 use crate::content::bytes::{Bytes, Part};
-use crate::content::filesystem::{self, Filesystem};
+use crate::content::filesystem::Filesystem;
+use crate::content::recognise;
 use crate::content::{Contents, Gpt, Mbr, MbrEntry, gpt_type_name, mbr_type_name};
 use crate::name::ImageName;
 
@@ -89,7 +90,7 @@ pub(super) fn list(contents: &mut Contents, disk: &Part<'_>, sector: u64) {
         );
         if count < MOST_LOOKED_INTO && !is_extended && partition.offset > 0 {
             let part = disk.part(partition.offset, partition.size);
-            partition.filesystem = filesystem::of_partition(&part);
+            partition.filesystem = recognise::of_partition(&part);
             let filesystem = partition.filesystem.as_ref();
             if let Some(problem) = filesystem.and_then(|f| f.cut_short(part.size())) {
                 let number = partition.number;

@@ -3,7 +3,7 @@
 
 use std::sync::Mutex;
 
-use crate::convert::lane::lock;
+use crate::lock::lock;
 use crate::target::BlockTarget;
 
 /// Bytes that are handed over at once: enough that a disk writes them at its best.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::convert::behind::WriteBehind;
 use crate::convert::claim::Ground;
@@ -16,6 +16,7 @@ use crate::digest::{Hasher, digest_of};
 use crate::error::{Error, Result};
 use crate::image::{ImageWriter, Payload, Write, WriteShape};
 use crate::limits::Limits;
+use crate::lock::lock;
 use crate::progress::{Phase, Report};
 use crate::source::BlockSourceExt;
 use crate::storage::Slice;
@@ -143,10 +144,6 @@ struct Placing {
 struct StoreQueue {
     queue: VecDeque<(Arc<Segment>, Work)>,
     storing: usize,
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<'a> Lane<'a> {

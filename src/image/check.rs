@@ -2,10 +2,14 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::name::ImageName;
+use crate::target::BlockTarget;
+
+use super::Request;
 
 /// What is wrong with an image, exactly counted, and told as far as a person reads it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -290,6 +294,16 @@ pub enum Scope {
     /// that were never its own.
     Redundant,
 }
+
+/// A repair of the image in a file, in place.
+///
+/// The guest's disk stays as it is, but for [`Scope::Redundant`]. A crash at any time leaves a file that is no
+/// worse than before: new structures are written where nothing was, then put in force by one write, and only
+/// then the old ones are given back.
+///
+/// # Errors
+/// As [`Format::check`](super::Format::check), and errors of writing.
+pub type RepairFn = fn(&Arc<dyn BlockTarget>, &Request<'_>) -> Result<Fixed>;
 
 /// What a repair mended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -6,13 +6,12 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::reference::{Reference, Resolver};
 use crate::source::BlockSource;
-use crate::target::BlockTarget;
 
 mod check;
 mod create;
@@ -22,7 +21,7 @@ mod safety;
 mod value;
 mod writer;
 
-pub use check::{CheckedWithin, Clusters, Finding, FindingKind, Findings, Fixed, Scope};
+pub use check::{CheckedWithin, Clusters, Finding, FindingKind, Findings, Fixed, RepairFn, Scope};
 pub use create::{Backing, CreateOptions, OptionSet, parse_options, parse_size};
 pub use info::{BitmapInfo, FileInfo, ImageIds, ImageInfo, SnapshotInfo};
 pub use probe::{Evidence, Probe, Verdict};
@@ -119,33 +118,9 @@ pub trait Format: Debug + Send + Sync {
         Ok(None)
     }
 
-    /// What of an image of this format can be mended, in order: nothing by default.
-    fn mends(&self) -> &'static [Scope] {
+    /// The repairs of this format by their scopes, from the smallest on: none by default.
+    fn repairs(&self) -> &'static [(Scope, RepairFn)] {
         &[]
-    }
-
-    /// Mends the image in `file` in place, in a `scope` that is one of those that it [has](Self::mends).
-    ///
-    /// The guest's disk stays as it is, but for [`Scope::Redundant`]. Writes are ordered by [`sync`](BlockTarget::sync) so that the
-    /// file, wherever they are cut off and whichever of those between two syncs are lost, is never
-    /// worse than it was: new structures are written where nothing was, then put in force by one
-    /// write, and then the old ones are given back.
-    ///
-    /// # Errors
-    /// As [`check`](Self::check), and what writing fails with; [`Error::Unsupported`]
-    /// by default.
-    fn repair(
-        &self,
-        file: &Arc<dyn BlockTarget>,
-        request: &Request<'_>,
-        scope: Scope,
-    ) -> Result<Fixed> {
-        let _ = (file, request, scope);
-        Err(Error::Unsupported {
-            format: self.id(),
-            feature: "repair".to_owned(),
-            hint: Some("convert what can be read of it".into()),
-        })
     }
 
     /// Opens an image of this format of which the start has arrived, and the rest may follow. Until its

@@ -6,6 +6,7 @@
 mod cache;
 mod claims;
 mod detached;
+pub(crate) mod edit;
 mod image;
 mod mapped;
 mod reader;

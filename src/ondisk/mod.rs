@@ -5,8 +5,10 @@
 
 mod entry;
 pub(crate) mod luks;
+pub(crate) mod pe;
 mod reader;
 mod table;
+pub(crate) mod xml;
 
 pub(crate) use entry::{TableEntry, table_entry};
 pub(crate) use reader::Reader;

@@ -279,7 +279,7 @@ def main():
     bad("volume.ova", simple(members=[header("r.raw", 1024, b"M") + small]), "Malformed", "several volumes")
     bad("two-descriptors.ova", simple(members=[("r.raw", small), ("other.ovf", text)]), "Malformed", "two descriptors")
     bad("entity.ova", simple(head='<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>'), "Malformed", "document type")
-    bad("no-xml.ova", tar([("r.ovf", b"<Envelope><References>")]), "Malformed", "is no XML")
+    bad("no-xml.ova", tar([("r.ovf", b"<Envelope><References>")]), "Malformed", "is not well-formed XML")
     bad("no-disks.ova", tar([("r.ovf", b"<Envelope/>")]), "DiskNotChosen", "has no disks")
     bad("several.ova", two, "DiskNotChosen", "the appliance has 2 disks (")
     bad("short.ova", simple(size=4096), "Malformed", "has 4096 bytes, and there are 1024")

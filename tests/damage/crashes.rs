@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use crate::support::crash::{Log, Op, Recorder, states};
+use crate::support::crash::{Log, Op, Recorder, after, states};
 use crate::support::faults::{figure, thorough};
 use crate::support::model::{Fill, Model, OnlyOne};
 use crate::support::{Rng, read_all};
@@ -106,11 +106,7 @@ fn crash_everywhere(size: usize, threads: usize, over_another: bool, reordered: 
         let mut start = empty.clone();
         let mut judged_old = None;
         if over_another {
-            for op in record(&options, &old, 1, &empty) {
-                states(&start.clone(), &[op], 0, &mut rng, &mut |_, files| {
-                    start = files.to_vec();
-                });
-            }
+            start = after(&empty, &record(&options, &old, 1, &empty));
             judged_old = Some(content(format, &start).unwrap().unwrap());
         }
         let log = record(&options, &new, threads, &start);

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::support::command::{example, has_qemu, must, run};
+use crate::support::crash::{Log, Op, Recorder, after, states};
 use crate::support::patch::be64;
-use crate::support::witness::{Step, Witness, write};
 use crate::support::{Rng, read_all, testdata};
 use blockform::check::{Checked, FindingKind, Findings, Repair, Scope};
 use blockform::image::SnapshotSelector;
 use blockform::storage::Memory;
-use blockform::{BlockSource, BlockTarget, DetachReferences, Error, OpenOptions};
+use blockform::{BlockSource, DetachReferences, Error, OpenOptions};
 
 fn options() -> OpenOptions {
     OpenOptions::new()
@@ -163,20 +163,19 @@ fn each_case(mut each: impl FnMut(&'static str, Vec<u8>, Option<Vec<Vec<u8>>>)) 
     }
 }
 
-fn mend(bytes: &[u8], scope: Scope) -> (Vec<u8>, Vec<Step>) {
-    let witness = Arc::new(Witness::of(bytes));
-    let target: Arc<dyn BlockTarget> = Arc::clone(&witness) as Arc<dyn BlockTarget>;
-    let repaired = Repair::new(options(), scope).target(target).unwrap();
+fn mend(bytes: &[u8], scope: Scope) -> (Vec<u8>, Vec<Op>) {
+    let file = Recorder::of(bytes, Log::default());
+    let repaired = Repair::new(options(), scope).target(file.clone()).unwrap();
     let (before, after) = (check(bytes), repaired.checked.findings.unwrap());
     assert_eq!(
         repaired.fixed.corruptions,
         before.corruptions - after.corruptions
     );
     assert_eq!(repaired.fixed.leaks, before.leaks - after.leaks);
-    let ops = witness.steps().clone();
-    let grows = |op: &Step| matches!(op, Step::Size(_));
+    let ops = file.log.take();
+    let grows = |op: &Op| matches!(op, Op::Resize(..));
     assert!(!ops.iter().any(grows), "the file grows by writing");
-    (witness.file.to_bytes(), ops)
+    (file.file.to_bytes(), ops)
 }
 
 #[test]
@@ -221,66 +220,33 @@ fn wherever_a_repair_is_cut_off_the_image_is_no_worse() {
     assert!(states > 1000, "{states}");
 }
 
-/// Looks at what is there if the repair is cut off: any of the writes since the last sync may be there or
-/// not, each of their sectors on its own. Returns how many states were looked at.
-fn cut_off(name: &str, bytes: &[u8], wanted: &Option<Vec<Vec<u8>>>, scope: Scope) -> usize {
+/// Looks at what is there if the repair is cut off. Returns how many states were looked at.
+fn cut_off(name: &str, bytes: &[u8], wanted: &Option<Vec<Vec<u8>>>, scope: Scope) -> u64 {
     let before = dangers(&check(bytes));
     let readable = contents(bytes).is_some();
     let (mended, ops) = mend(bytes, scope);
-    let mut settled = bytes.to_vec();
-    let mut rng = Rng(7);
-    let mut states = 0;
-    for epoch in ops.split(|op| matches!(op, Step::Sync)) {
-        let mut sectors = Vec::new();
-        for op in epoch {
-            let Step::Write(offset, data) = op else {
-                panic!("split at each sync")
-            };
-            let mut done = 0;
-            while done < data.len() {
-                let at = offset + done as u64;
-                let len = (512 - usize::try_from(at % 512).unwrap()).min(data.len() - done);
-                sectors.push((at, data[done..done + len].to_vec()));
-                done += len;
-            }
-        }
-        for trial in 0..16 {
-            let mut state = settled.clone();
-            for (at, data) in &sectors {
-                let there = match trial {
-                    0 => false,
-                    1 => true,
-                    _ => rng.below(2) == 0,
-                };
-                if there {
-                    write(&mut state, *at, data);
-                }
-            }
-            states += 1;
-            let found = check(&state);
-            let new: Vec<_> = dangers(&found).difference(&before).copied().collect();
-            assert!(
-                new.is_empty(),
-                "{name}, {scope:?}: {new:?} of {:?}",
-                found.told()
-            );
-            let read = contents(&state);
-            let same = read == *wanted || (!readable && read.is_none());
-            assert!(same, "{name}, {scope:?}");
-            if trial < 2 {
-                let (again, _) = mend(&state, Scope::All);
-                assert!(check(&again).is_clean(), "{name}, {scope:?}: mended again");
-                assert!(contents(&again) == *wanted, "{name}, {scope:?}");
-            }
-        }
-        sectors
-            .iter()
-            .for_each(|(at, data)| write(&mut settled, *at, data));
-    }
-    assert!(settled == mended, "{name}: what was noted is what was done");
-    let synced = ops.last().is_none_or(|op| matches!(op, Step::Sync));
+    let start = [bytes.to_vec()];
+    assert!(after(&start, &ops) == [mended], "{name}");
+    let synced = ops.last().is_none_or(|op| matches!(op, Op::Sync(_)));
     assert!(synced, "{name}: all of it is on stable storage");
-    states
+    states(&start, &ops, 32, &mut Rng(7), &mut |about, files| {
+        let state = &files[0];
+        let found = check(state);
+        let new: Vec<_> = dangers(&found).difference(&before).copied().collect();
+        assert!(
+            new.is_empty(),
+            "{name}, {scope:?}, {about}: {new:?} of {:?}",
+            found.told()
+        );
+        let read = contents(state);
+        let same = read == *wanted || (!readable && read.is_none());
+        assert!(same, "{name}, {scope:?}, {about}");
+        if about.starts_with("after") {
+            let (again, _) = mend(state, Scope::All);
+            assert!(check(&again).is_clean(), "{name}, {scope:?}: mended again");
+            assert!(contents(&again) == *wanted, "{name}, {scope:?}");
+        }
+    })
 }
 
 #[test]
@@ -289,11 +255,10 @@ fn a_write_that_fails_is_told_and_leaves_no_damage() {
         let (_, ops) = mend(&bytes, Scope::All);
         let before = dangers(&check(&bytes));
         for most in 0..ops.len() {
-            let witness = Arc::new(Witness::failing_after(&bytes, most));
-            let target: Arc<dyn BlockTarget> = Arc::clone(&witness) as Arc<dyn BlockTarget>;
-            let error = Repair::new(options(), Scope::All).target(target);
+            let file = Recorder::of(&bytes, Log::failing_after(most));
+            let error = Repair::new(options(), Scope::All).target(file.clone());
             assert!(matches!(error, Err(Error::Io { .. })), "{name}, {most}");
-            let state = witness.file.to_bytes();
+            let state = file.file.to_bytes();
             assert!(dangers(&check(&state)).is_subset(&before), "{name}, {most}");
         }
     });
@@ -366,7 +331,7 @@ fn an_unknown_autoclear_feature_is_cleared_before_its_clusters_are_given_back() 
     bytes[layout.block + 1] += 1;
     let (mended, ops) = mend(&bytes, Scope::Leaks);
     assert_eq!(be64(&mended, 88), known);
-    let first = matches!(&ops[..2], [Step::Write(88, _), Step::Sync]);
+    let first = matches!(&ops[..2], [Op::Write(0, 88, _), Op::Sync(0)]);
     assert!(first, "{ops:?}");
 }
 

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use crate::support::crash::{Log, Op, Recorder, after, states};
 use crate::support::patch::{self, grain_tables, made, pick};
-use crate::support::witness::{Step, Witness};
 use crate::support::{Rng, goldens, has_tool, run, testdata};
 use blockform::check::{Repair, Scope};
 use blockform::salvage::Salvage;
@@ -20,37 +20,6 @@ use blockform::{BlockSource, BlockSourceExt, OpenOptions, Result};
 
 const MIB: usize = 1 << 20;
 const CLUSTER: usize = 64 << 10;
-
-/// Sector by sector, what may be on the disk while these steps are on their way: each alone, and all but
-/// each.
-fn torn(before: &[u8], steps: &[Step]) -> Vec<Vec<u8>> {
-    let mut parts = Vec::new();
-    for step in steps {
-        match step {
-            Step::Write(at, bytes) => {
-                for (i, sector) in bytes.chunks(512).enumerate().take(64) {
-                    parts.push(Step::Write(at + i as u64 * 512, sector.to_vec()));
-                }
-            }
-            other => parts.push(other.clone()),
-        }
-    }
-    let mut states = Vec::new();
-    // A few of many.
-    let stride = (parts.len() / 3).max(1);
-    for skipped in (0..parts.len()).step_by(stride) {
-        let mut alone = before.to_vec();
-        parts[skipped].apply(&mut alone);
-        let mut without = before.to_vec();
-        for (i, part) in parts.iter().enumerate() {
-            if i != skipped {
-                part.apply(&mut without);
-            }
-        }
-        states.extend([alone, without]);
-    }
-    states
-}
 
 /// What of a disk can be read.
 #[derive(Debug, PartialEq)]
@@ -133,43 +102,28 @@ impl Readable {
 
 /// Mends an image and returns it, after a look at every state in which it could have been cut off.
 fn mended(name: &str, image: &[u8], format: &str, corruptions: u64) -> Vec<u8> {
-    let witness = Arc::new(Witness::of(image));
+    let recorder = Recorder::of(image, Log::default());
     let options = OpenOptions::new().format(format);
     let repair = Repair::new(options, Scope::All);
-    let repaired = repair.target(witness.clone()).unwrap();
+    let repaired = repair.target(recorder.clone()).unwrap();
     assert_eq!(repaired.fixed.corruptions, corruptions, "{name}");
     let findings = repaired.checked.findings.unwrap();
     // Of blocks that were given back the header has no count that a check could know.
     let clean = findings.corruptions == 0 && findings.errors == 0;
     let counted = name == "would be written over";
     assert!(clean || corruptions == 0 || counted, "{name}: {findings:?}");
-    let steps = witness.steps().clone();
-    assert!(matches!(steps.last(), None | Some(Step::Sync)), "{name}");
-    let before = Readable::of(image, format);
-    let check = |state: &[u8], what: &str| {
-        if let Some(before) = &before {
-            let now = Readable::of(state, format).unwrap_or_else(|| panic!("{name}: {what}"));
-            assert!(now.is_no_worse_than(before), "{name}: {what}");
-        }
-    };
-    let mut file = image.to_vec();
-    let mut synced = file.clone();
-    let mut open: Vec<Step> = Vec::new();
-    for (i, step) in steps.iter().enumerate() {
-        step.apply(&mut file);
-        if matches!(step, Step::Sync) {
-            for state in torn(&synced, &open) {
-                check(&state, &format!("torn before step {i}"));
-            }
-            check(&file, &format!("step {i}"));
-            synced.clone_from(&file);
-            open.clear();
-        } else {
-            open.push(step.clone());
-        }
+    let ops = recorder.log.take();
+    assert!(matches!(ops.last(), None | Some(Op::Sync(_))), "{name}");
+    let start = [image.to_vec()];
+    let result = recorder.file.to_bytes();
+    assert!(after(&start, &ops) == [result.clone()], "{name}");
+    if let Some(before) = Readable::of(image, format) {
+        states(&start, &ops, 3, &mut Rng(7), &mut |about, files| {
+            let now = Readable::of(&files[0], format);
+            let now = now.unwrap_or_else(|| panic!("{name}: {about}"));
+            assert!(now.is_no_worse_than(&before), "{name}: {about}");
+        });
     }
-    let result = witness.file.to_bytes();
-    assert!(file == result);
     // What is mended is mended.
     let again = Arc::new(Memory::new(result.clone()));
     let repair = Repair::new(OpenOptions::new().format(format), Scope::All);

@@ -124,9 +124,9 @@ fn a_descriptor_that_makes_no_sense_is_refused_by_name() {
             "plain.hdd",
             "<Parallels_disk_image",
             entity,
-            "no well-formed XML",
+            "document type definition",
         ),
-        ("plain.hdd", "</StorageData>", "", "no well-formed XML"),
+        ("plain.hdd", "</StorageData>", "", "not well-formed XML"),
         ("plain.hdd", "<Padding>0", "<Padding>1", "padding (1)"),
         (
             "plain.hdd",
@@ -273,9 +273,9 @@ fn xml_that_is_made_to_harm_is_refused_at_once() {
         " ".repeat(4 << 20)
     );
     for (text, part) in [
-        (bomb.to_owned(), "no well-formed XML"),
-        (deep, "no well-formed XML"),
-        (wide, "no well-formed XML"),
+        (bomb.to_owned(), "document type definition"),
+        (deep, "within each other"),
+        (wide, "more than 100000 elements"),
         (long, "limit descriptor_bytes"),
     ] {
         fs::write(&path, text).unwrap();

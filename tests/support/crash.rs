@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use blockform::storage::Memory;
-use blockform::{BlockSource, BlockTarget, Extent, Result, Zeroes};
+use blockform::{BlockSource, BlockTarget, Error, Extent, Result, Zeroes};
 
 use super::Rng;
 
@@ -19,26 +19,57 @@ pub enum Op {
 }
 
 /// The order in which all was done, over all files of an image.
-#[derive(Debug, Default)]
-pub struct Log(Mutex<Vec<Op>>);
+#[derive(Debug)]
+pub struct Log {
+    ops: Mutex<Vec<Op>>,
+    most: usize,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self::failing_after(usize::MAX)
+    }
+}
 
 impl Log {
-    pub fn take(&self) -> Vec<Op> {
-        std::mem::take(&mut *self.0.lock().unwrap())
+    /// A log after so many operations of which all others fail.
+    pub fn failing_after(most: usize) -> Self {
+        let ops = Mutex::default();
+        Log { ops, most }
     }
 
-    fn push(&self, op: Op) {
-        self.0.lock().unwrap().push(op);
+    pub fn take(&self) -> Vec<Op> {
+        std::mem::take(&mut *self.ops.lock().unwrap())
+    }
+
+    fn push(&self, op: Op) -> Result<()> {
+        let mut ops = self.ops.lock().unwrap();
+        if ops.len() >= self.most {
+            return Err(Error::io("write", std::io::ErrorKind::StorageFull.into()));
+        }
+        ops.push(op);
+        Ok(())
     }
 }
 
 /// A file in memory that logs what is done to it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Recorder {
     pub file: Memory,
     pub number: usize,
     pub log: Arc<Log>,
     pub reads_as_zero: bool,
+}
+
+impl Recorder {
+    /// The only file of an image.
+    pub fn of(bytes: &[u8], log: Log) -> Arc<Self> {
+        Arc::new(Recorder {
+            file: Memory::new(bytes),
+            log: Arc::new(log),
+            ..Recorder::default()
+        })
+    }
 }
 
 impl BlockSource for Recorder {
@@ -57,40 +88,43 @@ impl BlockSource for Recorder {
 
 impl BlockTarget for Recorder {
     fn write_all_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        self.file.write_all_at(data, offset)?;
-        self.log.push(Op::Write(self.number, offset, data.into()));
-        Ok(())
+        self.log.push(Op::Write(self.number, offset, data.into()))?;
+        self.file.write_all_at(data, offset)
     }
 
     fn write_zeroes_at(&self, offset: u64, len: u64, zeroes: Zeroes) -> Result<()> {
-        self.file.write_zeroes_at(offset, len, zeroes)?;
-        self.log.push(Op::Zero(self.number, offset, len));
-        Ok(())
+        self.log.push(Op::Zero(self.number, offset, len))?;
+        self.file.write_zeroes_at(offset, len, zeroes)
     }
 
     fn allocate(&self, offset: u64, len: u64) -> Result<()> {
-        let before = self.file.size();
-        self.file.allocate(offset, len)?;
-        if self.file.size() > before {
-            self.log.push(Op::Resize(self.number, self.file.size()));
+        if offset + len > self.file.size() {
+            self.log.push(Op::Resize(self.number, offset + len))?;
         }
-        Ok(())
+        self.file.allocate(offset, len)
     }
 
     fn set_size(&self, size: u64) -> Result<()> {
-        self.file.set_size(size)?;
-        self.log.push(Op::Resize(self.number, size));
-        Ok(())
+        self.log.push(Op::Resize(self.number, size))?;
+        self.file.set_size(size)
     }
 
     fn sync(&self) -> Result<()> {
-        self.log.push(Op::Sync(self.number));
-        Ok(())
+        self.log.push(Op::Sync(self.number))
     }
 
     fn reads_as_zero(&self) -> bool {
         self.reads_as_zero
     }
+}
+
+/// The files after all of these operations.
+pub fn after(start: &[Vec<u8>], log: &[Op]) -> Vec<Vec<u8>> {
+    let mut files = start.to_vec();
+    for op in log {
+        apply(&mut files, op, &mut || true);
+    }
+    files
 }
 
 /// Does `op` to the files, as far as the sectors go that `kept` says made it.

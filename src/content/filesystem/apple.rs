@@ -23,7 +23,7 @@ on_disk! {
     }
 }
 
-pub(super) fn hfs(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn hfs(bytes: &dyn Bytes) -> Option<Filesystem> {
     let block = structure!(MasterDirectoryBlock, bytes, HEADER_AT);
     let is_sane = block.dr_al_blk_siz > 0
         && block.dr_al_blk_siz % 512 == 0
@@ -48,7 +48,7 @@ on_disk! {
     }
 }
 
-pub(super) fn hfs_plus(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn hfs_plus(bytes: &dyn Bytes) -> Option<Filesystem> {
     let header = structure!(VolumeHeader, bytes, HEADER_AT);
     let what = match (&header.signature, header.version) {
         (b"H+", 4) => "H+",
@@ -73,7 +73,7 @@ on_disk! {
     }
 }
 
-pub(super) fn apfs(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn apfs(bytes: &dyn Bytes) -> Option<Filesystem> {
     let block = structure!(ContainerSuperblock, bytes, 0);
     let is_sane = block.nx_block_size.is_power_of_two() && block.nx_block_size >= 4096;
     (&block.nx_magic == b"NXSB" && is_sane).then(|| Filesystem {

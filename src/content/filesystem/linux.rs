@@ -62,7 +62,7 @@ pub(in crate::content) fn ext_superblock(bytes: &dyn Bytes) -> Option<ExtSuperbl
         .then_some(block)
 }
 
-pub(super) fn ext(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn ext(bytes: &dyn Bytes) -> Option<Filesystem> {
     let block = ext_superblock(bytes)?;
     // Revision 0 has no features.
     let is_dynamic = block.s_rev_level > 0;
@@ -103,7 +103,7 @@ on_disk! {
     }
 }
 
-pub(super) fn xfs(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn xfs(bytes: &dyn Bytes) -> Option<Filesystem> {
     let block = structure!(XfsSuperblock, bytes, 0);
     let is_sane = block.sb_blocksize.is_power_of_two() && block.sb_dblocks > 0;
     (&block.sb_magicnum == b"XFSB" && is_sane).then(|| Filesystem {
@@ -125,7 +125,7 @@ on_disk! {
     }
 }
 
-pub(super) fn btrfs(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn btrfs(bytes: &dyn Bytes) -> Option<Filesystem> {
     const AT: u64 = 64 << 10;
     let block = structure!(BtrfsSuperblock, bytes, AT);
     (&block.magic == b"_BHRfS_M").then(|| Filesystem {
@@ -149,7 +149,7 @@ on_disk! {
     }
 }
 
-pub(super) fn f2fs(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn f2fs(bytes: &dyn Bytes) -> Option<Filesystem> {
     const AT: u64 = 1024;
     let block = structure!(F2fsSuperblock, bytes, AT);
     let is_sane = (9..=16).contains(&block.log_blocksize) && block.block_count > 0;
@@ -171,7 +171,7 @@ on_disk! {
     }
 }
 
-pub(super) fn squashfs(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn squashfs(bytes: &dyn Bytes) -> Option<Filesystem> {
     let block = structure!(SquashfsSuperblock, bytes, 0);
     (&block.s_magic == b"hsqs").then(|| Filesystem {
         size: (block.s_major == 4).then_some(block.bytes_used),
@@ -190,7 +190,7 @@ on_disk! {
     }
 }
 
-pub(super) fn erofs(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn erofs(bytes: &dyn Bytes) -> Option<Filesystem> {
     const AT: u64 = 1024;
     let block = structure!(ErofsSuperblock, bytes, AT);
     let is_sane = (9..=16).contains(&block.blkszbits);
@@ -213,7 +213,7 @@ on_disk! {
 }
 
 /// At the start, or after a sector for the boot loader. The magic alone is on compressed files, too.
-pub(super) fn cramfs(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn cramfs(bytes: &dyn Bytes) -> Option<Filesystem> {
     [0, 512].into_iter().find_map(|at| {
         let block = structure!(CramfsSuperblock, bytes, at);
         let is_big = block.magic == 0x453d_cd28;
@@ -239,11 +239,11 @@ on_disk! {
     }
 }
 
-pub(super) fn swap(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn swap(bytes: &dyn Bytes) -> Option<Filesystem> {
     swap_of_pages(bytes, 4096)
 }
 
-pub(super) fn swap_of_large_pages(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn swap_of_large_pages(bytes: &dyn Bytes) -> Option<Filesystem> {
     let sizes = [8192, 16_384, 32_768, 65_536];
     sizes
         .into_iter()

@@ -1,15 +1,10 @@
-//! What lies on a disk or in a partition: filesystems, and what is stacked beneath them.
-//!
-//! One function recognises each, from bytes that it asks for by their place; detection runs the same
-//! functions over the window that it has, and finds what the window shows.
+//! Filesystems, and layers that are stacked beneath them. One function recognises each.
 
-mod apple;
-mod linux;
-mod stacked;
-mod windows;
+pub(super) mod apple;
+pub(super) mod linux;
+pub(super) mod stacked;
+pub(super) mod windows;
 
-use crate::content::bytes::Bytes;
-use crate::content::{iso, udf};
 use crate::format_id::FormatId;
 use crate::image::Evidence;
 use crate::name::ImageName;
@@ -130,59 +125,6 @@ impl FilesystemKind {
     }
 }
 
-pub(super) use linux::{ExtSuperblock, ext_superblock};
-
-type Recogniser = fn(&dyn Bytes) -> Option<Filesystem>;
-
-/// What the first 4 KiB show.
-const AT_THE_START: [Recogniser; 18] = [
-    linux::ext,
-    linux::xfs,
-    linux::f2fs,
-    windows::ntfs,
-    windows::refs,
-    windows::exfat,
-    windows::bitlocker,
-    windows::fat,
-    apple::hfs,
-    apple::hfs_plus,
-    apple::apfs,
-    linux::squashfs,
-    linux::erofs,
-    linux::cramfs,
-    linux::swap,
-    stacked::luks,
-    stacked::lvm2,
-    stacked::raid_at_the_start,
-];
-
-/// What stands further in, or at the end.
-const FURTHER_IN: [Recogniser; 6] = [
-    stacked::raid_behind_the_start,
-    linux::swap_of_large_pages,
-    stacked::zfs,
-    iso::recognise,
-    udf::recognise,
-    linux::btrfs,
-];
-
-/// All that the bytes are found to be.
-pub(crate) fn recognise(bytes: &dyn Bytes) -> Vec<Filesystem> {
-    let all = AT_THE_START.iter().chain(&FURTHER_IN);
-    let mut found: Vec<Filesystem> = all.filter_map(|recognise| recognise(bytes)).collect();
-    found.extend(stacked::raid_at_the_end(bytes));
-    found
-}
-
-/// What a partition holds. What a RAID keeps at the end of its members says more than what shows
-/// through at their start, and a signature at the start makes it needless to look further in.
-pub(super) fn of_partition(bytes: &dyn Bytes) -> Option<Filesystem> {
-    let first = |list: &[Recogniser]| list.iter().find_map(|recognise| recognise(bytes));
-    stacked::raid_at_the_end(bytes)
-        .or_else(|| first(&AT_THE_START))
-        .or_else(|| first(&FURTHER_IN))
-}
-
 /// What was found, with nothing known of it.
 fn found(kind: FilesystemKind, what: &'static str, offset: u64) -> Filesystem {
     Filesystem::new(kind, what, offset)
@@ -191,7 +133,7 @@ fn found(kind: FilesystemKind, what: &'static str, offset: u64) -> Filesystem {
 impl Filesystem {
     /// What is to be said if it takes more than the `available` bytes, as text. Of CDs the readers of
     /// their descriptors know better.
-    pub(super) fn cut_short(&self, available: u64) -> Option<String> {
+    pub(in crate::content) fn cut_short(&self, available: u64) -> Option<String> {
         use FilesystemKind::{Iso9660, Udf};
         let size = self.size.filter(|size| *size > available)?;
         (!matches!(self.kind, Iso9660 | Udf)).then(|| {
@@ -202,7 +144,7 @@ impl Filesystem {
         })
     }
 
-    pub(super) fn new(kind: FilesystemKind, what: &'static str, offset: u64) -> Self {
+    pub(in crate::content) fn new(kind: FilesystemKind, what: &'static str, offset: u64) -> Self {
         Filesystem {
             kind,
             evidence: Evidence { what, offset },

@@ -11,7 +11,7 @@ use crate::ondisk::{be, luks, on_disk};
 const LVM2: FormatId = FormatId::new("lvm2");
 const MD: FormatId = FormatId::new("mdraid");
 
-pub(super) fn luks(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn luks(bytes: &dyn Bytes) -> Option<Filesystem> {
     let volume = luks::Volume::of(&bytes.bytes(0, luks::HEADER_LEN)?)?;
     let kind = match volume.version {
         1 => FilesystemKind::Luks1,
@@ -42,7 +42,7 @@ on_disk! {
 }
 
 /// A label in one of the first four sectors.
-pub(super) fn lvm2(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn lvm2(bytes: &dyn Bytes) -> Option<Filesystem> {
     (0..4).find_map(|sector| {
         let at = sector * 512;
         let label = structure!(Label, bytes, at);
@@ -113,17 +113,17 @@ fn raid(bytes: &dyn Bytes, at: u64) -> Option<Filesystem> {
 }
 
 /// Version 1.1.
-pub(super) fn raid_at_the_start(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn raid_at_the_start(bytes: &dyn Bytes) -> Option<Filesystem> {
     raid(bytes, 0)
 }
 
 /// Version 1.2.
-pub(super) fn raid_behind_the_start(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn raid_behind_the_start(bytes: &dyn Bytes) -> Option<Filesystem> {
     raid(bytes, 4096)
 }
 
 /// Versions 1.0, between 8 and 12 KiB before the end, and 0.90, between 64 and 128 KiB before it.
-pub(super) fn raid_at_the_end(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn raid_at_the_end(bytes: &dyn Bytes) -> Option<Filesystem> {
     let near = (bytes.size() & !511).checked_sub(8 << 10)? & !4095;
     if let Some(found) = raid(bytes, near) {
         return Some(found);
@@ -151,7 +151,7 @@ pub(super) fn raid_at_the_end(bytes: &dyn Bytes) -> Option<Filesystem> {
 }
 
 /// The list of names and values in the first label of a member, packed as XDR (RFC 4506).
-pub(super) fn zfs(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn zfs(bytes: &dyn Bytes) -> Option<Filesystem> {
     const AT: u64 = 16 << 10;
     let raw = bytes.bytes(AT, 4096)?;
     // An nvlist in XDR whose first pair is called "version".

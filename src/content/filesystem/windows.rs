@@ -12,7 +12,7 @@ use crate::ondisk::{Order, le, on_disk};
 const NTFS: FormatId = FormatId::new("ntfs");
 const EXFAT: FormatId = FormatId::new("exfat");
 
-pub(super) fn fat(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn fat(bytes: &dyn Bytes) -> Option<Filesystem> {
     let bpb = Bpb::of(bytes)?;
     let (kind, what) = match bpb.width {
         Width::Fat12 => (FilesystemKind::Fat12, "parameters of FAT12"),
@@ -41,7 +41,7 @@ on_disk! {
     }
 }
 
-pub(super) fn ntfs(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn ntfs(bytes: &dyn Bytes) -> Option<Filesystem> {
     let boot = structure!(NtfsBootSector, bytes, 0);
     if &boot.signature != b"NTFS    " {
         return None;
@@ -107,7 +107,7 @@ fn apply_fixups(entry: &mut [u8]) -> Option<()> {
     Some(())
 }
 
-pub(super) fn refs(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn refs(bytes: &dyn Bytes) -> Option<Filesystem> {
     (bytes.has(3, b"ReFS\0\0\0\0") && bytes.has(16, b"FSRS"))
         .then(|| found(FilesystemKind::Refs, "ReFS", 3))
 }
@@ -126,7 +126,7 @@ on_disk! {
     }
 }
 
-pub(super) fn exfat(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn exfat(bytes: &dyn Bytes) -> Option<Filesystem> {
     let boot = structure!(ExFatBootSector, bytes, 0);
     let shift = boot.bytes_per_sector_shift;
     if &boot.file_system_name != b"EXFAT   " || !(9..=12).contains(&shift) {
@@ -159,7 +159,7 @@ fn exfat_label(bytes: &dyn Bytes, boot: &ExFatBootSector) -> Option<ImageName> {
 
 /// BitLocker of Windows 7 and later stands where NTFS would; on removable disks it looks like FAT, and
 /// has a GUID in place of a program.
-pub(super) fn bitlocker(bytes: &dyn Bytes) -> Option<Filesystem> {
+pub(in crate::content) fn bitlocker(bytes: &dyn Bytes) -> Option<Filesystem> {
     const TO_GO: [u8; 16] = [
         0x3b, 0xd6, 0x67, 0x49, 0x29, 0x2e, 0xd8, 0x4a, 0x83, 0x99, 0xf6, 0xa3, 0x39, 0xe3, 0xd0,
         0x01,

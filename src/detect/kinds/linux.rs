@@ -5,9 +5,10 @@ use crate::format_id::FormatId;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::ImageName;
 use crate::ondisk::on_disk;
+use crate::ondisk::pe::Program;
 
 use super::look::{Look, text, with_details};
-use super::{Family, Found, Kind, found, pe};
+use super::{Family, Found, Kind, found};
 
 static BZIMAGE: Kind = Kind::other("bzimage", "Linux kernel for x86", describe_x86);
 static ARM64: Kind = Kind::other("arm64-image", "Linux kernel for arm64", describe_arm64);
@@ -121,7 +122,7 @@ fn describe_x86(look: &Look<'_>) -> Result<ImageInfo> {
     details.insert(
         "architecture",
         match header.xloadflags & KERNEL_64 {
-            _ if !bits_are_told => pe::machine(head).unwrap_or("x86"),
+            _ if !bits_are_told => Program::of(head).map_or("x86", Program::architecture),
             0 => "i386",
             _ => "x86_64",
         },
@@ -148,7 +149,7 @@ fn describe_x86(look: &Look<'_>) -> Result<ImageInfo> {
         details.insert("version", ImageName::from(text(&bytes)));
     }
     details.insert("relocatable", header.relocatable_kernel != 0);
-    details.insert("efi-stub", pe::machine(head).is_some());
+    details.insert("efi-stub", Program::of(head).is_some());
     Ok(with_details(details))
 }
 
@@ -169,7 +170,7 @@ fn image(
         },
     );
     details.insert("image-size", header.image_size);
-    details.insert("efi-stub", pe::machine(look.window.head).is_some());
+    details.insert("efi-stub", Program::of(look.window.head).is_some());
     Ok((header, details))
 }
 
@@ -216,7 +217,10 @@ fn describe_zboot(look: &Look<'_>) -> Result<ImageInfo> {
     let head = look.window.head;
     let header = ZbootHeader::parse(head, 0)?;
     let mut details = Value::map();
-    details.insert("architecture", pe::machine(head).unwrap_or("unknown"));
+    details.insert(
+        "architecture",
+        Program::of(head).map_or("unknown", Program::architecture),
+    );
     let compression = ImageName::from(text(&header.compression));
     details.insert("compression", compression);
     details.insert("payload-size", header.payload_size);

@@ -4,7 +4,7 @@
 //! A read goes on from the nearest state before it, of these or of those that earlier reads left.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use flate2::Crc;
 use miniz_oxide::inflate::TINFLStatus;
@@ -14,6 +14,7 @@ use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::limits::Limits;
+use crate::lock::lock;
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Stored, check_extent, readable};
 
 use super::malformed;
@@ -311,7 +312,7 @@ impl<S: BlockSource> Inflated<S> {
 
     /// The state to read from `offset` on with.
     fn state_for(&self, offset: u64) -> State {
-        let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cursors = lock(&self.cursors);
         let point = self.points.partition_point(|point| point.at <= offset);
         let point = point.checked_sub(1).and_then(|at| self.points.get(at));
         let nearest = cursors.iter().enumerate();
@@ -328,7 +329,7 @@ impl<S: BlockSource> Inflated<S> {
     }
 
     fn leave(&self, state: State) {
-        let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cursors = lock(&self.cursors);
         if cursors.len() >= MAX_CURSORS {
             cursors.remove(0);
         }

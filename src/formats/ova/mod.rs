@@ -23,7 +23,6 @@ mod ovf;
 mod sparse;
 mod tar;
 mod write;
-mod xml;
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -5,8 +5,7 @@ use std::collections::HashMap;
 
 use crate::format_id::FormatId;
 use crate::name::ImageName;
-
-use super::xml::{self, Element};
+use crate::ondisk::xml::{self, Element};
 
 /// The most files that a descriptor may list, and the most disks.
 const MAX_FILES: usize = 2048;
@@ -115,7 +114,7 @@ pub struct VirtualSystem {
 
 /// Whether the start of a file is that of a descriptor.
 pub(super) fn recognize(head: &[u8]) -> bool {
-    let Some(text) = crate::formats::ova::xml::decoded_start(head) else {
+    let Some(text) = xml::decoded_start(head) else {
         return false;
     };
     let mut rest = text.trim_start();

@@ -1,18 +1,15 @@
 //! `DiskDescriptor.xml`: which files a disk consists of, and which of them lies over which (QEMU,
 //! `docs/interop/prl-xml.rst`).
 
-use roxmltree::{Document, Node, ParsingOptions};
-
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::name::ImageName;
+use crate::ondisk::xml::{self, Element};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::PARALLELS;
 use super::header::{MAGIC, MAGIC_EXT, SECTOR};
 
-/// Most nodes in one, which bounds the memory that it takes.
-const MAX_NODES: u32 = 100_000;
 /// Where the name of the root element has to be, in bytes from the start of the file.
 const ROOT_WITHIN: usize = 4096;
 const ROOT: &str = "Parallels_disk_image";
@@ -148,21 +145,12 @@ impl Descriptor {
         file.read_exact_at(&mut text, 0)?;
         let text = std::str::from_utf8(&text).map_err(|_| malformed("is not in UTF-8"))?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let options = ParsingOptions {
-            allow_dtd: false,
-            nodes_limit: MAX_NODES,
-            ..ParsingOptions::default()
-        };
-        let document = Document::parse_with_options(text, options).map_err(|error| {
-            let error = ImageName::from(error.to_string().as_str());
-            malformed(format!("is no well-formed XML: {}", error.escaped()))
-        })?;
-        Descriptor::from_root(document.root_element())
+        Descriptor::from_root(&xml::parse(text).map_err(malformed)?)
     }
 
-    fn from_root(root: Node<'_, '_>) -> Result<Self> {
-        if root.tag_name().name() != ROOT {
-            let name = ImageName::from(root.tag_name().name());
+    fn from_root(root: &Element) -> Result<Self> {
+        if root.name != ROOT {
+            let name = ImageName::from(root.name.as_str());
             return Err(malformed(format!(
                 "has the root element {}, and not {ROOT}",
                 name.quoted()
@@ -240,7 +228,7 @@ impl Storage {
 }
 
 /// Refuses what would make the bytes others than the images have.
-fn check_parameters(parameters: Node<'_, '_>) -> Result<()> {
+fn check_parameters(parameters: &Element) -> Result<()> {
     let padding = optional_number(parameters, "Padding")?.unwrap_or(0);
     if padding != 0 {
         return Err(unsupported(format!("padding ({padding})")));
@@ -251,7 +239,7 @@ fn check_parameters(parameters: Node<'_, '_>) -> Result<()> {
     }
     let encryption = children(parameters, "Encryption").next();
     let engine = encryption.and_then(|node| children(node, "Engine").next());
-    let engine = engine.map(text).unwrap_or_default();
+    let engine = engine.map(Element::text).unwrap_or_default();
     if !engine.is_empty() && Guid::parse(engine) != Some(Guid::NONE) {
         let engine = ImageName::from(engine);
         return Err(unsupported(format!("encryption ({})", engine.quoted())));
@@ -259,7 +247,7 @@ fn check_parameters(parameters: Node<'_, '_>) -> Result<()> {
     Ok(())
 }
 
-fn storages(node: Node<'_, '_>, size: u64) -> Result<Vec<Storage>> {
+fn storages(node: &Element, size: u64) -> Result<Vec<Storage>> {
     let mut storages = Vec::new();
     for storage in children(node, "Storage") {
         let start = in_bytes(number(storage, "Start")?)?;
@@ -270,7 +258,7 @@ fn storages(node: Node<'_, '_>, size: u64) -> Result<Vec<Storage>> {
             images.push(ImageEntry {
                 guid: guid(child(image, "GUID")?)?,
                 kind: kind(child(image, "Type")?)?,
-                file: ImageName::from(text(child(image, "File")?)),
+                file: ImageName::from(child(image, "File")?.text()),
             });
         }
         storages.push((
@@ -302,7 +290,7 @@ fn storages(node: Node<'_, '_>, size: u64) -> Result<Vec<Storage>> {
     Ok(storages.into_iter().map(|(.., storage)| storage).collect())
 }
 
-fn shots(node: Node<'_, '_>) -> Result<Vec<Shot>> {
+fn shots(node: &Element) -> Result<Vec<Shot>> {
     let shots = children(node, "Shot").map(|shot| {
         Ok(Shot {
             guid: guid(child(shot, "GUID")?)?,
@@ -312,8 +300,8 @@ fn shots(node: Node<'_, '_>) -> Result<Vec<Shot>> {
     shots.collect()
 }
 
-fn kind(node: Node<'_, '_>) -> Result<ImageKind> {
-    match text(node) {
+fn kind(node: &Element) -> Result<ImageKind> {
+    match node.text() {
         "Plain" => Ok(ImageKind::Plain),
         "Compressed" => Ok(ImageKind::Compressed),
         other => {
@@ -323,9 +311,9 @@ fn kind(node: Node<'_, '_>) -> Result<ImageKind> {
     }
 }
 
-fn guid(node: Node<'_, '_>) -> Result<Guid> {
-    Guid::parse(text(node)).ok_or_else(|| {
-        let found = ImageName::from(text(node));
+fn guid(node: &Element) -> Result<Guid> {
+    Guid::parse(node.text()).ok_or_else(|| {
+        let found = ImageName::from(node.text());
         malformed(format!("has {} for a GUID", found.quoted()))
     })
 }
@@ -336,41 +324,33 @@ fn in_bytes(sectors: u64) -> Result<u64> {
         .ok_or_else(|| malformed(format!("has a place at sector {sectors}, past any disk")))
 }
 
-fn children<'a, 'input>(
-    node: Node<'a, 'input>,
-    name: &'static str,
-) -> impl Iterator<Item = Node<'a, 'input>> {
-    node.children()
-        .filter(move |child| child.tag_name().name() == name)
+fn children<'a>(node: &'a Element, name: &'static str) -> impl Iterator<Item = &'a Element> {
+    node.children.iter().filter(move |child| child.name == name)
 }
 
 /// The only element of this name in `node`.
-fn child<'a, 'input>(node: Node<'a, 'input>, name: &'static str) -> Result<Node<'a, 'input>> {
+fn child<'a>(node: &'a Element, name: &'static str) -> Result<&'a Element> {
     let mut named = children(node, name);
     match (named.next(), named.next()) {
         (Some(child), None) => Ok(child),
         _ => Err(malformed(format!(
             "needs exactly one element {name} in {}",
-            ImageName::from(node.tag_name().name()).quoted()
+            ImageName::from(node.name.as_str()).quoted()
         ))),
     }
 }
 
-fn text<'a>(node: Node<'a, '_>) -> &'a str {
-    node.text().unwrap_or_default().trim()
-}
-
-fn number(node: Node<'_, '_>, name: &'static str) -> Result<u64> {
+fn number(node: &Element, name: &'static str) -> Result<u64> {
     to_number(child(node, name)?, name)
 }
 
-fn optional_number(node: Node<'_, '_>, name: &'static str) -> Result<Option<u64>> {
+fn optional_number(node: &Element, name: &'static str) -> Result<Option<u64>> {
     let child = children(node, name).next();
     child.map(|child| to_number(child, name)).transpose()
 }
 
-fn to_number(node: Node<'_, '_>, name: &'static str) -> Result<u64> {
-    let digits = text(node);
+fn to_number(node: &Element, name: &'static str) -> Result<u64> {
+    let digits = node.text();
     let only_digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     let value = digits.parse().ok().filter(|_| only_digits);
     value.ok_or_else(|| {

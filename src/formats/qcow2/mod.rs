@@ -20,12 +20,11 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Scope,
-    Verdict, disagrees,
+    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
+    Scope, Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
-use crate::target::BlockTarget;
 
 pub use feature::{Autoclear, Compatible, Incompatible};
 pub use header::{CompressionType, Encryption, Header, HeaderExtension};
@@ -80,17 +79,11 @@ impl Format for Qcow2 {
         check::check(source, request.limits).map(Some)
     }
 
-    fn mends(&self) -> &'static [Scope] {
-        &[Scope::Leaks, Scope::All]
-    }
-
-    fn repair(
-        &self,
-        file: &Arc<dyn BlockTarget>,
-        request: &Request<'_>,
-        scope: Scope,
-    ) -> Result<Fixed> {
-        check::repair(file, request.limits, scope)
+    fn repairs(&self) -> &'static [(Scope, RepairFn)] {
+        &[
+            (Scope::Leaks, check::repair_leaks),
+            (Scope::All, check::repair_all),
+        ]
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

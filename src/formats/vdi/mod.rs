@@ -16,12 +16,11 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Scope,
-    Verdict, disagrees,
+    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
+    Scope, Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
-use crate::target::BlockTarget;
 
 pub use header::ImageType;
 pub use open::VdiImage;
@@ -81,17 +80,8 @@ impl Format for Vdi {
         check::check(source, request).map(Some)
     }
 
-    fn mends(&self) -> &'static [Scope] {
-        &[Scope::All]
-    }
-
-    fn repair(
-        &self,
-        file: &Arc<dyn BlockTarget>,
-        request: &Request<'_>,
-        _scope: Scope,
-    ) -> Result<Fixed> {
-        repair::repair(file, request)
+    fn repairs(&self) -> &'static [(Scope, RepairFn)] {
+        &[(Scope::All, repair::repair)]
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

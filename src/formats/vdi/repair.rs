@@ -1,23 +1,24 @@
-//! Mending the count of blocks in the header, by the map.
+//! Repair of a VDI image: the count of blocks in the header is that of the block map.
 
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::{Fixed, Request};
+use crate::map::edit::{Changes, Ordered, Rank, TableStore};
 use crate::target::BlockTarget;
 
 use super::header::{Header, Header0, Header1, PreHeader, VERSION};
 use super::map::VdiMap;
 
-/// Mends the image in `file`. Of the map there is no copy: which of two entries a block belongs to, and what
-/// was in one that is missing, nothing tells.
+/// Repairs the image in `file`. The block map has no copy, so that damaged entries stay as they are.
 ///
 /// # Errors
-/// What is wrong with the header, and what reading and writing fail with.
+/// Damage of the header, and errors of reading and writing.
 pub(super) fn repair(file: &Arc<dyn BlockTarget>, request: &Request<'_>) -> Result<Fixed> {
     let mut fixed = Fixed::default();
-    let header = Header::read(file)?;
-    let map = match VdiMap::read(file, &header, request) {
+    let store = TableStore::new(file, Ordered, request.limits);
+    let header = Header::read(&store)?;
+    let map = match VdiMap::read(&store, &header, request) {
         Ok(map) => map,
         Err(Error::Malformed { .. }) => return Ok(fixed),
         Err(error) => return Err(error),
@@ -26,8 +27,8 @@ pub(super) fn repair(file: &Arc<dyn BlockTarget>, request: &Request<'_>) -> Resu
         return Ok(fixed);
     };
     let stored = u64::from(header.blocks_allocated);
-    // Writers put the next block behind so many: fewer than there are would make them write over one. Where
-    // some were given back, more than there are is right.
+    // Writers put a new block behind as many as the header counts: with too low a count they would overwrite one.
+    // A count above the number of blocks is right where blocks were given back.
     if stored == next || stored > next && count < next {
         return Ok(fixed);
     }
@@ -36,8 +37,9 @@ pub(super) fn repair(file: &Arc<dyn BlockTarget>, request: &Request<'_>) -> Resu
         _ => Header0::blocks_allocated,
     };
     if let Ok(next) = u32::try_from(next) {
-        file.write_all_at(&field.bytes(next), field.at(PreHeader::LEN as u64))?;
-        file.sync()?;
+        let at = field.at(PreHeader::LEN as u64);
+        store.put(Changes::of(Rank::Header, at, field.bytes(next)))?;
+        store.commit()?;
         fixed.corruptions = 1;
     }
     Ok(fixed)

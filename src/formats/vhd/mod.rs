@@ -23,12 +23,11 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Scope,
-    Verdict,
+    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
+    Scope, Verdict,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
-use crate::target::BlockTarget;
 
 pub use footer::DiskType;
 pub use geometry::Geometry;
@@ -83,17 +82,8 @@ impl Format for Vhd {
         check::check(source, request).map(Some)
     }
 
-    fn mends(&self) -> &'static [Scope] {
-        &[Scope::All]
-    }
-
-    fn repair(
-        &self,
-        file: &Arc<dyn BlockTarget>,
-        request: &Request<'_>,
-        _scope: Scope,
-    ) -> Result<Fixed> {
-        repair::repair(file, request)
+    fn repairs(&self) -> &'static [(Scope, RepairFn)] {
+        &[(Scope::All, repair::repair)]
     }
 
     fn open_arriving(

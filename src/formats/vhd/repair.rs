@@ -1,10 +1,11 @@
-//! Mending the two copies of the footer by each other, and the checksum of the header.
+//! Repair of a VHD image: the two copies of the footer by each other, and the checksum of the header.
 
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::{Fixed, Request};
-use crate::source::BlockSourceExt;
+use crate::map::edit::{Changes, Ordered, Rank, TableStore};
+use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
 
 use super::SECTOR;
@@ -14,44 +15,47 @@ use super::proof::{is_proven, stored};
 
 const FOOTER: usize = Footer::LEN;
 
-/// Mends the image in `file`, as far as there is a second source for what is damaged. Every write is of a
-/// sector that is damaged, while the sound one stays.
+/// Repairs the image in `file` where a second source has what is damaged. Only sectors that are damaged are
+/// written.
 ///
 /// # Errors
-/// What is wrong with the image and cannot be mended, and what reading and writing fail with.
+/// Damage that cannot be repaired, and errors of reading and writing.
 pub(super) fn repair(file: &Arc<dyn BlockTarget>, request: &Request<'_>) -> Result<Fixed> {
+    let store = TableStore::new(file, Ordered, request.limits);
     let mut fixed = Fixed::default();
-    fixed.corruptions += mend_footers(file, request)?;
-    fixed.corruptions += mend_header(file, request)?;
+    for changes in [footers, header_checksum] {
+        let changes = changes(&store, request)?;
+        fixed.corruptions += u64::from(!changes.is_empty());
+        store.put(changes)?;
+    }
+    store.commit()?;
     Ok(fixed)
 }
 
-fn mend_footers(file: &dyn BlockTarget, request: &Request<'_>) -> Result<u64> {
+fn footers(file: &dyn BlockSource, request: &Request<'_>) -> Result<Changes> {
+    let mut changes = Changes::default();
     let is_fixed = |footer: &Footer| footer.disk_type == DiskType::Fixed.number();
-    let (start, end) = (Copy::read(&file, 0)?, Copy::read_at_end(&file)?);
+    let (start, end) = (Copy::read(file, 0)?, Copy::read_at_end(file)?);
     match (start, end) {
-        // The start of a fixed disk is the guest's.
-        (_, Copy::Sound { footer, .. } | Copy::Damaged { footer, .. }) if is_fixed(&footer) => {}
-        (Copy::Sound { footer: copy, .. }, Copy::Sound { footer, .. }) if copy == footer => {
-            return Ok(0);
+        // A fixed disk has guest data at its start.
+        (_, Copy::Sound { footer, .. } | Copy::Damaged { footer, .. }) if is_fixed(&footer) => {
+            Footers::read(file)?;
         }
+        (Copy::Sound { footer: copy, .. }, Copy::Sound { footer, .. }) if copy == footer => {}
         (_, Copy::Sound { at, .. }) => {
-            // Where they mean different disks, neither is taken for the other.
-            Footers::read(&file)?;
-            put(file, &read(file, at)?, 0)?;
-            return Ok(1);
+            // Fails where the copies describe different disks: neither is written over the other then.
+            Footers::read(file)?;
+            changes.write(Rank::Root, 0, read(file, at)?);
         }
         (Copy::Sound { footer, .. }, Copy::Damaged { at, .. }) if !is_fixed(&footer) => {
-            put(file, &read(file, 0)?, at)?;
-            return Ok(1);
+            changes.write(Rank::Root, at, read(file, 0)?);
         }
         (Copy::Sound { footer, .. }, Copy::Absent) if !is_fixed(&footer) => {
-            return match place_of_footer(file, request)? {
-                Some(at) => put(file, &read(file, 0)?, at).map(|()| 1),
-                None => Ok(0),
-            };
+            if let Some(at) = place_of_footer(file, request)? {
+                changes.write(Rank::Root, at, read(file, 0)?);
+            }
         }
-        // Both agree in every field: it is the checksum that is stale.
+        // Both agree in every field: only their checksum is stale. One at a time is written.
         (Copy::Damaged { footer: copy, .. }, Copy::Damaged { at, footer, .. })
             if copy == footer =>
         {
@@ -61,21 +65,22 @@ fn mend_footers(file: &dyn BlockTarget, request: &Request<'_>) -> Result<u64> {
             if let Some(field) = field.and_then(|rest| rest.first_chunk_mut()) {
                 *field = sum;
             }
-            put(file, &bytes, at)?;
-            put(file, &bytes, 0)?;
-            return Ok(1);
+            changes.write(Rank::Root, at, bytes);
+            changes.write(Rank::Header, 0, bytes);
         }
-        _ => {}
+        _ => {
+            Footers::read(file)?;
+        }
     }
-    Footers::read(&file).map(|_| 0)
+    Ok(changes)
 }
 
-/// Where the footer has to be in a file that has lost it; `None` if the file has lost blocks, too, which a
-/// footer would only hide.
-fn place_of_footer(file: &dyn BlockTarget, request: &Request<'_>) -> Result<Option<u64>> {
-    let footers = Footers::read(&file)?;
+/// The place of the footer in a file that has lost it; `None` if the file has lost blocks, too, which a footer
+/// would only hide.
+fn place_of_footer(file: &dyn BlockSource, request: &Request<'_>) -> Result<Option<u64>> {
+    let footers = Footers::read(file)?;
     let size = footers.footer.virtual_size();
-    let tables = Tables::read(&file, &footers, size, request)?;
+    let tables = Tables::read(file, &footers, size, request)?;
     let ends = stored(&tables).map(|(start, index)| start + tables.stored_len(index, size));
     let end = ends.max().unwrap_or(0);
     let file_size = file.size();
@@ -97,39 +102,33 @@ fn place_of_footer(file: &dyn BlockTarget, request: &Request<'_>) -> Result<Opti
     Ok(Some(file_size.next_multiple_of(SECTOR)))
 }
 
-/// The header has no copy. Its checksum is made right only where the rest of the file proves every number in
-/// it that says where the disk's bytes are.
-fn mend_header(file: &dyn BlockTarget, request: &Request<'_>) -> Result<u64> {
-    let footers = Footers::read(&file)?;
+/// The header has no copy. Its checksum is corrected only where the rest of the file proves every field that says
+/// where the disk's bytes are.
+fn header_checksum(file: &dyn BlockSource, request: &Request<'_>) -> Result<Changes> {
+    let footers = Footers::read(file)?;
     if footers.kind == DiskType::Fixed {
-        return Ok(0);
+        return Ok(Changes::default());
     }
     let size = footers.footer.virtual_size();
-    let tables = match Tables::read(&file, &footers, size, request) {
+    let tables = match Tables::read(file, &footers, size, request) {
         Ok(tables) if tables.damaged => tables,
-        // Nothing vouches for the blocks, and what is wrong with them a check tells.
-        Ok(_) | Err(Error::Malformed { .. }) => return Ok(0),
+        // Blocks have no second source: a check reports their damage.
+        Ok(_) | Err(Error::Malformed { .. }) => return Ok(Changes::default()),
         Err(error) => return Err(error),
     };
     if !is_proven(&tables, &footers, size) {
-        return Ok(0);
+        return Ok(Changes::default());
     }
     let mut bytes = [0; Header::LEN];
     file.read_exact_at(&mut bytes, tables.at)?;
     let sum = header::checksum_of(&bytes).to_be_bytes();
-    file.write_all_at(&sum, tables.at + header::CHECKSUM_AT as u64)?;
-    file.sync()?;
-    Ok(1)
+    let at = tables.at + header::CHECKSUM_AT as u64;
+    Ok(Changes::of(Rank::Header, at, sum))
 }
 
-fn read(file: &dyn BlockTarget, at: u64) -> Result<[u8; FOOTER]> {
+fn read(file: &dyn BlockSource, at: u64) -> Result<[u8; FOOTER]> {
     let mut bytes = [0; FOOTER];
-    // An old one at the end is a byte shorter.
+    // An old footer at the end is a byte shorter.
     file.read_at(&mut bytes, at)?;
     Ok(bytes)
-}
-
-fn put(file: &dyn BlockTarget, footer: &[u8; FOOTER], at: u64) -> Result<()> {
-    file.write_all_at(footer, at)?;
-    file.sync()
 }

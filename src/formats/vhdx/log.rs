@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::limits::Limits;
+use crate::map::edit::{Changes, Overlay, Rank};
 use crate::ondisk::on_disk;
 use crate::source::BlockSource;
 
 use super::VHDX;
 use super::guid::Guid;
 use super::header::{Header, MIB, checksum, read};
-use super::overlay::{Overlay, SECTOR};
 use super::region::REGION_TABLES;
 
 on_disk! {
@@ -65,6 +65,8 @@ const ENTRY: [u8; 4] = *b"loge";
 const DATA: [u8; 4] = *b"desc";
 const ZERO: [u8; 4] = *b"zero";
 const DATA_SECTOR: [u8; 4] = *b"data";
+/// The unit of everything that a log writes, in bytes.
+const SECTOR: u64 = 4096;
 const SECTOR_LEN: usize = 4096;
 const DESCRIPTOR_LEN: usize = 32;
 /// What one write of a log may take up in memory, at most, in bytes.
@@ -273,7 +275,7 @@ impl Log {
 
     /// The file after the writes of a sequence, which begins with the last entry.
     fn apply(
-        mut self,
+        &self,
         sequence: &[Entry],
         file: &Arc<dyn BlockSource>,
         limits: &Limits,
@@ -300,41 +302,26 @@ impl Log {
             let problem = format!("is {last}, more than a file can have");
             return Err(self.malformed(head, "last_file_offset", problem));
         }
-        let mut patches = Vec::new();
+        let mut changes = Changes::default();
+        changes.grow(last);
         for entry in sequence.iter().rev() {
             let mut data = entry.first + descriptor_sectors(entry);
             for descriptor in self.descriptors(entry).filter_map(Descriptor::parse) {
                 self.check_place(entry, &descriptor)?;
-                let from = match descriptor.what {
-                    What::Zeroes(_) => 0,
-                    What::Data { .. } => {
+                let start = descriptor.file_offset;
+                match descriptor.what {
+                    What::Zeroes(len) => changes.zero(Rank::Data, start, start.saturating_add(len)),
+                    What::Data { leading, trailing } => {
+                        let sector = self.sector(data);
+                        let middle = sector.get(leading.len()..SECTOR_LEN - trailing.len());
+                        let parts = [&leading[..], middle.unwrap_or_default(), &trailing];
+                        changes.write(Rank::Data, start, parts.concat());
                         data += 1;
-                        (data - 1) % self.sectors() * SECTOR_LEN
                     }
-                };
-                patches.push((descriptor, from));
-            }
-        }
-        for (descriptor, from) in &patches {
-            if let What::Data { leading, trailing } = descriptor.what {
-                let sector = self.bytes.get_mut(*from..).unwrap_or_default();
-                if let Some(start) = sector.first_chunk_mut() {
-                    *start = leading;
-                }
-                if let Some(end) = sector.get_mut(SECTOR_LEN - 4..SECTOR_LEN) {
-                    end.copy_from_slice(&trailing);
                 }
             }
         }
-        let mut overlay = Overlay::new(Arc::clone(file), self.bytes, last);
-        for (descriptor, from) in patches {
-            let start = descriptor.file_offset;
-            match descriptor.what {
-                What::Data { .. } => overlay.put(start, from),
-                What::Zeroes(len) => overlay.put_zeroes(start, start.saturating_add(len)),
-            }
-        }
-        Ok(overlay)
+        Ok(Overlay::new(Arc::clone(file), changes))
     }
 
     /// Fails if a write is to where no log may write: the file type identifier, the headers, the log.

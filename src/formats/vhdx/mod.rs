@@ -12,7 +12,6 @@ mod log;
 mod map;
 mod metadata;
 mod open;
-mod overlay;
 mod region;
 mod repair;
 mod safety;
@@ -23,12 +22,11 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Scope,
-    Verdict, disagrees,
+    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
+    Scope, Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
-use crate::target::BlockTarget;
 
 pub use open::VhdxImage;
 pub use write::{Guids, Subformat, VhdxOptions};
@@ -78,17 +76,8 @@ impl Format for Vhdx {
         check::check(source, request.limits).map(Some)
     }
 
-    fn mends(&self) -> &'static [Scope] {
-        &[Scope::All]
-    }
-
-    fn repair(
-        &self,
-        file: &Arc<dyn BlockTarget>,
-        request: &Request<'_>,
-        _scope: Scope,
-    ) -> Result<Fixed> {
-        repair::repair(file, request)
+    fn repairs(&self) -> &'static [(Scope, RepairFn)] {
+        &[(Scope::All, repair::repair)]
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -4,7 +4,6 @@ use crate::error::{Error, Result};
 use crate::map;
 use crate::ondisk::on_disk;
 use crate::source::BlockSource;
-use crate::target::BlockTarget;
 
 use super::VHDX;
 use super::guid::Guid;
@@ -65,6 +64,9 @@ pub(super) struct Region {
 pub(super) struct Regions {
     pub(super) bat: Region,
     pub(super) metadata: Region,
+    /// Where the copy of the table is that was read, in bytes.
+    pub(super) offset: u64,
+    /// Damage of the other copy.
     pub(super) warning: Option<String>,
     /// Everything that is not a block, in order.
     pub(super) taken: map::Regions,
@@ -129,25 +131,10 @@ pub(super) fn read_regions(
     Ok(Regions {
         bat: bat.ok_or_else(|| missing("BAT region"))?,
         metadata: metadata.ok_or_else(|| missing("metadata region"))?,
+        offset,
         warning,
         taken,
     })
-}
-
-/// Writes the table that is sound over the one that is not, if one of them is.
-///
-/// # Errors
-/// What reading and writing fail with.
-pub(super) fn mend_copy(file: &dyn BlockTarget) -> Result<()> {
-    let [first, second] = REGION_TABLES;
-    let (from, to, _) = match (read_copy(&file, first), read_copy(&file, second)) {
-        (Ok(_), Err(problem)) => (first, second, damaged_copy(problem)?),
-        (Err(problem), Ok(_)) => (second, first, damaged_copy(problem)?),
-        _ => return Ok(()),
-    };
-    let bytes = read(&file, from, REGION_TABLE_LEN, "region table")?;
-    file.write_all_at(&bytes, to)?;
-    file.sync()
 }
 
 fn damaged_copy(problem: Error) -> Result<Option<String>> {

@@ -23,12 +23,11 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Fixed, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Scope,
-    Verdict, disagrees,
+    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
+    Scope, Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
-use crate::target::BlockTarget;
 
 pub use open::VmdkImage;
 pub use write::{AdapterType, Subformat, VmdkOptions};
@@ -94,17 +93,11 @@ impl Format for Vmdk {
         check::check(source, request).map(Some)
     }
 
-    fn mends(&self) -> &'static [Scope] {
-        &[Scope::All, Scope::Redundant]
-    }
-
-    fn repair(
-        &self,
-        file: &Arc<dyn BlockTarget>,
-        request: &Request<'_>,
-        scope: Scope,
-    ) -> Result<Fixed> {
-        repair::repair(file, request, scope)
+    fn repairs(&self) -> &'static [(Scope, RepairFn)] {
+        &[
+            (Scope::All, repair::repair),
+            (Scope::Redundant, repair::repair_from_redundant),
+        ]
     }
 
     fn open_arriving(

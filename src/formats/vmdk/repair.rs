@@ -1,14 +1,18 @@
-//! Mending the two copies of the grain directory, and of each grain table, by each other.
+//! Repair of a sparse extent: the two copies of the grain directory and of the grain tables by each other.
 //!
 //! An entry of one copy that makes no sense is replaced by that of the other, if that does. Where both make
-//! sense and say different things, the first copy counts, as it does for who salvages, and the redundant one is
-//! only brought up to it where it knows nothing. The other way round only on request: that changes the disk.
+//! sense and differ, the first copy counts, as it does in salvage, and the redundant one takes from it only what
+//! it has no entry for. The first copy takes such entries from the redundant one on request: that changes the
+//! disk.
+//!
+//! One copy is repaired at a time, so that the other one is whole meanwhile.
 
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Fixed, Request, Scope};
+use crate::image::{Fixed, Request};
 use crate::limits::Limits;
+use crate::map::edit::{Changes, Ordered, Rank, TableStore};
 use crate::map::{Claim, Claims, Regions};
 use crate::ondisk::{Field, TableEntry};
 use crate::source::{BlockSource, BlockSourceExt};
@@ -24,18 +28,29 @@ use super::sparse::{Layout, read_header, second_directory};
 /// Bytes of an entry.
 const ENTRY: u64 = 4;
 
-/// Mends the extent in `file`.
+/// Repairs the extent in `file` without a change of its disk.
 ///
-/// Tables that are missing are written behind the end of the file, then put into force by one entry of a
-/// directory, or of the header; entries are replaced that are damaged, and no others.
+/// Missing tables are written behind the end of the file, then put in force by one entry of a directory, or of
+/// the header. Of entries, only damaged ones are replaced.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for a file that is not such an extent, and what reading and writing fail with.
-pub(super) fn repair(
+/// [`Error::Unsupported`] for a file that is not such an extent, and errors of reading and writing.
+pub(super) fn repair(file: &Arc<dyn BlockTarget>, request: &Request<'_>) -> Result<Fixed> {
+    run(file, request, false)
+}
+
+/// The same, and takes the grains that only the redundant copy has.
+///
+/// # Errors
+/// As [`repair`].
+pub(super) fn repair_from_redundant(
     file: &Arc<dyn BlockTarget>,
     request: &Request<'_>,
-    scope: Scope,
 ) -> Result<Fixed> {
+    run(file, request, true)
+}
+
+fn run(file: &Arc<dyn BlockTarget>, request: &Request<'_>, takes_more: bool) -> Result<Fixed> {
     let mut magic = [0; 8];
     file.read_at(&mut magic, 0)?;
     if !magic.starts_with(&SPARSE_MAGIC) {
@@ -51,18 +66,21 @@ pub(super) fn repair(
     }
     let header = read_header(file)?;
     let mut fixed = Fixed::default();
-    let second = second_directory(&header);
-    let (Some(_), false) = (second, header.is_compressed()) else {
+    if second_directory(&header).is_none() || header.is_compressed() {
         return Ok(fixed);
-    };
-    let mut mending = Mending::of(&**file, &header, request.limits)?;
-    mending.takes_more = scope == Scope::Redundant;
-    fixed.corruptions = mending.tables()?;
-    fixed.corruptions += mending.directories()?;
-    if header.unclean_shutdown != 0 && mending.agree {
+    }
+    let (mut extent, mut sides) = Extent::of(file, &header, request.limits)?;
+    extent.takes_more = takes_more;
+    for _ in 0..sides.len() {
+        let [own, other] = &mut sides;
+        fixed.corruptions += extent.repair(own, other)?;
+        sides.reverse();
+    }
+    if header.unclean_shutdown != 0 && extent.agree(&sides)? {
         let field = SparseExtentHeader::unclean_shutdown;
-        file.write_all_at(&field.bytes(0), field.at(0))?;
-        file.sync()?;
+        let changes = Changes::of(Rank::Header, field.at(0), field.bytes(0));
+        extent.store.put(changes)?;
+        extent.store.commit()?;
     }
     Ok(fixed)
 }
@@ -70,47 +88,56 @@ pub(super) fn repair(
 /// One of the two copies.
 #[derive(Debug)]
 struct Side {
-    /// The field of the header that says where the directory is.
+    is_redundant: bool,
+    /// The field of the header with the place of the directory.
     field: Field<u64>,
-    /// Where that is, in bytes.
+    /// The place of the directory, in bytes.
     at: u64,
-    /// The directory as it stands in the file; `None` if it is not all there.
+    /// The directory as it is in the file; `None` if it is not all there.
     directory: Option<Vec<u8>>,
     /// Grains that entries refer to.
     grains: Claims,
-    /// Entries of the directory that have to be written, each with its number.
-    changed: Vec<(u64, GrainDirectoryEntry)>,
 }
 
-struct Mending<'a> {
-    file: &'a dyn BlockTarget,
+impl Side {
+    /// The place of a table by the directory, in bytes; 0 if there is none.
+    fn place(&self, index: u64) -> u64 {
+        let directory = self.directory.as_deref().unwrap_or_default();
+        let entry = GrainDirectoryEntry::decode(directory, index);
+        entry.and_then(GrainDirectoryEntry::table).unwrap_or(0)
+    }
+
+    /// Whether the directory says that there is no table.
+    fn is_absent(&self, index: u64) -> bool {
+        self.directory.is_some() && self.place(index) == 0
+    }
+}
+
+struct Extent<'a> {
+    store: TableStore<Ordered>,
+    /// Bytes of the file before the repair.
+    size: u64,
     limits: &'a Limits,
     layout: Layout,
     zeroed_grains: bool,
-    /// Where the tables, the directories, the header and the descriptor are.
+    /// Tables, directories, the header and the descriptor.
     regions: Regions,
-    /// The copy that counts, and the redundant one.
-    sides: [Side; 2],
     /// Places of tables that overlap other metadata.
     overlapping: Vec<u64>,
-    /// Where the next new structure goes.
-    end: u64,
-    /// Whether both copies say the same in the end.
-    agree: bool,
-    /// Whether what the first copy has nothing of is taken from the redundant one.
+    /// Whether the first copy takes from the redundant one what it has no entry for.
     takes_more: bool,
 }
 
-impl<'a> Mending<'a> {
+impl<'a> Extent<'a> {
     fn of(
-        file: &'a dyn BlockTarget,
+        file: &Arc<dyn BlockTarget>,
         header: &SparseExtentHeader,
         limits: &'a Limits,
-    ) -> Result<Self> {
+    ) -> Result<(Self, [Side; 2])> {
         let layout = Layout::hosted(header, header)?;
         let len = layout.directory_entries().saturating_mul(ENTRY);
         limits.check_metadata("the grain directory", len)?;
-        let side = |field, sector: u64| -> Result<Side> {
+        let side = |is_redundant, field, sector: u64| -> Result<Side> {
             let at = sector.saturating_mul(SECTOR);
             let there = at.checked_add(len).is_some_and(|end| end <= file.size());
             let mut directory = vec![0; usize::try_from(len).unwrap_or(0)];
@@ -118,101 +145,82 @@ impl<'a> Mending<'a> {
                 file.read_exact_at(&mut directory, at)?;
             }
             Ok(Side {
+                is_redundant,
                 field,
                 at,
                 directory: there.then_some(directory),
                 grains: Claims::default(),
-                changed: Vec::new(),
             })
         };
-        let sides = [
-            side(SparseExtentHeader::gd_offset, header.gd_offset)?,
-            side(SparseExtentHeader::rgd_offset, header.rgd_offset)?,
+        let mut sides = [
+            side(false, SparseExtentHeader::gd_offset, header.gd_offset)?,
+            side(true, SparseExtentHeader::rgd_offset, header.rgd_offset)?,
         ];
-        let mut mending = Mending {
+        let mut extent = Extent {
+            store: TableStore::new(file, Ordered, limits),
+            size: file.size(),
             zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
             regions: Regions::default(),
             overlapping: Vec::new(),
-            end: file.size().next_multiple_of(layout.grain),
-            agree: true,
             takes_more: false,
-            file,
             limits,
             layout,
-            sides,
         };
-        mending.find_regions();
-        mending.claim_grains()?;
-        Ok(mending)
+        extent.find_regions(&sides);
+        for side in &mut sides {
+            extent.claim_grains(side)?;
+        }
+        Ok((extent, sides))
     }
 
     fn table_len(&self) -> u64 {
         self.layout.entries * ENTRY
     }
 
-    /// Where a directory says that a table is, in bytes; 0 if there is none.
-    fn place(side: &Side, index: u64) -> u64 {
-        let directory = side.directory.as_deref().unwrap_or_default();
-        let entry = GrainDirectoryEntry::decode(directory, index);
-        entry.and_then(GrainDirectoryEntry::table).unwrap_or(0)
-    }
-
-    fn find_regions(&mut self) {
+    fn find_regions(&mut self, sides: &[Side]) {
         let len = self.table_len();
         let mut ranges = self.layout.reserved.clone();
-        for side in &self.sides {
+        for side in sides {
             let directory = side.directory.as_deref().unwrap_or_default();
             ranges.push((side.at, side.at + directory.len() as u64));
-            let places = (0..self.layout.directory_entries()).map(|i| Self::place(side, i));
-            let there = places.filter(|at| *at != 0 && at + len <= self.file.size());
+            let places = (0..self.layout.directory_entries()).map(|i| side.place(i));
+            let there = places.filter(|at| *at != 0 && at + len <= self.size);
             ranges.extend(there.map(|at| (at, at + len)));
         }
         ranges.retain(|(start, end)| start < end);
         ranges.sort_unstable();
-        let (mut overlapping, mut before) = (Vec::new(), (0, 0));
+        let mut before = (0, 0);
         for range in &ranges {
             if range.0 < before.1 {
-                overlapping.extend([range.0, before.0]);
+                self.overlapping.extend([range.0, before.0]);
             }
             if range.1 > before.1 {
                 before = *range;
             }
         }
-        overlapping.sort_unstable();
-        self.overlapping = overlapping;
+        self.overlapping.sort_unstable();
         self.regions = metadata(ranges).0;
     }
 
     /// A table of a side, if it is in the file and shares no bytes with other metadata.
     fn table(&self, side: &Side, index: u64) -> Result<Option<Vec<u8>>> {
-        let at = Self::place(side, index);
+        let at = side.place(index);
         let end = at.saturating_add(self.table_len());
         let alone = self.overlapping.binary_search(&at).is_err();
-        if at == 0 || end > self.file.size() || !alone {
+        if at == 0 || end > self.store.size() || !alone {
             return Ok(None);
         }
         let mut table = vec![0; usize::try_from(self.table_len()).unwrap_or(0)];
-        self.file.read_exact_at(&mut table, at)?;
+        self.store.read_exact_at(&mut table, at)?;
         Ok(Some(table))
     }
 
-    fn claim_grains(&mut self) -> Result<()> {
+    fn claim_grains(&self, side: &mut Side) -> Result<()> {
         for index in 0..self.layout.directory_entries() {
-            for number in 0..self.sides.len() {
-                let Some(side) = self.sides.get(number) else {
-                    continue;
-                };
-                let Some(table) = self.table(side, index)? else {
-                    continue;
-                };
-                let sound = |(entry, guest)| self.is_sound(entry, guest);
-                let entries = self.entries(&table, index).filter(|entry| sound(*entry));
-                let stored = entries.filter_map(|(entry, _)| self.grain_of(entry));
-                let stored: Vec<u64> = stored.collect();
-                let Some(side) = self.sides.get_mut(number) else {
-                    continue;
-                };
-                for grain in stored {
+            let table = self.table(side, index)?.unwrap_or_default();
+            for (entry, guest) in self.entries(&table, index) {
+                let grain = self.grain_of(entry);
+                if let Some(grain) = grain.filter(|_| self.is_sound(entry, guest)) {
                     let units = grain..grain + 1;
                     side.grains.claim(units, Claim::Own, self.limits)?;
                 }
@@ -247,9 +255,7 @@ impl<'a> Mending<'a> {
         };
         let left = self.layout.capacity.saturating_sub(guest);
         let end = start + left.min(self.layout.grain);
-        left > 0
-            && end <= self.file.size()
-            && self.regions.overlapping(start, end - start).is_none()
+        left > 0 && end <= self.size && self.regions.overlapping(start, end - start).is_none()
     }
 
     /// Whether an entry of a side makes sense, and is the only one there with its grain.
@@ -258,137 +264,115 @@ impl<'a> Mending<'a> {
         self.is_sound(entry, guest) && grain.is_none_or(|grain| !side.grains.is_contested(grain))
     }
 
-    /// Mends the tables by each other. Returns how many.
-    fn tables(&mut self) -> Result<u64> {
-        let mut mended = 0;
+    /// Repairs one side by the other. Returns the number of tables and directories that were changed.
+    fn repair(&self, own: &mut Side, other: &Side) -> Result<u64> {
+        let mut fixed = 0;
+        let mut places = Vec::new();
         for index in 0..self.layout.directory_entries() {
-            let [main, other] = &self.sides;
-            let (first, second) = (self.table(main, index)?, self.table(other, index)?);
-            let absent = |side: &Side| side.directory.is_some() && Self::place(side, index) == 0;
-            match (first, second) {
-                (Some(first), Some(second)) => mended += self.pair(index, &first, &second)?,
-                (Some(first), None) => {
-                    self.replace(1, index, &first)?;
-                    mended += u64::from(self.sides.get(1).is_some_and(|s| s.directory.is_some()));
-                }
-                // That there is none, as the first copy says, makes sense.
-                (None, Some(second)) if absent(main) => {
-                    if self.takes_more && self.is_all_new(index, &second) {
-                        self.replace(0, index, &second)?;
-                        mended += 1;
-                    } else {
-                        self.agree = false;
-                    }
-                }
-                (None, Some(second)) => {
-                    self.replace(0, index, &second)?;
-                    mended += u64::from(self.sides.first().is_some_and(|s| s.directory.is_some()));
-                }
-                (None, None) => self.agree &= absent(main) && absent(other),
-            }
-        }
-        Ok(mended)
-    }
-
-    /// Mends the entries of two tables by each other. Returns how many tables that were.
-    fn pair(&mut self, index: u64, first: &[u8], second: &[u8]) -> Result<u64> {
-        let [main, other] = &self.sides;
-        let places = [Self::place(main, index), Self::place(other, index)];
-        let (mut new_first, mut new_second) = (first.to_vec(), second.to_vec());
-        let pairs = self.entries(first, index).zip(self.entries(second, index));
-        let mut agree = true;
-        for (at, ((a, guest), (b, _))) in (0..).zip(pairs) {
-            let good = (self.is_good(main, a, guest), self.is_good(other, b, guest));
-            // What takes a grain that another entry has would only move the damage.
-            let free = |side: &Side, entry| {
-                let grain = self.grain_of(entry);
-                grain.is_none_or(|grain| {
-                    !side.grains.has(grain, Claim::Own) || side.grains.is_contested(grain)
-                })
+            let Some(theirs) = self.table(other, index)? else {
+                continue;
             };
-            match good {
-                (true, true) if a == b => {}
-                (true, true) if b.raw() == 0 && free(other, a) => a.put(&mut new_second, at),
-                (true, true) if a.raw() == 0 && self.takes_more && free(main, b) => {
-                    b.put(&mut new_first, at);
-                }
-                (true, false) if free(other, a) => a.put(&mut new_second, at),
-                (false, true) if free(main, b) => b.put(&mut new_first, at),
-                _ => agree = false,
+            if let Some(ours) = self.table(own, index)? {
+                fixed += self.repair_table(own, other, index, ours, &theirs)?;
+            } else if self.is_missing(own, other, index, &theirs) {
+                places.push((index, self.replace(own, index, theirs)?));
+                fixed += u64::from(own.directory.is_some());
             }
         }
-        self.agree &= agree;
-        let mut mended = 0;
-        for (old, new, place) in [
-            (first, new_first, places[0]),
-            (second, new_second, places[1]),
-        ] {
-            if old != new {
-                self.file.write_all_at(&new, place)?;
-                self.file.sync()?;
-                mended += 1;
-            }
-        }
-        Ok(mended)
+        fixed += self.repair_directory(own, &places)?;
+        self.store.commit()?;
+        Ok(fixed)
     }
 
-    /// Whether a table of the redundant copy has grains, and all of them are sound and no others' in the first.
-    fn is_all_new(&self, index: u64, table: &[u8]) -> bool {
-        let [main, other] = &self.sides;
+    /// Whether a side lacks a table of the other one. That there is none, as the first copy can say, makes sense.
+    fn is_missing(&self, own: &Side, other: &Side, index: u64, theirs: &[u8]) -> bool {
+        let taken = || self.takes_more && self.is_all_new(own, other, index, theirs);
+        own.is_redundant || !own.is_absent(index) || taken()
+    }
+
+    /// Repairs the entries of one table. Returns whether there were any.
+    fn repair_table(
+        &self,
+        own: &Side,
+        other: &Side,
+        index: u64,
+        mut ours: Vec<u8>,
+        theirs: &[u8],
+    ) -> Result<u64> {
+        let fills = own.is_redundant || self.takes_more;
+        let before = ours.clone();
+        let pairs = self
+            .entries(&before, index)
+            .zip(self.entries(theirs, index));
+        for (at, ((old, guest), (new, _))) in (0..).zip(pairs) {
+            // A grain that another entry has would only move the damage.
+            let is_free =
+                |grain| !own.grains.has(grain, Claim::Own) || own.grains.is_contested(grain);
+            let wanted = !self.is_good(own, old, guest) || old.raw() == 0 && fills;
+            if wanted && self.is_good(other, new, guest) && self.grain_of(new).is_none_or(is_free) {
+                new.put(&mut ours, at);
+            }
+        }
+        if ours == before {
+            return Ok(0);
+        }
+        self.store
+            .put(Changes::of(Rank::Leaf, own.place(index), ours))?;
+        Ok(1)
+    }
+
+    /// Whether a table of the redundant copy has grains, and all of them are sound and not in the first copy.
+    fn is_all_new(&self, first: &Side, redundant: &Side, index: u64, table: &[u8]) -> bool {
         let mut entries = self.entries(table, index);
         table.iter().any(|byte| *byte != 0)
             && entries.all(|(entry, guest)| {
                 let grain = self.grain_of(entry);
-                self.is_good(other, entry, guest)
-                    && grain.is_none_or(|grain| !main.grains.has(grain, Claim::Own))
+                self.is_good(redundant, entry, guest)
+                    && grain.is_none_or(|grain| !first.grains.has(grain, Claim::Own))
             })
     }
 
-    /// Gives a side the table that it lacks: where it was, if it is there still, or behind the end.
-    fn replace(&mut self, number: usize, index: u64, table: &[u8]) -> Result<()> {
-        let at = match self.old_place(number, index, table)? {
+    /// Returns the entry of a table that a side lacks: where it was, if it is there still, or behind the end.
+    fn replace(&self, side: &Side, index: u64, table: Vec<u8>) -> Result<GrainDirectoryEntry> {
+        let at = match self.old_place(side, index, &table)? {
             Some(at) => at,
             None => {
-                let at = self.end;
-                self.file.write_all_at(table, at)?;
-                self.file.sync()?;
-                self.end = (at + table.len() as u64).next_multiple_of(self.layout.grain);
+                let at = self.end();
+                self.store.put(Changes::of(Rank::Leaf, at, table))?;
                 at
             }
         };
         let sector = u32::try_from(at / SECTOR).map_err(|_| {
             Error::invalid("the extent has no room for a grain table that it lacks")
         })?;
-        if let Some(side) = self.sides.get_mut(number) {
-            side.changed
-                .push((index, GrainDirectoryEntry::from_raw(sector)));
-        }
-        Ok(())
+        Ok(GrainDirectoryEntry::from_raw(sector))
     }
 
-    /// Where the table is that a damaged entry of a directory does not find any more: beside its neighbour, if
-    /// the same is there that the other copy says.
-    fn old_place(&self, number: usize, index: u64, table: &[u8]) -> Result<Option<u64>> {
-        let Some(side) = self.sides.get(number) else {
-            return Ok(None);
-        };
+    /// The place of the next new structure.
+    fn end(&self) -> u64 {
+        self.store.size().next_multiple_of(self.layout.grain)
+    }
+
+    /// The place of a table that a damaged entry of a directory no longer leads to: beside its neighbour, if the
+    /// same bytes are there as in the other copy.
+    fn old_place(&self, side: &Side, index: u64, table: &[u8]) -> Result<Option<u64>> {
         let step = self.table_len().next_multiple_of(SECTOR);
         let neighbours = [
             index
                 .checked_sub(1)
-                .map(|before| (before, Self::place(side, before) + step)),
-            Some((index + 1, Self::place(side, index + 1).saturating_sub(step))),
+                .map(|before| (before, side.place(before) + step)),
+            Some((index + 1, side.place(index + 1).saturating_sub(step))),
         ];
         for (neighbour, at) in neighbours.into_iter().flatten() {
             let end = at + self.table_len();
-            if self.table(side, neighbour)?.is_none() || at == 0 || end > self.file.size() {
+            if self.table(side, neighbour)?.is_none() || at == 0 || end > self.size {
                 continue;
             }
             if self.regions.overlapping(at, end - at).is_some() {
                 continue;
             }
             let mut there = vec![0; table.len()];
-            self.file.read_exact_at(&mut there, at)?;
+            self.store.read_exact_at(&mut there, at)?;
             if there == table {
                 return Ok(Some(at));
             }
@@ -396,35 +380,55 @@ impl<'a> Mending<'a> {
         Ok(None)
     }
 
-    /// Puts the new tables into force. Returns how many directories were made anew for that.
-    fn directories(&mut self) -> Result<u64> {
-        let mut mended = 0;
-        let len = self.layout.directory_entries().saturating_mul(ENTRY);
-        for side in &self.sides {
-            if side.changed.is_empty() {
-                continue;
-            }
-            if side.directory.is_some() {
-                for (index, entry) in &side.changed {
-                    let at = side.at + index * ENTRY;
-                    self.file.write_all_at(&entry.encode(), at)?;
-                }
-                self.file.sync()?;
-                continue;
-            }
-            let mut directory = vec![0; usize::try_from(len).unwrap_or(0)];
-            for (index, entry) in &side.changed {
-                entry.put(&mut directory, *index);
-            }
-            let at = self.end;
-            self.file.write_all_at(&directory, at)?;
-            self.file.sync()?;
-            self.end = (at + len).next_multiple_of(self.layout.grain);
-            let sector = side.field.bytes(at / SECTOR);
-            self.file.write_all_at(&sector, side.field.at(0))?;
-            self.file.sync()?;
-            mended += 1;
+    /// Puts tables in force at their new places. Returns how many directories were made for that.
+    fn repair_directory(
+        &self,
+        side: &mut Side,
+        places: &[(u64, GrainDirectoryEntry)],
+    ) -> Result<u64> {
+        if places.is_empty() {
+            return Ok(0);
         }
-        Ok(mended)
+        if let Some(directory) = &mut side.directory {
+            for (index, entry) in places {
+                entry.put(directory, *index);
+                let at = side.at + index * ENTRY;
+                let changes = Changes::of(Rank::Root, at, entry.encode());
+                self.store.put(changes)?;
+            }
+            return Ok(0);
+        }
+        let len = self.layout.directory_entries().saturating_mul(ENTRY);
+        let mut directory = vec![0; usize::try_from(len).unwrap_or(0)];
+        for (index, entry) in places {
+            entry.put(&mut directory, *index);
+        }
+        side.at = self.end();
+        let mut changes = Changes::of(Rank::Root, side.at, directory.clone());
+        let sector = side.field.bytes(side.at / SECTOR);
+        changes.write(Rank::Header, side.field.at(0), sector);
+        self.store.put(changes)?;
+        side.directory = Some(directory);
+        Ok(1)
+    }
+
+    /// Whether both copies say the same, and all of it makes sense.
+    fn agree(&self, sides: &[Side; 2]) -> Result<bool> {
+        let [first, second] = sides;
+        for index in 0..self.layout.directory_entries() {
+            let same = match (self.table(first, index)?, self.table(second, index)?) {
+                (Some(table), Some(other)) => {
+                    let good = |side, (entry, guest)| self.is_good(side, entry, guest);
+                    let mut entries = self.entries(&table, index);
+                    table == other && entries.all(|entry| good(first, entry) || good(second, entry))
+                }
+                (None, None) => first.is_absent(index) && second.is_absent(index),
+                _ => false,
+            };
+            if !same {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }

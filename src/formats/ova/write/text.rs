@@ -1,7 +1,8 @@
 //! The text of a descriptor, in the order and with the elements that ovftool writes. Those of an item
 //! are in the order of the alphabet: the schema of CIM asks for that.
 
-use super::super::xml::escaped;
+use crate::ondisk::xml::escaped;
+
 use super::OvaOptions;
 
 /// What a descriptor says of the disk.

@@ -28,7 +28,7 @@ use super::{Autoclear, Incompatible, encrypt, open};
 use counts::{Budget, Counts};
 use packed::Packed;
 
-pub(super) use repair::repair;
+pub(super) use repair::{repair_all, repair_leaks};
 
 /// What an L2 table takes up in the list of those to look at.
 const TABLE_BYTES: u64 = 64;

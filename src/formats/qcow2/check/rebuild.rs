@@ -1,23 +1,25 @@
-//! A refcount table with its blocks, made anew where nothing is: behind the end of the file.
+//! A new refcount table with its blocks, behind the end of the file.
 
 use crate::error::{Error, Result};
+use crate::map::edit::{Changes, Rank};
 use crate::source::BlockSource;
 
 use super::super::QCOW2;
 use super::counts::PIECE;
-use super::repair::Mending;
+use super::repair::Repair;
 
 /// Where `refcount_table_offset` and `refcount_table_clusters` stand in the header, side by side.
 const TABLE_AT: u64 = 48;
 /// The longest refcount table that QEMU reads, in bytes.
 const MAX_TABLE: u64 = 8 << 20;
 
-impl Mending<'_> {
-    /// Writes new counts, puts them in force by one write of the header, and leaves the old ones free.
+impl Repair {
+    /// Puts new counts, and the fields of the header that put them in force, into the store. The old ones are free
+    /// then.
     pub(super) fn rebuild(&mut self) -> Result<()> {
         let cluster_size = self.survey.header.cluster_size();
         let per_block = self.survey.stored.per_block();
-        let mut first = self.source.size().div_ceil(cluster_size);
+        let mut first = self.store.size().div_ceil(cluster_size);
         // The last packed cluster may reach a little beyond the end.
         while self.counts.of(first) > 0 {
             first += 1;
@@ -58,7 +60,7 @@ impl Mending<'_> {
         let mut at = table_at + len;
         for range in &with_blocks {
             let block = self.block(*range, per_block);
-            self.file.write_all_at(&block, at)?;
+            self.store.put(Changes::of(Rank::Count, at, block))?;
             let place = usize::try_from(range * 8).ok();
             let place = place.and_then(|place| table.get_mut(place..)?.first_chunk_mut());
             if let Some(place) = place {
@@ -66,16 +68,14 @@ impl Mending<'_> {
             }
             at += cluster_size;
         }
-        self.file.write_all_at(&table, table_at)?;
-        self.file.sync()?;
+        self.store.put(Changes::of(Rank::Count, table_at, table))?;
         let mut switch = [0; 12];
         let clusters = u32::try_from(table_clusters).unwrap_or(u32::MAX);
         if let Some((offset, count)) = switch.split_first_chunk_mut::<8>() {
             *offset = table_at.to_be_bytes();
             count.copy_from_slice(&clusters.to_be_bytes());
         }
-        self.file.write_all_at(&switch, TABLE_AT)?;
-        self.file.sync()
+        self.store.put(Changes::of(Rank::Header, TABLE_AT, switch))
     }
 
     /// The ranges in which clusters have references, in order.

@@ -1,22 +1,24 @@
-//! Mending counts and flags in place.
+//! Repair of counts and flags in place.
 //!
-//! What refers to clusters is right by definition: counts and flags are made to fit it, and no entry is
-//! bent to fit a count. The steps are ordered so that a writer who finds the image between two of them
-//! loses nothing: a count that is too high, or a missing flag, makes it copy or waste a cluster; a count
-//! that is too low, or a flag too much, would make it write over data.
+//! The references to clusters are right by definition: counts and flags are made to agree with them, and no
+//! entry is changed to agree with a count. A count that is too high, or a missing flag, makes a writer copy or
+//! waste a cluster; a count that is too low, or a flag too many, makes it overwrite data. Therefore one commit
+//! raises counts and clears flags, and the next one lowers counts and sets flags.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::image::{Fixed, Scope};
+use crate::image::{Fixed, Request};
 use crate::limits::Limits;
+use crate::map::edit::{Changes, Ordered, Rank, TableStore};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
 
 use super::super::entry::be_u64;
 use super::super::entry::{COMPRESSED, COPIED, L1_OFFSET, L2_OFFSET};
-use super::super::header::HeaderV2;
+use super::super::header::{Header, HeaderV2};
 use super::super::refcount::read_padded;
 use super::super::{Autoclear, Incompatible};
 use super::Survey;
@@ -26,51 +28,77 @@ use super::counts::{Counts, PIECE};
 const INCOMPATIBLE_AT: u64 = HeaderV2::LEN as u64;
 const AUTOCLEAR_AT: u64 = HeaderV2::LEN as u64 + 16;
 
-/// Mends the image in `file`.
-pub(in super::super) fn repair(
+/// Repairs only leaks.
+///
+/// # Errors
+/// As [`check`](super::check), and errors of writing.
+pub(in super::super) fn repair_leaks(
+    file: &Arc<dyn BlockTarget>,
+    request: &Request<'_>,
+) -> Result<Fixed> {
+    repair(file, request.limits, Repair::leaks)
+}
+
+/// Repairs everything.
+///
+/// # Errors
+/// As [`repair_leaks`].
+pub(in super::super) fn repair_all(
+    file: &Arc<dyn BlockTarget>,
+    request: &Request<'_>,
+) -> Result<Fixed> {
+    repair(file, request.limits, Repair::all)
+}
+
+fn repair(
     file: &Arc<dyn BlockTarget>,
     limits: &Limits,
-    scope: Scope,
+    run: fn(&mut Repair) -> Result<()>,
 ) -> Result<Fixed> {
-    let source: Arc<dyn BlockSource> = Arc::new(Arc::clone(file));
+    let store = Arc::new(TableStore::new(file, Ordered, limits));
+    let source: Arc<dyn BlockSource> = Arc::clone(&store) as _;
     let before = Survey::run(&source, limits)?;
     let (corruptions, leaks) = (before.findings.corruptions, before.findings.leaks);
     let after = if before.findings.is_clean() {
         before
     } else {
-        let mut mending = Mending::new(file, &source, before)?;
-        match scope {
-            Scope::Leaks => mending.leaks()?,
-            Scope::All | Scope::Redundant => mending.all()?,
-        }
+        run(&mut Repair::new(Arc::clone(&store), &source, before)?)?;
         Survey::run(&source, limits)?
     };
     let found = &after.findings;
     if found.corruptions == 0 && found.errors == 0 {
-        clear_flags_of_damage(file, &after)?;
+        store.put(clear_flags_of_damage(&after.header))?;
     }
+    store.commit()?;
     Ok(Fixed {
         corruptions: corruptions.saturating_sub(found.corruptions),
         leaks: leaks.saturating_sub(found.leaks),
     })
 }
 
-/// Clears the dirty and the corrupt bit of an image that is neither.
-fn clear_flags_of_damage(file: &dyn BlockTarget, survey: &Survey) -> Result<()> {
-    let bits = survey.header.incompatible;
+/// Clears the dirty and the corrupt bit.
+fn clear_flags_of_damage(header: &Header) -> Changes {
     let damage = Incompatible::DIRTY | Incompatible::CORRUPT;
-    if !bits.intersects(damage) {
-        return Ok(());
+    if !header.incompatible.intersects(damage) {
+        return Changes::default();
     }
-    let bits = bits.difference(damage).bits();
-    file.write_all_at(&bits.to_be_bytes(), INCOMPATIBLE_AT)?;
-    file.sync()
+    let bits = header.incompatible.difference(damage).bits();
+    Changes::of(Rank::Header, INCOMPATIBLE_AT, bits.to_be_bytes())
 }
 
-/// An image on the way to being sound.
-pub(super) struct Mending<'a> {
-    pub(super) file: &'a dyn BlockTarget,
-    pub(super) source: &'a Arc<dyn BlockSource>,
+/// Clears the bits of unknown features. Clusters of such a feature may be among the leaks, and the bit says to
+/// clear it then.
+fn clear_unknown_features(header: &Header) -> Changes {
+    let known = header.autoclear & Autoclear::all();
+    if header.version < 3 || known == header.autoclear {
+        return Changes::default();
+    }
+    Changes::of(Rank::Header, AUTOCLEAR_AT, known.bits().to_be_bytes())
+}
+
+/// A repair on its way.
+pub(super) struct Repair {
+    pub(super) store: Arc<TableStore<Ordered>>,
     pub(super) survey: Survey,
     /// The counts as they are to be.
     pub(super) counts: Counts,
@@ -92,10 +120,10 @@ enum Change {
     Lower,
 }
 
-impl<'a> Mending<'a> {
+impl Repair {
     fn new(
-        file: &'a Arc<dyn BlockTarget>,
-        source: &'a Arc<dyn BlockSource>,
+        store: Arc<TableStore<Ordered>>,
+        source: &Arc<dyn BlockSource>,
         mut survey: Survey,
     ) -> Result<Self> {
         let counts = if survey.rebuild {
@@ -109,87 +137,74 @@ impl<'a> Mending<'a> {
         } else {
             std::mem::take(&mut survey.counts)
         };
-        let mut mending = Mending {
-            file,
-            source,
+        let mut repair = Repair {
+            store,
             survey,
             counts,
         };
-        if mending.survey.incomplete || mending.survey.damaged {
-            mending.keep_leaks()?;
+        if repair.survey.incomplete || repair.survey.damaged {
+            repair.keep_leaks()?;
         }
-        Ok(mending)
+        Ok(repair)
     }
 
-    /// Mends everything.
+    /// Repairs everything: what promises too much goes first, then what promises too little.
     fn all(&mut self) -> Result<()> {
         // A file that was cut short must not grow: what is missing would turn into other bytes.
         if self.survey.rebuild && (self.survey.past_end || self.survey.incomplete) {
             return Ok(());
         }
-        self.clear_unknown_features()?;
-        self.write_flags(Flags::Clear)?;
+        self.store
+            .put(clear_unknown_features(&self.survey.header))?;
+        self.store.commit()?;
+        self.put_flags(Flags::Clear)?;
         if self.survey.rebuild {
-            self.file.sync()?;
             self.rebuild()?;
+            self.store.commit()?;
         } else {
-            self.write_counts(Change::Raise)?;
-            self.file.sync()?;
-            self.write_counts(Change::Lower)?;
-            self.file.sync()?;
+            self.put_counts(Change::Raise)?;
+            self.store.commit()?;
+            self.put_counts(Change::Lower)?;
         }
-        // A count that cannot be told is no proof that a cluster has one owner.
+        // A count that is too large to be stored does not prove that a cluster has one owner.
         if !self.survey.too_many {
-            self.write_flags(Flags::All)?;
-        }
-        self.file.sync()
-    }
-
-    /// Gives leaked clusters back, and nothing else, unless the flags alone are wrong besides.
-    fn leaks(&mut self) -> Result<()> {
-        if self.survey.rebuild {
-            return Ok(());
-        }
-        self.clear_unknown_features()?;
-        self.write_counts(Change::Lower)?;
-        self.file.sync()?;
-        let survey = &self.survey;
-        if !survey.damaged && !survey.too_low && !survey.too_many {
-            self.write_flags(Flags::All)?;
-            self.file.sync()?;
+            self.put_flags(Flags::All)?;
         }
         Ok(())
     }
 
-    /// What belongs to a feature that is not known may be among the leaks: the feature's bit says to clear
-    /// it then.
-    fn clear_unknown_features(&self) -> Result<()> {
-        let header = &self.survey.header;
-        let known = header.autoclear & Autoclear::all();
-        if header.version < 3 || known == header.autoclear {
+    /// Gives leaked clusters back, and sets flags if nothing else is wrong.
+    fn leaks(&mut self) -> Result<()> {
+        if self.survey.rebuild {
             return Ok(());
         }
-        self.file
-            .write_all_at(&known.bits().to_be_bytes(), AUTOCLEAR_AT)?;
-        self.file.sync()
+        self.store
+            .put(clear_unknown_features(&self.survey.header))?;
+        self.store.commit()?;
+        self.put_counts(Change::Lower)?;
+        let survey = &self.survey;
+        if !survey.damaged && !survey.too_low && !survey.too_many {
+            self.put_flags(Flags::All)?;
+        }
+        Ok(())
     }
 
-    /// Lets counts that are too high be: what is damaged may have referred to these clusters.
+    /// Keeps counts that are too high: damaged tables may have referred to these clusters.
     fn keep_leaks(&mut self) -> Result<()> {
         let layout = self.survey.stored.layout();
         let most = layout.most();
-        self.each_block(|mending, _, first, block| {
+        self.each_block(|repair, first, block| {
             for index in 0..layout.per_block(block.len() as u64) {
                 let cluster = first + index;
                 // Where the counts are made anew, the old ones are no leaks, and are given up.
-                let found = match mending.survey.rebuild {
-                    true => mending.survey.counts.of(cluster),
-                    false => mending.counts.of(cluster),
+                let found = match repair.survey.rebuild {
+                    true => repair.survey.counts.of(cluster),
+                    false => repair.counts.of(cluster),
                 };
                 let stored = layout.read(block, index);
-                if stored > found && mending.is_in_file(cluster) {
-                    let budget = &mut mending.survey.budget;
-                    mending.counts.add(cluster, stored - found, most, budget)?;
+                if stored > found && repair.is_in_file(cluster) {
+                    let budget = &mut repair.survey.budget;
+                    repair.counts.add(cluster, stored - found, most, budget)?;
                 }
             }
             Ok(None)
@@ -197,14 +212,14 @@ impl<'a> Mending<'a> {
     }
 
     fn is_in_file(&self, cluster: u64) -> bool {
-        cluster < self.source.size().div_ceil(self.survey.cluster_size())
+        cluster < self.store.size().div_ceil(self.survey.cluster_size())
     }
 
-    /// Hands out each refcount block that is there, once, with its place and its first cluster. What is
-    /// returned is the range of bytes to be written back.
+    /// Calls `each` once for each refcount block in the file, with its first cluster. The range of bytes that it
+    /// returns is put into the store.
     fn each_block(
         &mut self,
-        mut each: impl FnMut(&mut Self, u64, u64, &mut [u8]) -> Result<Option<(usize, usize)>>,
+        mut each: impl FnMut(&mut Self, u64, &mut [u8]) -> Result<Option<Range<usize>>>,
     ) -> Result<()> {
         let mut done = HashSet::new();
         let per_block = self.survey.stored.per_block();
@@ -223,32 +238,29 @@ impl<'a> Mending<'a> {
                 if self.counts.pieces_in(pieces).next().is_none() {
                     continue;
                 }
-                block = read_padded(self.source, at, self.survey.cluster_size())?;
+                block = read_padded(&self.store, at, self.survey.cluster_size())?;
             }
-            if let Some((start, end)) = each(self, at, first, &mut block)? {
-                let changed = block.get(start..end).unwrap_or_default();
-                self.file.write_all_at(changed, at + start as u64)?;
-            }
+            let changed = each(self, first, &mut block)?;
+            self.put_range(Rank::Count, at, &block, changed)?;
         }
         Ok(())
     }
 
-    fn write_counts(&mut self, change: Change) -> Result<()> {
+    fn put_counts(&mut self, change: Change) -> Result<()> {
         let layout = self.survey.stored.layout();
-        self.each_block(|mending, _, first, block| {
-            let mut changed: Option<(usize, usize)> = None;
+        self.each_block(|repair, first, block| {
+            let mut changed = None;
             for index in 0..layout.per_block(block.len() as u64) {
                 let cluster = first + index;
-                let (stored, wanted) = (layout.read(block, index), mending.counts.of(cluster));
+                let (stored, wanted) = (layout.read(block, index), repair.counts.of(cluster));
                 let wrong = match change {
                     Change::Raise => stored < wanted,
-                    Change::Lower => stored > wanted && mending.is_in_file(cluster),
+                    Change::Lower => stored > wanted && repair.is_in_file(cluster),
                 };
                 if wrong {
                     layout.write(block, index, wanted);
                     let place = layout.place(index).0;
-                    let start = changed.map_or(place.start, |(start, _)| start);
-                    changed = Some((start, place.end));
+                    extend(&mut changed, place);
                 }
             }
             Ok(changed)
@@ -256,47 +268,47 @@ impl<'a> Mending<'a> {
     }
 
     /// Makes the flags of the active tables fit the counts.
-    fn write_flags(&mut self, flags: Flags) -> Result<()> {
-        self.write_l1_flags(flags)?;
+    fn put_flags(&mut self, flags: Flags) -> Result<()> {
+        self.put_l1_flags(flags)?;
         let tables = self.survey.tables.iter();
         let active = tables.filter(|(_, uses)| uses.active > 0);
         let active: Vec<u64> = active.map(|(offset, _)| *offset).collect();
         for offset in active {
-            self.write_l2_flags(offset, flags)?;
+            self.put_l2_flags(offset, flags)?;
         }
         Ok(())
     }
 
-    fn write_l1_flags(&mut self, flags: Flags) -> Result<()> {
+    fn put_l1_flags(&mut self, flags: Flags) -> Result<()> {
         let header = &self.survey.header;
         let (start, len) = (header.l1_table_offset, u64::from(header.l1_size) * 8);
         let whole = start
             .checked_add(len)
-            .is_some_and(|end| end <= self.source.size());
+            .is_some_and(|end| end <= self.store.size());
         if start % header.cluster_size() != 0 || !whole {
             return Ok(());
         }
         let mut table = vec![0; usize::try_from(len).unwrap_or(0)];
-        self.source.read_exact_at(&mut table, start)?;
-        self.write_entries(start, table, 1, flags, |mending, entry| {
-            mending.wanted(entry & L1_OFFSET)
+        self.store.read_exact_at(&mut table, start)?;
+        self.put_entries(Rank::Root, start, table, 1, flags, |entry| {
+            self.wanted(entry & L1_OFFSET)
         })
     }
 
-    fn write_l2_flags(&mut self, offset: u64, flags: Flags) -> Result<()> {
+    fn put_l2_flags(&mut self, offset: u64, flags: Flags) -> Result<()> {
         let header = &self.survey.header;
-        let table = read_padded(self.source, offset, header.cluster_size())?;
+        let table = read_padded(&self.store, offset, header.cluster_size())?;
         let stride = if header.has_extended_l2() { 2 } else { 1 };
         let data_file = header.has_data_file();
-        self.write_entries(offset, table, stride, flags, |mending, entry| {
+        self.put_entries(Rank::Leaf, offset, table, stride, flags, |entry| {
             let offset = entry & L2_OFFSET;
             if entry & COMPRESSED != 0 {
                 None
             } else if data_file {
-                // Whose clusters have no counts, and are one entry's each.
+                // Its clusters have no counts, and each has one entry.
                 (offset != 0).then_some(true)
             } else {
-                mending.wanted(offset)
+                self.wanted(offset)
             }
         })
     }
@@ -308,20 +320,22 @@ impl<'a> Mending<'a> {
         sound.then(|| self.counts.of(offset >> bits) == 1)
     }
 
-    fn write_entries(
+    /// Puts the entries whose flags change.
+    fn put_entries(
         &self,
+        rank: Rank,
         at: u64,
         mut table: Vec<u8>,
         stride: usize,
         flags: Flags,
-        wanted: impl Fn(&Self, u64) -> Option<bool>,
+        wanted: impl Fn(u64) -> Option<bool>,
     ) -> Result<()> {
-        let mut changed: Option<(usize, usize)> = None;
+        let mut changed = None;
         let len = 8 * stride;
         for (index, raw) in table.chunks_exact_mut(len).enumerate() {
             let entry = be_u64(raw, 0).unwrap_or(0);
             let has = entry & COPIED != 0;
-            let Some(wanted) = wanted(self, entry).filter(|wanted| *wanted != has) else {
+            let Some(wanted) = wanted(entry).filter(|wanted| *wanted != has) else {
                 continue;
             };
             if wanted && flags == Flags::Clear {
@@ -329,14 +343,33 @@ impl<'a> Mending<'a> {
             }
             if let Some(place) = raw.first_chunk_mut() {
                 *place = (entry ^ COPIED).to_be_bytes();
-                let start = index * len;
-                changed = Some((changed.map_or(start, |(first, _)| first), start + 8));
+                extend(&mut changed, index * len..index * len + 8);
             }
         }
-        if let Some((start, end)) = changed {
-            let changed = table.get(start..end).unwrap_or_default();
-            self.file.write_all_at(changed, at + start as u64)?;
-        }
-        Ok(())
+        self.put_range(rank, at, &table, changed)
+    }
+
+    /// Puts a range of a structure at `at`.
+    fn put_range(
+        &self,
+        rank: Rank,
+        at: u64,
+        bytes: &[u8],
+        range: Option<Range<usize>>,
+    ) -> Result<()> {
+        let Some(range) = range else {
+            return Ok(());
+        };
+        let start = at + range.start as u64;
+        let bytes = bytes.get(range).unwrap_or_default();
+        self.store.put(Changes::of(rank, start, bytes))
+    }
+}
+
+/// Extends a range to the end of a later one.
+fn extend(range: &mut Option<Range<usize>>, later: Range<usize>) {
+    match range {
+        Some(range) => range.end = later.end,
+        None => *range = Some(later),
     }
 }

@@ -1,5 +1,5 @@
-//! An XML document as a tree of elements, with bounds on everything. Names are local: which prefix a
-//! producer chose for a namespace says nothing.
+//! An XML document as a tree of elements, with bounds on everything. Names are local: the prefix that a
+//! producer chose for a namespace has no meaning.
 
 use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
 use quick_xml::Reader;
@@ -15,17 +15,17 @@ const MAX_ALL_ATTRIBUTES: usize = 200_000;
 
 /// An element.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Element {
+pub(crate) struct Element {
     /// Its local name.
-    pub(super) name: String,
+    pub(crate) name: String,
     attributes: Vec<(String, String)>,
     text: String,
-    pub(super) children: Vec<Element>,
+    pub(crate) children: Vec<Element>,
 }
 
 impl Element {
     /// The value of the attribute with this local name.
-    pub(super) fn attribute(&self, name: &str) -> Option<&str> {
+    pub(crate) fn attribute(&self, name: &str) -> Option<&str> {
         let mut attributes = self.attributes.iter();
         attributes
             .find(|(known, _)| known == name)
@@ -33,25 +33,25 @@ impl Element {
     }
 
     /// The text directly within.
-    pub(super) fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         self.text.trim()
     }
 
     /// The first child of one of these names.
-    pub(super) fn child(&self, names: &[&str]) -> Option<&Element> {
+    pub(crate) fn child(&self, names: &[&str]) -> Option<&Element> {
         self.children
             .iter()
             .find(|child| names.contains(&child.name.as_str()))
     }
 
     /// The text of the first child of one of these names, if there is some.
-    pub(super) fn child_text(&self, names: &[&str]) -> Option<&str> {
+    pub(crate) fn child_text(&self, names: &[&str]) -> Option<&str> {
         let text = self.child(names)?.text();
         (!text.is_empty()).then_some(text)
     }
 
     /// All elements within, at any depth, each before its own children.
-    pub(super) fn descendants(&self) -> impl Iterator<Item = &Element> {
+    pub(crate) fn descendants(&self) -> impl Iterator<Item = &Element> {
         let mut waiting: Vec<&Element> = self.children.iter().rev().collect();
         std::iter::from_fn(move || {
             let next = waiting.pop()?;
@@ -61,8 +61,8 @@ impl Element {
     }
 }
 
-/// The text of a document, by its byte order mark or by what its declaration says.
-pub(super) fn decoded(bytes: &[u8]) -> Result<String, String> {
+/// The text of a document, decoded by its byte order mark or by its declaration.
+pub(crate) fn decoded(bytes: &[u8]) -> Result<String, String> {
     let encoding = match Encoding::for_bom(bytes) {
         Some((encoding, _)) => encoding,
         None if bytes.starts_with(b"<\0") => UTF_16LE,
@@ -72,13 +72,13 @@ pub(super) fn decoded(bytes: &[u8]) -> Result<String, String> {
     let text = encoding.decode_with_bom_removal(bytes);
     match text {
         (text, false) => Ok(text.into_owned()),
-        (_, true) => Err(format!("is no text in {}", encoding.name())),
+        (_, true) => Err(format!("is not text in {}", encoding.name())),
     }
 }
 
-/// The start of a document as text, whatever its encoding, as far as that is known; `None` if it begins
-/// like no document.
-pub(super) fn decoded_start(bytes: &[u8]) -> Option<String> {
+/// The start of a document as text, in the encoding that its first bytes show; `None` if it does not begin
+/// as a document does.
+pub(crate) fn decoded_start(bytes: &[u8]) -> Option<String> {
     let encoding = match Encoding::for_bom(bytes) {
         Some((encoding, _)) => encoding,
         None if bytes.starts_with(b"<\0") => UTF_16LE,
@@ -115,8 +115,8 @@ fn declared(bytes: &[u8]) -> Result<&'static Encoding, String> {
 /// Reads a document.
 ///
 /// # Errors
-/// What is wrong with it, in words that go on after its name.
-pub(super) fn parse(text: &str) -> Result<Element, String> {
+/// The fault, in words that continue a sentence after the document's name.
+pub(crate) fn parse(text: &str) -> Result<Element, String> {
     let mut reader = Reader::from_str(text);
     let mut open: Vec<Element> = Vec::new();
     let mut root = None;
@@ -125,7 +125,7 @@ pub(super) fn parse(text: &str) -> Result<Element, String> {
     loop {
         let event = reader
             .read_event()
-            .map_err(|error| format!("is no XML: {}", plain(&error.to_string())))?;
+            .map_err(|error| format!("is not well-formed XML: {}", plain(&error.to_string())))?;
         match event {
             Event::Start(start) => {
                 count(&mut elements, open.len())?;
@@ -158,7 +158,7 @@ pub(super) fn parse(text: &str) -> Result<Element, String> {
                 } else {
                     let name = name.decode().map_err(|error| error.to_string())?;
                     let text = resolve_predefined_entity(&name)
-                        .ok_or("has an entity of its own, which is not resolved")?;
+                        .ok_or("has an entity of its own, and those are not resolved")?;
                     append(&mut open, text)?;
                 }
             }
@@ -169,7 +169,7 @@ pub(super) fn parse(text: &str) -> Result<Element, String> {
     }
     match (root, open.is_empty()) {
         (Some(root), true) => Ok(root),
-        _ => Err("is no XML: it ends too early".to_owned()),
+        _ => Err("is not well-formed XML: it ends too early".to_owned()),
     }
 }
 
@@ -186,9 +186,9 @@ fn count(elements: &mut usize, depth: usize) -> Result<(), String> {
 fn element(start: &BytesStart<'_>, all: &mut usize) -> Result<Element, String> {
     let mut attributes: Vec<(String, String)> = Vec::new();
     for attribute in start.attributes().with_checks(false) {
-        let attribute = attribute.map_err(|error| format!("is no XML: {error}"))?;
+        let attribute = attribute.map_err(|error| format!("is not well-formed XML: {error}"))?;
         let key = attribute.key.as_ref();
-        // What declares a namespace says nothing here.
+        // Declarations of namespaces are not needed.
         if key == b"xmlns" || key.starts_with(b"xmlns:") {
             continue;
         }
@@ -202,7 +202,7 @@ fn element(start: &BytesStart<'_>, all: &mut usize) -> Result<Element, String> {
         let name = String::from_utf8_lossy(attribute.key.local_name().as_ref()).into_owned();
         let value = String::from_utf8_lossy(&attribute.value);
         let value = quick_xml::escape::unescape(&value)
-            .map_err(|error| format!("is no XML: {}", plain(&error.to_string())))?;
+            .map_err(|error| format!("is not well-formed XML: {}", plain(&error.to_string())))?;
         attributes.push((name, value.into_owned()));
     }
     Ok(Element {
@@ -230,13 +230,13 @@ fn append(open: &mut [Element], text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What a parser says, with what it quotes of the document made safe to print.
+/// A message of the parser. It may quote the document, and so is escaped.
 fn plain(text: &str) -> String {
     crate::name::ImageName::from(text).escaped().to_string()
 }
 
-/// Text as it may stand in an element or an attribute.
-pub(super) fn escaped(text: &str) -> String {
+/// Text escaped for an element or an attribute.
+pub(crate) fn escaped(text: &str) -> String {
     quick_xml::escape::escape(text).into_owned()
 }
 
@@ -264,15 +264,15 @@ mod tests {
     }
 
     #[test]
-    fn what_could_grow_or_lead_elsewhere_is_refused() {
+    fn hostile_documents_are_refused() {
         let deep = "<a>".repeat(1000);
         let wide = format!("<a {}/>", "b='' ".repeat(1000));
         let many = format!("<a>{}</a>", "<b/>".repeat(MAX_ELEMENTS));
         for (text, words) in [
             ("<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", "document type"),
             ("<a>&b;</a>", "entity"),
-            ("<a b='&c;'/>", "no XML"),
-            ("<a><b></a>", "no XML"),
+            ("<a b='&c;'/>", "not well-formed XML"),
+            ("<a><b></a>", "not well-formed XML"),
             ("<a/><b/>", "two documents"),
             ("<a>", "too early"),
             ("", "too early"),

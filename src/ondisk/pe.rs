@@ -1,13 +1,14 @@
-//! The header of a PE program (Microsoft PE Format), as far as firmware cares: for which processor it
-//! is, and whether it carries signatures.
+//! The header of a program of Windows and of UEFI (Microsoft, "PE Format").
 
-use crate::content::Architecture;
 use crate::format_id::FormatId;
 use crate::ondisk::{le, on_disk};
 
 const PE: FormatId = FormatId::new("pe");
 /// Bytes of a program that are enough: the headers stand at its start.
-pub(super) const START: usize = 4096;
+pub(crate) const START: usize = 4096;
+
+/// Offset of `Subsystem` in the optional header, the same in both of its kinds.
+const SUBSYSTEM: usize = 68;
 
 on_disk! {
     /// "MS-DOS Stub": where the rest is.
@@ -26,18 +27,22 @@ on_disk! {
     }
 }
 
-/// What the header of a program says.
+/// The facts in the header of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Program {
+pub(crate) struct Program {
+    /// Offset of the header in the file.
+    pub(crate) at: usize,
     /// The field `Machine`.
-    pub(super) machine: u16,
-    /// Whether it has a table of certificates. What they are worth is for the firmware to say.
-    pub(super) is_signed: bool,
+    pub(crate) machine: u16,
+    /// The field `Subsystem`.
+    pub(crate) subsystem: Option<u16>,
+    /// Whether it has a table of certificates. They are not verified here.
+    pub(crate) is_signed: bool,
 }
 
 impl Program {
     /// The program that starts with these bytes.
-    pub(super) fn of(start: &[u8]) -> Option<Self> {
+    pub(crate) fn of(start: &[u8]) -> Option<Self> {
         let stub = Stub::parse(start, 0).ok()?;
         if &stub.e_magic != b"MZ" {
             return None;
@@ -48,26 +53,30 @@ impl Program {
         if &coff.signature != b"PE\0\0" {
             return None;
         }
+        let optional = rest.get(CoffHeader::LEN..)?;
         Some(Program {
+            at,
             machine: coff.machine,
-            is_signed: has_certificates(rest.get(CoffHeader::LEN..)?, coff.size_of_optional_header),
+            subsystem: le(optional, SUBSYSTEM),
+            is_signed: has_certificates(optional, coff.size_of_optional_header),
         })
     }
 
-    /// The processor that it is for.
-    pub(super) fn architecture(self) -> Option<Architecture> {
-        Some(match self.machine {
-            0x014c => Architecture::I686,
-            0x8664 => Architecture::X86_64,
-            0x01c0 | 0x01c2 | 0x01c4 => Architecture::Armv7l,
-            0xaa64 => Architecture::Aarch64,
-            0x0200 => Architecture::Ia64,
-            0x5032 => Architecture::Riscv32,
-            0x5064 => Architecture::Riscv64,
-            0x6232 => Architecture::Loongarch32,
-            0x6264 => Architecture::Loongarch64,
-            _ => return None,
-        })
+    /// The name of the processor that it is for.
+    pub(crate) fn architecture(self) -> &'static str {
+        match self.machine {
+            0x014c => "i386",
+            0x01c0 | 0x01c2 | 0x01c4 => "arm",
+            0x0200 => "ia64",
+            0x5032 => "riscv32",
+            0x5064 => "riscv64",
+            0x6232 => "loongarch32",
+            0x6264 => "loongarch64",
+            0x8664 => "x86_64",
+            0xaa64 => "aarch64",
+            0x0ebc => "efi byte code",
+            _ => "unknown",
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::source::BlockSource;
 
 mod check;
 mod create;
+mod disk;
 mod info;
 mod probe;
 mod safety;
@@ -23,6 +24,8 @@ mod writer;
 
 pub use check::{CheckedWithin, Clusters, Finding, FindingKind, Findings, Fixed, RepairFn, Scope};
 pub use create::{Backing, CreateOptions, OptionSet, parse_options, parse_size};
+pub use disk::{Disk, DiskImage};
+pub(crate) use disk::{Parent, Sealed};
 pub use info::{BitmapInfo, FileInfo, ImageIds, ImageInfo, SnapshotInfo};
 pub use probe::{Evidence, Probe, Verdict};
 pub(crate) use probe::{Window, disagrees};

@@ -31,7 +31,6 @@ use crate::source::BlockSource;
 
 pub use footer::DiskType;
 pub use geometry::Geometry;
-pub use open::VhdImage;
 pub use write::{Subformat, VhdOptions};
 
 /// `vhd`.
@@ -71,7 +70,7 @@ impl Format for Vhd {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VhdImage::open(source, request)?))
+        open::open(source, request)
     }
 
     fn check(

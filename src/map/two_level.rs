@@ -5,11 +5,12 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::limits::Limits;
+use crate::lock::lock;
 use crate::map::{BlockMap, Claim, Claims, Held, Packing, Regions, Run, Table, TableReader};
 use crate::ondisk::{FieldType, Order};
 use crate::source::BlockSource;
@@ -233,7 +234,7 @@ impl<E: Entries> TwoLevel<E> {
 
     /// Counts the clusters that the entries of a piece have, whose first one answers for `guest`.
     fn count(&self, offset: u64, piece: &[u8], guest: u64) -> Result<()> {
-        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut claims = lock(&self.claims);
         if claims.is_counted(offset) {
             return Ok(());
         }

@@ -3,15 +3,16 @@
 //! Without these rules a small file could hold a disk of any size, each range of it the same cluster,
 //! and a guest could read the tables that its own disk is made of.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use crate::error::Result;
 use crate::limits::Limits;
+use crate::lock::lock;
 use crate::map::{Claim, Claims};
+use crate::ondisk::TableEntry;
 use crate::source::BlockSource;
 
-use super::entry::be_u64;
-use super::entry::{COMPRESSED, L1_OFFSET, L2_OFFSET, REFCOUNT_OFFSET, ZERO};
+use super::entry::{L1Entry, L2Entry, L2Layout, RefcountTableEntry};
 use super::header::Header;
 use super::refcount;
 
@@ -20,6 +21,7 @@ use super::refcount;
 pub(super) struct Audit {
     cluster_bits: u32,
     file_size: u64,
+    layout: L2Layout,
     /// Host offsets of the L2 tables, in order, each as often as an L1 entry has it.
     l2_tables: Vec<u64>,
     /// Host offsets of the refcount blocks, in order.
@@ -47,9 +49,8 @@ impl Audit {
     /// Learns where the tables of the state with this L1 table are. A refcount table that cannot be
     /// read, or makes no sense, is left out: the data can be read without it.
     pub(super) fn new(header: &Header, l1: &[u8], file: &dyn BlockSource, limits: &Limits) -> Self {
-        let offsets = |table: &[u8], mask: u64| {
-            let entries = table.chunks_exact(8).filter_map(|entry| be_u64(entry, 0));
-            let mut offsets: Vec<u64> = entries.map(|e| e & mask).filter(|at| *at != 0).collect();
+        let sorted = |offsets: &mut dyn Iterator<Item = u64>| {
+            let mut offsets: Vec<u64> = offsets.filter(|at| *at != 0).collect();
             offsets.sort_unstable();
             offsets
         };
@@ -57,8 +58,11 @@ impl Audit {
         Audit {
             cluster_bits: header.cluster_bits,
             file_size: file.size(),
-            l2_tables: offsets(l1, L1_OFFSET),
-            refcount_blocks: offsets(&table, REFCOUNT_OFFSET),
+            layout: L2Layout::of(header),
+            l2_tables: sorted(&mut L1Entry::all(l1).map(L1Entry::offset)),
+            refcount_blocks: sorted(
+                &mut RefcountTableEntry::all(&table).map(RefcountTableEntry::offset),
+            ),
             counted: Mutex::default(),
             owned: OnceLock::new(),
         }
@@ -83,8 +87,7 @@ impl Audit {
     }
 
     /// Counts what the entries of an L2 table have for themselves; the problem, if an entry has what
-    /// another one has. `stride` is how many numbers an entry is long, `own` tells the cluster that an
-    /// entry has for itself, and `packed_at` where the data of a packed one begins.
+    /// another one has. `own` tells the cluster that an entry has for itself.
     ///
     /// Where no flag says that a cluster is an entry's own, two may have it: some day somebody may have
     /// written such a file. But then there are no more of them than the file has room for. What one entry
@@ -93,16 +96,14 @@ impl Audit {
         &self,
         table_offset: u64,
         table: &[u8],
-        stride: usize,
-        own: &dyn Fn(u64) -> Option<u64>,
-        packed_at: &dyn Fn(u64) -> u64,
+        own: &dyn Fn(L2Entry) -> Option<u64>,
         limits: &Limits,
     ) -> Result<Option<String>> {
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counted = lock(&self.counted);
         if counted.clusters.is_counted(table_offset) {
             return Ok(None);
         }
-        let problem = self.count_new(&mut counted, table, stride, own, packed_at, limits)?;
+        let problem = self.count_new(&mut counted, table, own, limits)?;
         if problem.is_none() {
             counted.clusters.set_counted(table_offset);
         }
@@ -113,22 +114,17 @@ impl Audit {
         &self,
         counted: &mut Counted,
         table: &[u8],
-        stride: usize,
-        own: &dyn Fn(u64) -> Option<u64>,
-        packed_at: &dyn Fn(u64) -> u64,
+        own: &dyn Fn(L2Entry) -> Option<u64>,
         limits: &Limits,
     ) -> Result<Option<String>> {
         let mut packed = Vec::new();
-        let entries = table
-            .chunks_exact(8 * stride)
-            .filter_map(|entry| be_u64(entry, 0));
-        for entry in entries.filter(|entry| *entry != 0) {
-            let host = entry & L2_OFFSET;
-            if entry & COMPRESSED != 0 {
-                packed.push(packed_at(entry));
+        for entry in self.layout.all(table) {
+            if let Some(descriptor) = entry.descriptor() {
+                packed.push(self.layout.data(descriptor).0);
                 continue;
             }
-            if host != 0 && entry & ZERO == 0 {
+            let host = entry.offset();
+            if host != 0 && !self.layout.is_zero(entry) {
                 counted.stored += 1;
             }
             let claim = match own(entry) {
@@ -136,19 +132,24 @@ impl Audit {
                 None => Claim::Shared,
             };
             let cluster = host >> self.cluster_bits;
-            let free = host == 0 || claims_one(&mut counted.clusters, cluster, claim, limits)?;
-            if !free && counted.clusters.has(cluster, Claim::Packed) {
-                return Ok(Some(among_packed(host)));
+            if host == 0
+                || counted
+                    .clusters
+                    .claim(cluster..cluster + 1, claim, limits)?
+            {
+                continue;
             }
-            if !free {
-                return Ok(Some(format!(
+            return Ok(Some(match counted.clusters.has(cluster, Claim::Packed) {
+                true => among_packed(host),
+                false => format!(
                     "an entry says that the cluster at byte {host} is its own, and another one has it"
-                )));
-            }
+                ),
+            }));
         }
         for host in &packed {
             let cluster = host >> self.cluster_bits;
-            if !claims_one(&mut counted.clusters, cluster, Claim::Packed, limits)? {
+            let units = cluster..cluster + 1;
+            if !counted.clusters.claim(units, Claim::Packed, limits)? {
                 return Ok(Some(among_packed(*host)));
             }
         }
@@ -173,15 +174,14 @@ impl Audit {
         &self,
         host: u64,
         is_own: bool,
-        own: &dyn Fn(u64) -> Option<u64>,
+        own: &dyn Fn(L2Entry) -> Option<u64>,
         read: &dyn Fn(&mut [u8], u64) -> usize,
         limits: &Limits,
-        stride: usize,
     ) -> Result<bool> {
         let owned = match self.owned.get() {
             Some(owned) => owned,
             None => {
-                let found = self.find_owned(own, read, limits, stride)?;
+                let found = self.find_owned(own, read, limits)?;
                 self.owned.get_or_init(|| found)
             }
         };
@@ -194,26 +194,22 @@ impl Audit {
 
     fn find_owned(
         &self,
-        own: &dyn Fn(u64) -> Option<u64>,
+        own: &dyn Fn(L2Entry) -> Option<u64>,
         read: &dyn Fn(&mut [u8], u64) -> usize,
         limits: &Limits,
-        stride: usize,
     ) -> Result<Claims> {
         let mut owned = Claims::default();
         let mut table = vec![0; 1 << self.cluster_bits];
         for offset in &self.l2_tables {
             let n = read(&mut table, *offset);
-            let entries = table.get(..n).unwrap_or_default().chunks_exact(8 * stride);
-            for host in entries.filter_map(|entry| own(be_u64(entry, 0)?)) {
-                claims_one(&mut owned, host >> self.cluster_bits, Claim::Own, limits)?;
+            let entries = self.layout.all(table.get(..n).unwrap_or_default());
+            for host in entries.filter_map(own) {
+                let cluster = host >> self.cluster_bits;
+                owned.claim(cluster..cluster + 1, Claim::Own, limits)?;
             }
         }
         Ok(owned)
     }
-}
-
-fn claims_one(claims: &mut Claims, cluster: u64, claim: Claim, limits: &Limits) -> Result<bool> {
-    claims.claim(cluster..cluster + 1, claim, limits)
 }
 
 fn among_packed(host: u64) -> String {

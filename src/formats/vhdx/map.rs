@@ -1,9 +1,10 @@
 //! Where a guest range lives: the block allocation table and the sector bitmaps, read as needed.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::map::{BlockMap, Claim, Claims, Held, Regions, Run, Table, TableReader};
 use crate::source::BlockSource;
 
@@ -111,7 +112,7 @@ impl VhdxMap {
 
     /// Claims the blocks of a page of the table that is read for the first time.
     fn claim_page(&self, page: &[u8], number: u64) -> Result<()> {
-        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut claims = lock(&self.claims);
         if claims.is_counted(number) {
             return Ok(());
         }

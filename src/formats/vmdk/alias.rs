@@ -1,9 +1,10 @@
 //! The owners of the bytes of an extent file: metadata overlaps nothing, and no two grains share any.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use crate::error::{Error, Result};
 use crate::limits::Limits;
+use crate::lock::lock;
 use crate::map::{Claim, Claims, Regions};
 
 /// The ranges of metadata, each a start and an end in bytes, and where the first one begins that overlaps
@@ -47,7 +48,7 @@ impl Seen {
     /// Notes the grains of a table, by their host offsets, if it was not noted before. Returns one that was
     /// there already, or that is one too many.
     pub(super) fn note(&self, table: u64, grains: &[u64]) -> Result<Option<u64>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         let (count, claims) = &mut *state;
         if claims.is_counted(table) {
             return Ok(None);

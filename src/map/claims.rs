@@ -132,7 +132,7 @@ mod tests {
         for unit in [0, 63, 64, 511, 512, u64::MAX - 1] {
             assert!(!claims.has(unit, Claim::Own));
             for first in [true, false] {
-                assert_eq!(claims.is_contested(unit), false);
+                assert!(!claims.is_contested(unit));
                 let alone = claims.claim(unit..unit + 1, Claim::Own, &limits).unwrap();
                 assert_eq!(alone, first, "{unit}");
             }

@@ -10,8 +10,6 @@ mod whole;
 use std::fmt;
 use std::str::FromStr;
 
-use md5::Digest as _;
-
 use crate::error::{Error, Result};
 
 pub use content::{ContentDigest, ContentHasher, LEAF, LeafHash, Leaves};
@@ -177,95 +175,101 @@ impl FromStr for Digest {
     }
 }
 
-/// Takes bytes in and makes their digest.
+/// A digest that is being computed.
 #[derive(Clone)]
-pub struct Hasher(State);
+pub struct Hasher {
+    algorithm: Algorithm,
+    state: Box<dyn State>,
+}
 
-#[derive(Clone)]
-enum State {
-    Md5(md5::Md5),
-    #[cfg(feature = "checksum")]
-    Sha1(sha1::Sha1),
-    #[cfg(feature = "checksum")]
-    Sha256(sha2::Sha256),
-    #[cfg(feature = "checksum")]
-    Sha512(sha2::Sha512),
-    #[cfg(feature = "checksum")]
-    Blake3(Box<blake3::Hasher>),
+/// The state of one algorithm.
+trait State: Send + Sync {
+    fn update(&mut self, bytes: &[u8]);
+    fn finish(&self) -> Vec<u8>;
+    fn copy(&self) -> Box<dyn State>;
+}
+
+impl Clone for Box<dyn State> {
+    fn clone(&self) -> Self {
+        (**self).copy()
+    }
+}
+
+impl<D: md5::Digest + Clone + Send + Sync + 'static> State for D {
+    fn update(&mut self, bytes: &[u8]) {
+        md5::Digest::update(self, bytes);
+    }
+
+    fn finish(&self) -> Vec<u8> {
+        self.clone().finalize().to_vec()
+    }
+
+    fn copy(&self) -> Box<dyn State> {
+        Box::new(self.clone())
+    }
+}
+
+#[cfg(feature = "checksum")]
+#[derive(Clone, Default)]
+struct Blake3(blake3::Hasher);
+
+#[cfg(feature = "checksum")]
+impl State for Blake3 {
+    fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> Vec<u8> {
+        self.0.finalize().as_bytes().to_vec()
+    }
+
+    fn copy(&self) -> Box<dyn State> {
+        Box::new(self.clone())
+    }
 }
 
 impl Hasher {
-    /// One that has taken nothing in yet.
+    /// A hasher of no bytes.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for algorithms of the feature `checksum` where that is not built in.
     pub fn new(algorithm: Algorithm) -> Result<Self> {
-        Ok(Hasher(match algorithm {
-            Algorithm::Md5 => State::Md5(md5::Md5::new()),
+        let state: Box<dyn State> = match algorithm {
+            Algorithm::Md5 => Box::new(md5::Md5::default()),
             #[cfg(feature = "checksum")]
-            Algorithm::Sha1 => State::Sha1(sha1::Sha1::new()),
+            Algorithm::Sha1 => Box::new(sha1::Sha1::default()),
             #[cfg(feature = "checksum")]
-            Algorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
+            Algorithm::Sha256 => Box::new(sha2::Sha256::default()),
             #[cfg(feature = "checksum")]
-            Algorithm::Sha512 => State::Sha512(sha2::Sha512::new()),
+            Algorithm::Sha512 => Box::new(sha2::Sha512::default()),
             #[cfg(feature = "checksum")]
-            Algorithm::Blake3 => State::Blake3(Box::default()),
+            Algorithm::Blake3 => Box::new(Blake3::default()),
             #[cfg(not(feature = "checksum"))]
             other => {
                 return Err(Error::invalid(format!(
                     "digests of {other} are not built in; build blockform with the feature checksum"
                 )));
             }
-        }))
-    }
-
-    /// What it makes.
-    pub fn algorithm(&self) -> Algorithm {
-        match &self.0 {
-            State::Md5(_) => Algorithm::Md5,
-            #[cfg(feature = "checksum")]
-            State::Sha1(_) => Algorithm::Sha1,
-            #[cfg(feature = "checksum")]
-            State::Sha256(_) => Algorithm::Sha256,
-            #[cfg(feature = "checksum")]
-            State::Sha512(_) => Algorithm::Sha512,
-            #[cfg(feature = "checksum")]
-            State::Blake3(_) => Algorithm::Blake3,
-        }
-    }
-
-    /// Takes `bytes` in, behind those before.
-    pub fn update(&mut self, bytes: &[u8]) {
-        match &mut self.0 {
-            State::Md5(state) => state.update(bytes),
-            #[cfg(feature = "checksum")]
-            State::Sha1(state) => state.update(bytes),
-            #[cfg(feature = "checksum")]
-            State::Sha256(state) => state.update(bytes),
-            #[cfg(feature = "checksum")]
-            State::Sha512(state) => state.update(bytes),
-            #[cfg(feature = "checksum")]
-            State::Blake3(state) => {
-                state.update(bytes);
-            }
-        }
-    }
-
-    /// The digest of all that was taken in.
-    pub fn finish(self) -> Digest {
-        let algorithm = self.algorithm();
-        let bytes = match self.0 {
-            State::Md5(state) => state.finalize().to_vec(),
-            #[cfg(feature = "checksum")]
-            State::Sha1(state) => state.finalize().to_vec(),
-            #[cfg(feature = "checksum")]
-            State::Sha256(state) => state.finalize().to_vec(),
-            #[cfg(feature = "checksum")]
-            State::Sha512(state) => state.finalize().to_vec(),
-            #[cfg(feature = "checksum")]
-            State::Blake3(state) => state.finalize().as_bytes().to_vec(),
         };
-        Digest { algorithm, bytes }
+        Ok(Hasher { algorithm, state })
+    }
+
+    /// The algorithm.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// Adds `bytes` behind those before.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.state.update(bytes);
+    }
+
+    /// The digest of all bytes.
+    pub fn finish(self) -> Digest {
+        Digest {
+            algorithm: self.algorithm,
+            bytes: self.state.finish(),
+        }
     }
 }
 

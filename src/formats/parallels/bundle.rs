@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::{DiskImage, FileInfo, Image, ImageInfo, Request, SnapshotSelector, Value};
-use crate::map::{Below, Detached, Mapped};
+use crate::map::{Below, Mapped, Reason, Unreadable};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
@@ -141,9 +141,9 @@ impl Parts<'_> {
         let reference = Reference::new(ReferenceKind::ExtentFile, entry.file.clone());
         self.references.push(reference.clone());
         let Some(file) = self.request.opener.open_bytes(&reference)? else {
-            return Ok(Arc::new(Detached {
-                reference: Box::new(reference),
+            return Ok(Arc::new(Unreadable {
                 size: storage.size,
+                reason: Reason::Detached(reference),
             }));
         };
         self.take(entry, &file)?;

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::formats::identity::{NIL, to_text};
 use crate::image::{DiskImage, Image, ImageInfo, Parent, Request, Sealed, Value};
 use crate::limits::Limits;
-use crate::map::{Below, Mapped, Missing};
+use crate::map::{Below, Mapped, Reason, Unreadable};
 use crate::name::ImageName;
 use crate::ondisk::on_disk;
 use crate::source::{BlockSource, BlockSourceExt};
@@ -49,11 +49,9 @@ pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Resul
             ));
         }
         let there = size.min(footers.data_end);
-        let missing = Missing {
+        let missing = Unreadable {
             size: size - there,
-            format: VHD,
-            structure: "disk",
-            problem: cut_short(&footers, size),
+            reason: Reason::Missing(VHD, "disk", cut_short(&footers, size)),
         };
         let there = Slice::new(Arc::clone(&source), 0, there)?;
         let disk = Concat::new([Arc::new(there) as Arc<dyn BlockSource>, Arc::new(missing)])?;

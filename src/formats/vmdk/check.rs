@@ -171,14 +171,8 @@ fn check_hosted(
         }
     }
     walk.usage.settle(&mut findings);
-    let tables = |directory: Vec<u8>| SectorTables {
-        file: Arc::clone(file),
-        directory,
-        second: None,
-        cut: false,
-        unread: Vec::new(),
-        zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
-    };
+    let zeroed_grains = header.flag_set().contains(Flags::ZEROED_GRAINS);
+    let tables = |directory| SectorTables::new(file, directory, zeroed_grains);
     let (main, other) = (main.map(tables), other.map(tables));
     if let (Some(main), Some(other)) = (&main, &other) {
         walk.compare(main, other, &mut findings)?;
@@ -191,17 +185,10 @@ fn check_hosted(
 
 fn check_cowd(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findings> {
     let header = read_cowd_header(file)?;
-    let layout = Layout::cowd(&header);
     let mut findings = Findings::default();
-    if u64::from(header.num_gd_entries) < layout.directory_entries() {
-        let problem = format!(
-            "has {} entries, and the capacity needs {}",
-            header.num_gd_entries,
-            layout.directory_entries()
-        );
-        findings.add(Finding::corruption("grain directory", problem));
+    let Some(layout) = findings.sound(Layout::cowd(&header))? else {
         return Ok(findings);
-    }
+    };
     let sector = u64::from(header.gd_offset);
     let read = layout.read_directory(file, sector, limits);
     let Some(directory) = findings.sound(read)? else {
@@ -215,14 +202,7 @@ fn check_cowd(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findings> 
         &mut findings,
     )?;
     walk.usage.settle(&mut findings);
-    let tables = SectorTables {
-        file: Arc::clone(file),
-        directory,
-        second: None,
-        cut: false,
-        unread: Vec::new(),
-        zeroed_grains: false,
-    };
+    let tables = SectorTables::new(file, directory, false);
     walk.run(&tables, findings)
 }
 
@@ -231,13 +211,7 @@ fn check_se_sparse(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findi
     let Some(loaded) = findings.sound(sesparse::load(file, limits))? else {
         return Ok(findings);
     };
-    let layout = Layout {
-        entries: loaded.entries,
-        grain: loaded.grain,
-        capacity: loaded.capacity,
-        reserved: loaded.reserved,
-    };
-    let mut walk = Walk::new(file, &layout, limits);
+    let mut walk = Walk::new(file, &loaded.layout, limits);
     walk.note_reserved("seSparse structures", &mut findings)?;
     walk.usage.settle(&mut findings);
     let shared = sesparse::refuse_shared_tables(&loaded.tables);

@@ -244,7 +244,9 @@ impl ConvertOptions {
             let mut create = self.create.clone();
             create.virtual_size = size;
             create.file_name = file_name.map(ImageName::from).or(create.file_name);
-            crate::open::named(&self.format)?.create(&create)
+            crate::formats::Formats::all()
+                .named(&self.format)?
+                .create(&create)
         };
         match source.arriving.filter(|arriving| arriving.is_endless()) {
             None => create(source.disk.size()),
@@ -349,7 +351,9 @@ impl ConvertOptions {
         Box::new(move |size| {
             let mut create = create.clone();
             create.virtual_size = size;
-            crate::open::named(&format)?.create(&create)
+            crate::formats::Formats::all()
+                .named(&format)?
+                .create(&create)
         })
     }
 

@@ -207,7 +207,7 @@ impl OpenOptions {
         let incoming = Arc::new(incoming);
         let source: Arc<dyn BlockSource> = Arc::<Incoming>::clone(&incoming);
         let window = Window::read(&source)?;
-        let shown = Detected::of(&window.probe());
+        let shown = Detected::among(&self.formats, &window.probe());
         if let Some(error) = self.format.as_ref().and_then(|name| shown.packed_not(name)) {
             return Err(error);
         }

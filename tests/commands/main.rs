@@ -20,6 +20,7 @@ mod hostile;
 mod info;
 mod map;
 mod measure;
+mod own;
 mod prose;
 mod readme;
 #[cfg(all(unix, feature = "zlib"))]

@@ -122,7 +122,8 @@ impl Plan {
             ));
         }
         let mut options = options.clone();
-        options.format = crate::open::named(&options.format)?
+        options.format = crate::formats::Formats::all()
+            .named(&options.format)?
             .id()
             .as_str()
             .to_owned();

@@ -23,8 +23,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
-    Scope, Verdict,
+    CheckFn, CreateFn, Format, Image, Probe, RepairFn, Request, SafetyCheck, Scope, Verdict,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -73,12 +72,8 @@ impl Format for Vhd {
         open::open(source, request)
     }
 
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        check::check(source, request).map(Some)
+    fn checker(&self) -> Option<CheckFn> {
+        Some(|source, request| check::check(source, request))
     }
 
     fn repairs(&self) -> &'static [(Scope, RepairFn)] {
@@ -93,7 +88,7 @@ impl Format for Vhd {
         arriving::open(source, request)
     }
 
-    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        VhdOptions::parse(options)?.writer(options.virtual_size)
+    fn creator(&self) -> Option<CreateFn> {
+        Some(|options| VhdOptions::parse(options)?.writer(options.virtual_size))
     }
 }

@@ -59,11 +59,6 @@ fn open_any(
     request: &Request<'_>,
     arriving: bool,
 ) -> Result<Box<dyn Image>> {
-    if request.snapshot.is_some() {
-        return Err(Error::invalid(
-            "a VMDK has no internal snapshots: each is a disk of its own",
-        ));
-    }
     let mut magic = [0; 8];
     let n = source.read_at(&mut magic, 0)?;
     let starts = |known: &[u8]| n >= known.len() && magic.starts_with(known);

@@ -89,6 +89,7 @@ impl Chain {
             snapshot: self.first.snapshot.as_ref(),
             disk: self.first.disk.as_ref(),
             verifies: self.first.verifies,
+            arriving: false,
             describes: self.describes,
             salvages: self.salvages,
             opener: self,

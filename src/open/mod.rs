@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::detect::Detected;
 use crate::error::{Error, Result};
 use crate::formats::Formats;
-use crate::image::{DiskSelector, Format, Image, SnapshotSelector, Window};
+use crate::image::{DiskSelector, Format, Image, Request, SnapshotSelector, Window};
 use crate::limits::Limits;
 use crate::open::chain::Chain;
 use crate::reference::{DenyReferences, Resolver};
@@ -195,8 +195,14 @@ impl OpenOptions {
         let format = self.format_to_read(shown)?;
         let chain = self.chain(resolver, source.identity());
         chain.check_request(format)?;
-        let image = format.open_arriving(source, &chain.request())?;
-        chain.limits.check_virtual_size(image.size())?;
+        let request = Request {
+            arriving: true,
+            ..chain.request()
+        };
+        let image = format.open(source, &request)?;
+        if image.trailer().is_none() {
+            chain.limits.check_virtual_size(image.size())?;
+        }
         Ok(image)
     }
 

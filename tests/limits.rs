@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use blockform::convert::ConvertOptions;
 use blockform::storage::Memory;
 use blockform::{BlockTarget, Error, Limits, OpenOptions, PathPolicy};
-use support::{can_unpack, files_below, goldens, read_all, sha256_of, testdata};
+use support::{can_unpack, files_below, goldens, read_all, sha256_of, skipped, testdata};
 
 fn limits(change: impl FnOnce(&mut Limits)) -> Limits {
     let mut limits = Limits::default();
@@ -181,7 +181,7 @@ fn what_is_refused_is_refused_at_once_and_cheaply() {
             let grown = after - before;
             assert!(grown < 64 << 10, "{grown} KiB more");
         }
-        _ => eprintln!("skipped: this system does not tell how much memory was used"),
+        _ => skipped("this system does not tell how much memory was used"),
     }
 }
 

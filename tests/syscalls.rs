@@ -26,7 +26,7 @@ use blockform::storage::FileStorage;
 use blockform::{OpenOptions, PathPolicy};
 use support::command::{example, names};
 use support::faults::{figure, thorough};
-use support::{Rng, has_tool, read_all, sample_disk};
+use support::{Rng, has_tool, read_all, sample_disk, skipped};
 
 const OLD: &[u8] = b"what was there before";
 
@@ -40,7 +40,7 @@ fn can_trace() -> bool {
         .status();
     let may = traced.is_ok_and(|status| status.success());
     if !may {
-        eprintln!("skipped: nothing may be traced here");
+        skipped("nothing may be traced here");
     }
     may
 }

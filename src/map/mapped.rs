@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
-use crate::format_id::FormatId;
+use crate::image::{Disk, Parent};
 use crate::map::{BlockMap, Held, Packing, Run, walk};
 use crate::packed::{Codec, PackedSource, PackedUnit};
 use crate::reference::Reference;
@@ -22,6 +22,16 @@ pub(crate) enum Below {
     Image(Arc<dyn BlockSource>),
     /// An image that was left closed.
     Detached(Box<Reference>),
+}
+
+impl From<&Parent> for Below {
+    fn from(parent: &Parent) -> Self {
+        match (&parent.image, &parent.reference) {
+            (Some(image), _) => Below::Image(Arc::new(Arc::clone(image))),
+            (None, Some(reference)) => Below::Detached(Box::new(reference.clone())),
+            (None, None) => Below::Nothing,
+        }
+    }
 }
 
 /// A source whose guest bytes a [`BlockMap`] finds in a file.
@@ -49,11 +59,6 @@ impl<M: BlockMap> Mapped<M> {
             size,
             last_unit: Mutex::new(None),
         }
-    }
-
-    /// Where the tables are.
-    pub(crate) fn tables(&self) -> Vec<(u64, u64)> {
-        self.map.tables()
     }
 
     /// Reads what is below a range that is not recorded here.
@@ -223,6 +228,12 @@ impl PackedPlace {
     }
 }
 
+impl<M: BlockMap> Disk for Mapped<M> {
+    fn tables(&self) -> Vec<(u64, u64)> {
+        self.map.tables()
+    }
+}
+
 impl<M: BlockMap> PackedSource for Mapped<M> {
     fn codec(&self) -> Codec {
         // A map without one is no packed source.
@@ -389,14 +400,6 @@ impl<M: BlockMap> Stored for Mapped<M> {
             Below::Nothing | Below::Detached(_) => false,
         };
         below || self.host.uses_file(file)
-    }
-
-    /// A depth below this source: who it is itself, the format knows.
-    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        match &self.below {
-            Below::Image(image) => image.depth_of(file, format)?.checked_add(1),
-            Below::Nothing | Below::Detached(_) => None,
-        }
     }
 
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {

@@ -17,9 +17,11 @@ mod cli;
 mod compare;
 #[cfg(all(target_os = "linux", feature = "zlib", feature = "zstd"))]
 mod hostile;
+mod img;
 mod info;
 mod map;
 mod measure;
+mod prose;
 mod readme;
 #[cfg(all(unix, feature = "zlib"))]
 mod stdin;

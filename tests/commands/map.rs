@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::command::{example, has_qemu, must};
-use crate::support::{goldens, sample_disk, testdata};
+use crate::support::{goldens, sample_disk, skipped, testdata};
 use blockform::convert::ConvertOptions;
 use blockform::extents::{Entries, Entry};
 use blockform::storage::Memory;
@@ -78,7 +78,7 @@ fn is_known_to_differ(name: &str) -> bool {
 #[test]
 fn the_interop_matrix_is_mapped_as_qemu_img_maps_it() {
     let Some(matrix) = std::env::var_os("INTEROP_MATRIX").map(PathBuf::from) else {
-        eprintln!("skipped: INTEROP_MATRIX names no folder with images and their maps");
+        skipped("INTEROP_MATRIX names no folder with images and their maps");
         return;
     };
     let text = fs::read_to_string(matrix.join("matrix.json")).unwrap();

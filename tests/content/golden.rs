@@ -7,7 +7,7 @@ use blockform::image::Value;
 use blockform::inspect::Report;
 use blockform::{ImageName, OpenOptions};
 
-use crate::support::{root, testdata};
+use crate::support::{root, skipped, testdata};
 use crate::{contents_in, contents_of};
 
 fn name(text: &str) -> Option<ImageName> {
@@ -328,7 +328,7 @@ fn boot_records_of_other_programs() {
         ("/usr/lib/grub/i386-pc/boot.img", BootCode::Grub),
     ] {
         let Ok(program) = std::fs::read(file) else {
-            eprintln!("skipped: there is no {file}");
+            skipped(format_args!("there is no {file}"));
             continue;
         };
         let mut disk = std::fs::read(testdata("content/mbr-logical.img")).unwrap();

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use crate::support::command::{example, has_qemu, must, names};
-use crate::support::sample_disk;
+use crate::support::{sample_disk, skipped};
 use blockform::convert::ConvertOptions;
 use blockform::convert::partition::{Cut, MAX_PARTS, Plan};
 use blockform::digest::Algorithm;
@@ -792,7 +792,7 @@ fn the_script_for_dask_is_python_and_says_how_it_is_used() {
     let mut dask = Command::new("python3");
     dask.args(["-c", "import distributed"]);
     if !dask.output().unwrap().status.success() {
-        eprintln!("skipped: Dask is not installed");
+        skipped("Dask is not installed");
         return;
     }
     fs::write(folder.path().join("disk"), disk()).unwrap();

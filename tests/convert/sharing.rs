@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::support::{read_all, run, sample_disk};
+use crate::support::{read_all, run, sample_disk, skipped};
 use blockform::convert::ConvertOptions;
 use blockform::digest::Algorithm;
 use blockform::storage::{FileStorage, Memory};
@@ -233,7 +233,7 @@ impl Mounted {
             output.as_ref().is_ok_and(|o| o.status.success())
         };
         if !well(&made) || !well(&mounted) {
-            eprintln!("skipped: a {kind} cannot be made and mounted here");
+            skipped(format_args!("a {kind} cannot be made and mounted here"));
             return None;
         }
         Some(Mounted { folder })

@@ -116,7 +116,7 @@ fn a_stream_is_the_file_byte_for_byte_if_no_zeros_are_searched_for() {
             let options = to(way).sparse_size(0);
             let stream = streamed(&options, &disk).unwrap();
             assert!(stream == in_a_file(&options, &disk), "{way:?} {size}");
-            reads_as(open(stream, way.0, None).as_ref(), &disk, way.1);
+            reads_as(&open(stream, way.0, None), &disk, way.1);
         }
     }
 }
@@ -149,7 +149,7 @@ fn what_was_streamed_is_read_back() {
         for &way in WAYS {
             let sparse = [512, 65_536][usize::from(seed % 2 == 0)];
             let stream = streamed(&to(way).sparse_size(sparse), &disk).unwrap();
-            reads_as(open(stream, way.0, None).as_ref(), &disk, way.1);
+            reads_as(&open(stream, way.0, None), &disk, way.1);
         }
     }
 }
@@ -199,7 +199,7 @@ fn overlays_record_what_differs_and_mask_what_is_zero() {
             }
             let stream = streamed(&over(to(way), &base.bytes), &top).unwrap();
             let below = Arc::new(Memory::new(base.bytes.as_slice()));
-            reads_as(open(stream, "qcow2", Some(below)).as_ref(), &top, way.1);
+            reads_as(&open(stream, "qcow2", Some(below)), &top, way.1);
         }
         for (format, way) in [
             ("vhd", "block_size=64k"),
@@ -214,11 +214,7 @@ fn overlays_record_what_differs_and_mask_what_is_zero() {
                 top = disk(3 << 20, seed + 300, true);
             }
             let stream = streamed(&options, &top).unwrap();
-            reads_as(
-                open(stream, format, Some(below.file)).as_ref(),
-                &top,
-                format,
-            );
+            reads_as(&open(stream, format, Some(below.file)), &top, format);
         }
     }
 }
@@ -235,7 +231,7 @@ fn identifiers_that_are_made_up_are_the_same_at_both_ends() {
         let stream = streamed(&to((format, options)), &disk).unwrap();
         let image = open(stream.clone(), format, None);
         assert_eq!(image.info().warnings, [""; 0], "{format}");
-        reads_as(image.as_ref(), &disk, format);
+        reads_as(&image, &disk, format);
         assert!(stream != streamed(&to((format, options)), &disk).unwrap());
     }
 }

@@ -20,6 +20,8 @@ use blockform::image::{
     parse_options,
 };
 
+use crate::support::has_tool;
+
 /// What unwritten bytes of a target are.
 const GARBAGE: u8 = 0xaa;
 const BASE: &str = "base.raw";
@@ -231,15 +233,6 @@ fn build(create: &CreateOptions, pieces: &[Piece], most: u64) -> Built {
     Built { files, reserved }
 }
 
-fn qemu_img() -> bool {
-    let found = Command::new("qemu-img").arg("--version").output().is_ok();
-    if !found {
-        assert!(std::env::var_os("CI").is_none(), "qemu-img is missing");
-        eprintln!("skipped: qemu-img is missing");
-    }
-    found
-}
-
 fn qemu(directory: &Path, arguments: &[&str]) -> String {
     let output = Command::new("qemu-img")
         .args(arguments)
@@ -376,7 +369,7 @@ fn products(dimensions: &[&[&str]]) -> Vec<String> {
 const CLUSTERS: [&str; 4] = ["cluster_size=512", "cluster_size=4k", "", "cluster_size=2M"];
 
 fn judge_all(options: &[String], sizes: &[u64], compress: bool, backing: bool) {
-    if !qemu_img() || (compress && cfg!(not(feature = "zlib"))) {
+    if !has_tool("qemu-img") || (compress && cfg!(not(feature = "zlib"))) {
         return;
     }
     for options in options {
@@ -472,7 +465,7 @@ fn images_with_a_data_file() {
 
 #[test]
 fn a_sparse_disk_whose_l1_table_crosses_refcount_ranges() {
-    if !qemu_img() {
+    if !has_tool("qemu-img") {
         return;
     }
     for options in [

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use crate::support::{Qcow2Names, overlay_on, overlay_with_format, read_all, testdata};
+use crate::support::{Qcow2Names, overlay_on, overlay_with_format, read_all, skipped, testdata};
 use blockform::storage::{FileStorage, Memory};
 use blockform::{
     BlockSource, DenyReferences, DetachReferences, Error, Limits, OpenOptions, PathPolicy,
@@ -290,7 +290,7 @@ fn a_fifo_does_not_block() {
         .arg(tree.at("sub/fifo"))
         .status();
     if !made.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: no FIFO can be made here");
+        skipped("no FIFO can be made here");
         return;
     }
     let path = tree.put("sub/image.qcow2", &overlay_on(b"fifo"));

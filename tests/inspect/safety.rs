@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use crate::support::{files_below, root, testdata, unpacked};
+use crate::support::{files_below, root, skipped, testdata, unpacked};
 use blockform::image::Outcome;
 use blockform::inspect::Safety;
 use blockform::storage::Memory;
@@ -94,7 +94,7 @@ fn oslo(files: &[PathBuf]) -> Option<Vec<Value>> {
     let import = "import oslo_utils.imageutils.format_inspector";
     let has_oslo = Command::new(&python).args(["-c", import]).output();
     if !has_oslo.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: oslo.utils is not installed (OSLO_PYTHON names a Python that has it)");
+        skipped("oslo.utils is not installed (OSLO_PYTHON names a Python that has it)");
         return None;
     }
     let told = crate::support::run(

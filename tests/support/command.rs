@@ -4,12 +4,20 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// The built example `name`; cargo builds the examples for the tests.
+use super::has_tool;
+
+/// The command `name`: an example, which cargo builds for the tests, or a link to the example `img`.
 pub fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().and_then(Path::parent).unwrap();
-    let path = profile.join("examples").join(name);
-    let path = path.with_extension(std::env::consts::EXE_EXTENSION);
+    let built = |name: &str| {
+        let path = profile.join("examples").join(name);
+        path.with_extension(std::env::consts::EXE_EXTENSION)
+    };
+    let path = match name {
+        "img" | "img-info" | "img-convert" => built(name),
+        _ => link(&built("img"), &profile.join("links"), name),
+    };
     assert!(
         path.exists(),
         "{} is missing: run cargo build --examples",
@@ -18,22 +26,23 @@ pub fn example(name: &str) -> PathBuf {
     path
 }
 
-/// Whether qemu-img 10 is here to compare with. Where it is not, says so, and fails if the
-/// environment variable `CI` is set.
-pub fn has_qemu() -> bool {
-    let version = Command::new("qemu-img").arg("--version").output();
-    let found = version.is_ok_and(|v| {
-        let text = String::from_utf8_lossy(&v.stdout).into_owned();
-        text.starts_with("qemu-img version")
-    });
-    if !found {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "qemu-img is missing, and this is CI"
-        );
-        eprintln!("skipped: qemu-img is missing");
+/// A link to `program` by another name, made by whichever test needs it first.
+fn link(program: &Path, folder: &Path, name: &str) -> PathBuf {
+    std::fs::create_dir_all(folder).unwrap();
+    let link = folder.join(name);
+    #[cfg(unix)]
+    let made = std::os::unix::fs::symlink(program, &link);
+    #[cfg(windows)]
+    let made = std::os::windows::fs::symlink_file(program, &link);
+    if let Err(error) = made {
+        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists, "{error}");
     }
-    found
+    link
+}
+
+/// Returns true if qemu-img is installed.
+pub fn has_qemu() -> bool {
+    has_tool("qemu-img")
 }
 
 /// Runs a program in `folder`.

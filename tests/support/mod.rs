@@ -11,6 +11,9 @@ pub mod origins;
 pub mod patch;
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -34,19 +37,30 @@ pub fn testdata(file: &str) -> PathBuf {
 pub fn shared(path: &str) -> Option<PathBuf> {
     let found = root().join("../shared").join(path);
     if !found.exists() {
-        eprintln!("skipped: there is no ../shared/{path} here");
+        skipped(format_args!("there is no ../shared/{path}"));
         return None;
     }
     Some(found)
 }
 
-/// Whether a program is there. Where it is missing the test is skipped, and fails in CI, which
-/// installs what it needs.
+/// Tells that the running test, or a part of it, is skipped. The file that `BLOCKFORM_SKIPPED` names
+/// collects these lines.
+pub fn skipped(why: impl Display) {
+    let thread = std::thread::current();
+    let line = format!("skipped: {}: {why}\n", thread.name().unwrap_or_default());
+    eprint!("{line}");
+    if let Some(path) = std::env::var_os("BLOCKFORM_SKIPPED") {
+        let mut file = File::options().create(true).append(true).open(path);
+        file.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
+    }
+}
+
+/// Returns true if a program is installed. A missing one is told as skipped, and fails the test in CI.
 pub fn has_tool(name: &str) -> bool {
     let found = Command::new(name).arg("--version").output().is_ok();
     if !found {
         assert!(std::env::var_os("CI").is_none(), "{name} is not installed");
-        eprintln!("skipped: {name} is not installed");
+        skipped(format_args!("{name} is not installed"));
     }
     found
 }

@@ -130,7 +130,7 @@ impl Plan {
         options.create.file_name = None;
         let layout = Layout::of(&options, source.size(), None)?;
         let size = layout.shape.virtual_size;
-        let window = Window::new(source, 0, size);
+        let window = Window::new(&source, 0, size);
         let writes_zeroes = options.sparse_size == 0;
         let unit = layout.shape.unit;
         let mut parts = cut::parts(&window, cut, unit, writes_zeroes, &options.cancel)?;
@@ -138,7 +138,7 @@ impl Plan {
             if options.cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            part.sample = sample(source, part)?;
+            part.sample = sample(&source, part)?;
         }
         Ok(Plan {
             source: SourceFacts {
@@ -321,7 +321,7 @@ impl Plan {
         let stretches = layout.stretches(part)?;
         let target: Arc<dyn BlockTarget> =
             Arc::new(PartTarget::new(&files, stretches, is_zero, keep)?);
-        let window = Window::new(source, part.start, part.len);
+        let window = Window::new(&source, part.start, part.len);
         let mut options = ConvertOptions::to("raw")
             .sparse_size(self.options.sparse_size)
             .memory(self.options.memory)
@@ -402,7 +402,7 @@ impl Plan {
                 facts.virtual_size
             )));
         }
-        if sample(source, part)? != part.sample {
+        if sample(&source, part)? != part.sample {
             return Err(Error::invalid(format!(
                 "the source was changed since the plan was made: bytes {} to {} are not what they were",
                 part.start,

@@ -33,7 +33,6 @@ use crate::image::{CreateOptions, Findings, Format, Image, ImageWriter, Probe, R
 use crate::source::BlockSource;
 
 pub use appliance::{Appliance, Verification};
-pub use open::OvaImage;
 pub use ovf::{Attachment, Package, PackageDisk, PackageFile, VirtualSystem};
 pub use write::{Controller, OvaOptions};
 
@@ -72,7 +71,7 @@ impl Format for Ova {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(OvaImage::open(source, request)?))
+        open::open(source, request)
     }
 
     fn check(

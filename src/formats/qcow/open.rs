@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use crate::codec::{UnpackError, Unpacker};
 use crate::error::{Error, Result};
-use crate::image::{Findings, ImageInfo, Request};
+use crate::image::{DiskImage, Findings, Image, ImageInfo, Request, Sealed};
 use crate::limits::Limits;
-use crate::map::{Cluster, Entries, MappedImage, Packing, Shape, TwoLevel};
+use crate::map::{Below, Cluster, Entries, Mapped, Packing, Shape, TwoLevel};
 use crate::ondisk::Order;
 use crate::packed::Codec;
 use crate::reference::{Reference, ReferenceKind};
@@ -107,10 +107,7 @@ pub(super) fn check(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Find
 }
 
 /// Opens the image in `file`.
-pub(super) fn open(
-    file: Arc<dyn BlockSource>,
-    request: &Request<'_>,
-) -> Result<MappedImage<TwoLevel<QcowEntries>>> {
+pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
     if request.snapshot.is_some() {
         return Err(Error::invalid("a qcow image has no snapshots"));
     }
@@ -125,8 +122,16 @@ pub(super) fn open(
         encryption: header.encrypted.then_some("aes"),
         ..ImageInfo::default()
     };
-    let sealed = header.encrypted.then_some("AES encryption");
-    Ok(MappedImage::open(QCOW, file, map, info, backing, request)?.sealed(sealed))
+    let sealed = header.encrypted.then_some(Sealed::Encrypted("AES"));
+    let parent = request.open_parent(backing.as_slice(), |_, _| Ok(()))?;
+    let disk = Mapped::new(
+        map,
+        Arc::clone(&file),
+        Below::from(&parent),
+        info.virtual_size,
+    );
+    let image = DiskImage::new(QCOW, file, disk, info);
+    Ok(Box::new(image.with_parent(parent).sealed(sealed)))
 }
 
 #[cfg(test)]

@@ -9,11 +9,11 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use crate::error::Result;
 use crate::limits::Limits;
 use crate::map::Claims;
+use crate::ondisk::TableEntry;
 use crate::source::BlockSource;
 
-use super::entry::{COMPRESSED, L1_OFFSET, L2_OFFSET, REFCOUNT_OFFSET, ZERO};
+use super::entry::{L1Entry, L2Entry, L2Layout, RefcountTableEntry};
 use super::header::Header;
-use super::map::be_u64;
 use super::refcount;
 
 /// The clusters of an image that hold tables, and those that were found to hold data.
@@ -21,6 +21,7 @@ use super::refcount;
 pub(super) struct Audit {
     cluster_bits: u32,
     file_size: u64,
+    layout: L2Layout,
     /// Host offsets of the L2 tables, in order, each as often as an L1 entry has it.
     l2_tables: Vec<u64>,
     /// Host offsets of the refcount blocks, in order.
@@ -60,9 +61,8 @@ impl Audit {
     /// Learns where the tables of the state with this L1 table are. A refcount table that cannot be
     /// read, or makes no sense, is left out: the data can be read without it.
     pub(super) fn new(header: &Header, l1: &[u8], file: &dyn BlockSource, limits: &Limits) -> Self {
-        let offsets = |table: &[u8], mask: u64| {
-            let entries = table.chunks_exact(8).filter_map(|entry| be_u64(entry, 0));
-            let mut offsets: Vec<u64> = entries.map(|e| e & mask).filter(|at| *at != 0).collect();
+        let sorted = |offsets: &mut dyn Iterator<Item = u64>| {
+            let mut offsets: Vec<u64> = offsets.filter(|at| *at != 0).collect();
             offsets.sort_unstable();
             offsets
         };
@@ -70,8 +70,11 @@ impl Audit {
         Audit {
             cluster_bits: header.cluster_bits,
             file_size: file.size(),
-            l2_tables: offsets(l1, L1_OFFSET),
-            refcount_blocks: offsets(&table, REFCOUNT_OFFSET),
+            layout: L2Layout::of(header),
+            l2_tables: sorted(&mut L1Entry::all(l1).map(L1Entry::offset)),
+            refcount_blocks: sorted(
+                &mut RefcountTableEntry::all(&table).map(RefcountTableEntry::offset),
+            ),
             claimed: Mutex::default(),
             owners: OnceLock::new(),
         }
@@ -96,8 +99,7 @@ impl Audit {
     }
 
     /// Counts what the entries of an L2 table have for themselves; the problem, if an entry has what
-    /// another one has. `stride` is how many numbers an entry is long, `own` tells the cluster that an
-    /// entry has for itself, and `packed_at` where the data of a packed one begins.
+    /// another one has. `own` tells the cluster that an entry has for itself.
     ///
     /// Where no flag says that a cluster is an entry's own, two may have it: some day somebody may have
     /// written such a file. But then there are no more of them than the file has room for. What one entry
@@ -106,16 +108,14 @@ impl Audit {
         &self,
         table_offset: u64,
         table: &[u8],
-        stride: usize,
-        own: &dyn Fn(u64) -> Option<u64>,
-        packed_at: &dyn Fn(u64) -> u64,
+        own: &dyn Fn(L2Entry) -> Option<u64>,
         limits: &Limits,
     ) -> Result<Option<String>> {
         let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
         if !claimed.tables.insert(table_offset) {
             return Ok(None);
         }
-        let problem = self.count_new(&mut claimed, table, stride, own, packed_at, limits)?;
+        let problem = self.count_new(&mut claimed, table, own, limits)?;
         if problem.is_some() {
             // Asked again, it has to say so again.
             claimed.tables.remove(&table_offset);
@@ -127,22 +127,17 @@ impl Audit {
         &self,
         claimed: &mut Claimed,
         table: &[u8],
-        stride: usize,
-        own: &dyn Fn(u64) -> Option<u64>,
-        packed_at: &dyn Fn(u64) -> u64,
+        own: &dyn Fn(L2Entry) -> Option<u64>,
         limits: &Limits,
     ) -> Result<Option<String>> {
         let mut packed = Vec::new();
-        let entries = table
-            .chunks_exact(8 * stride)
-            .filter_map(|entry| be_u64(entry, 0));
-        for entry in entries.filter(|entry| *entry != 0) {
-            let host = entry & L2_OFFSET;
-            if entry & COMPRESSED != 0 {
-                packed.push(packed_at(entry));
+        for entry in self.layout.all(table) {
+            if let Some(descriptor) = entry.descriptor() {
+                packed.push(self.layout.data(descriptor).0);
                 continue;
             }
-            if host != 0 && entry & ZERO == 0 {
+            let host = entry.offset();
+            if host != 0 && !self.layout.is_zero(entry) {
                 claimed.stored += 1;
             }
             if let Some(problem) = self.claim(claimed, own(entry), host, limits)? {
@@ -206,15 +201,14 @@ impl Audit {
         &self,
         host: u64,
         is_own: bool,
-        own: &dyn Fn(u64) -> Option<u64>,
+        own: &dyn Fn(L2Entry) -> Option<u64>,
         read: &dyn Fn(&mut [u8], u64) -> usize,
         limits: &Limits,
-        stride: usize,
     ) -> Result<bool> {
         let owners = match self.owners.get() {
             Some(owners) => owners,
             None => {
-                let found = self.find_owners(own, read, limits, stride)?;
+                let found = self.find_owners(own, read, limits)?;
                 self.owners.get_or_init(|| found)
             }
         };
@@ -227,16 +221,16 @@ impl Audit {
 
     fn find_owners(
         &self,
-        own: &dyn Fn(u64) -> Option<u64>,
+        own: &dyn Fn(L2Entry) -> Option<u64>,
         read: &dyn Fn(&mut [u8], u64) -> usize,
         limits: &Limits,
-        stride: usize,
     ) -> Result<Owners> {
         let mut owners = Owners::default();
         let mut table = vec![0; 1 << self.cluster_bits];
         for offset in &self.l2_tables {
             let n = read(&mut table, *offset);
-            for host in owned(table.get(..n).unwrap_or_default(), stride, own) {
+            let entries = self.layout.all(table.get(..n).unwrap_or_default());
+            for host in entries.filter_map(own) {
                 let cluster = host >> self.cluster_bits;
                 if !owners.own.claim(cluster, limits)? {
                     owners.contested.claim(cluster, limits)?;
@@ -249,16 +243,6 @@ impl Audit {
 
 fn among_packed(host: u64) -> String {
     format!("one entry has the cluster around byte {host}, and another one packed data in it")
-}
-
-/// The clusters that a table's entries have for themselves.
-fn owned(
-    table: &[u8],
-    stride: usize,
-    own: &dyn Fn(u64) -> Option<u64>,
-) -> impl Iterator<Item = u64> {
-    let entries = table.chunks_exact(8 * stride);
-    entries.filter_map(move |entry| own(be_u64(entry, 0)?))
 }
 
 /// The thing that an entry is there to point to.

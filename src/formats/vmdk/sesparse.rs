@@ -45,7 +45,7 @@ impl Tables for SeSparseTables {
     fn entry(&self, raw: &[u8]) -> Result<Grain> {
         let entry = SeGrainEntry::decode(raw, 0).unwrap_or_default();
         entry.grain(self.grains_start, self.grain).ok_or_else(|| {
-            let problem = format!("has the entry {:#x}, which is not known", entry.raw());
+            let problem = format!("has the entry {entry:#x}, which is not known");
             malformed("grain table", 0, problem)
         })
     }
@@ -61,10 +61,7 @@ impl SeSparseTables {
             .map(|number| self.tables_start + number * self.table_len);
         let start = start.filter(|start| start + self.table_len <= self.tables_end);
         start.map(Some).ok_or_else(|| {
-            let problem = format!(
-                "has the entry {:#x}, which means no grain table",
-                entry.raw()
-            );
+            let problem = format!("has the entry {entry:#x}, which means no grain table");
             malformed("grain directory", 0, problem)
         })
     }

@@ -7,7 +7,7 @@ use blockform::storage::FileStorage;
 
 use super::target::{self, Abilities};
 use super::{folder, source};
-use crate::support::sample_disk;
+use crate::support::{sample_disk, skipped};
 
 /// A loop device over a file, for as long as it lives.
 struct Loop(PathBuf);
@@ -43,7 +43,7 @@ fn a_block_device() {
     std::fs::write(&path, &content).unwrap();
     // Not a matter of what is installed: it takes the rights of root and a kernel that allows it.
     let Some(device) = Loop::over(&path) else {
-        eprintln!("skipped: no loop device can be made here");
+        skipped("no loop device can be made here");
         return;
     };
     let storage = FileStorage::open(&device.0).unwrap();

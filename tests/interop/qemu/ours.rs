@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{converted_by_qemu, has_qemu, qemu};
 use crate::support::model::{Fill, Model, Way};
-use crate::support::{Rng, sample_disk, sha256, sha256_of};
+use crate::support::{Rng, sample_disk, sha256, sha256_of, skipped};
 
 /// A disk of 5 MiB and a bit, with everything that a disk can have.
 fn disk() -> Model {
@@ -229,7 +229,7 @@ fn a_disk_of_terabytes_is_a_small_file() {
     let at = folder.path();
     let huge = std::fs::File::create(at.join("huge.raw")).unwrap();
     if huge.set_len(4 << 40).is_err() {
-        eprintln!("skipped: no file of 4 TiB can be made here");
+        skipped("no file of 4 TiB can be made here");
         return;
     }
     let source = blockform::storage::FileStorage::open_writable(at.join("huge.raw")).unwrap();

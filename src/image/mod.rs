@@ -57,6 +57,11 @@ pub trait Format: Debug + Send + Sync {
         &[]
     }
 
+    /// The reason why this build has nothing of the format but its name and its signature.
+    fn absent(&self) -> Option<Error> {
+        None
+    }
+
     /// Requests that an image of this format can honour: none by default.
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
@@ -137,8 +142,13 @@ impl dyn Format + '_ {
     /// # Errors
     /// As [`CreateFn`], and [`Error::Unsupported`] for a format that is only read.
     pub fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        let only_read = || Error::not_written(self.id());
-        self.creator().ok_or_else(only_read)?(options)
+        match self.creator() {
+            Some(create) => create(options),
+            None => {
+                let only_read = || Error::not_written(self.id());
+                Err(self.absent().unwrap_or_else(only_read))
+            }
+        }
     }
 }
 

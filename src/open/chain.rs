@@ -65,6 +65,9 @@ impl Chain {
 
     /// Refuses a request that no image of this format can honour.
     pub(crate) fn check_request(&self, format: &dyn Format) -> Result<()> {
+        if let Some(error) = format.absent() {
+            return Err(error);
+        }
         let (can, first) = (format.capabilities(), &self.first);
         let requests = [
             (

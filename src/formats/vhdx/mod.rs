@@ -6,7 +6,6 @@
 mod bat;
 mod check;
 mod claims;
-mod guid;
 mod header;
 mod locator;
 mod log;

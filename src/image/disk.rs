@@ -57,6 +57,7 @@ pub struct DiskImage<D> {
     references: Vec<Reference>,
     backing: Option<Arc<dyn Image>>,
     sealed: Option<Sealed>,
+    trailer: Option<u64>,
 }
 
 /// Reason why the guest's data of an image cannot be read that can be described.
@@ -79,6 +80,7 @@ impl<D: Disk> DiskImage<D> {
             references: Vec::new(),
             backing: None,
             sealed: None,
+            trailer: None,
         }
     }
 
@@ -101,6 +103,13 @@ impl<D: Disk> DiskImage<D> {
     pub(crate) fn with_parent(mut self, parent: Parent) -> Self {
         self.references.extend(parent.reference);
         self.with_backing(parent.image)
+    }
+
+    /// Sets the number of bytes that follow the disk in a file whose end alone tells the disk's size.
+    #[must_use]
+    pub fn with_trailer(mut self, bytes: u64) -> Self {
+        self.trailer = Some(bytes);
+        self
     }
 
     /// Keeps the guest's data from being read.
@@ -215,6 +224,10 @@ impl<D: Disk> Image for DiskImage<D> {
 
     fn walks(&self) -> bool {
         self.disk.walks()
+    }
+
+    fn trailer(&self) -> Option<u64> {
+        self.trailer
     }
 
     fn arrived(

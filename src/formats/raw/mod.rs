@@ -38,7 +38,8 @@ impl Format for Raw {
             ..ImageInfo::default()
         };
         let disk = Arc::clone(&source);
-        Ok(Box::new(DiskImage::new(RAW, source, disk, info)))
+        let image = DiskImage::new(RAW, source, disk, info);
+        Ok(Box::new(image.with_trailer(0)))
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

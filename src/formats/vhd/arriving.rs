@@ -17,7 +17,7 @@ struct Fixed(Arc<dyn BlockSource>);
 /// Opens the image that arrives in `file`. A dynamic one begins with a copy of its footer.
 ///
 /// # Errors
-/// As [`Format::open_arriving`](crate::Format::open_arriving).
+/// As [`Format::open`](crate::Format::open).
 pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
     let mut start = [0; COOKIE.len()];
     let n = file.read_at(&mut start, 0)?;
@@ -29,7 +29,8 @@ pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<
         ..ImageInfo::default()
     };
     let disk = Fixed(Arc::clone(&file));
-    Ok(Box::new(DiskImage::new(VHD, file, disk, info)))
+    let image = DiskImage::new(VHD, file, disk, info);
+    Ok(Box::new(image.with_trailer(SECTOR)))
 }
 
 impl BlockSource for Fixed {

@@ -70,7 +70,10 @@ impl Format for Vhd {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        open::open(source, request)
+        match request.arriving {
+            true => arriving::open(source, request),
+            false => open::open(source, request),
+        }
     }
 
     fn check(
@@ -83,14 +86,6 @@ impl Format for Vhd {
 
     fn repairs(&self) -> &'static [(Scope, RepairFn)] {
         &[(Scope::All, repair::repair)]
-    }
-
-    fn open_arriving(
-        &self,
-        source: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Box<dyn Image>> {
-        arriving::open(source, request)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

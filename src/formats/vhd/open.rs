@@ -32,7 +32,10 @@ on_disk! {
 /// # Errors
 /// As [`Format::open`](crate::Format::open).
 pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-    let footers = Footers::read(&source)?;
+    let footers = match request.arriving {
+        true => Footers::read_start(&source)?,
+        false => Footers::read(&source)?,
+    };
     let size = footers.footer.virtual_size();
     request.limits.check_virtual_size(size)?;
     let info = describe(&footers, size);

@@ -99,14 +99,6 @@ impl Format for Vmdk {
         ]
     }
 
-    fn open_arriving(
-        &self,
-        source: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Box<dyn Image>> {
-        open::open_arriving(source, request)
-    }
-
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
         VmdkOptions::parse(options)?.writer(options.virtual_size, options.file_name.as_ref())
     }

@@ -40,25 +40,6 @@ struct VmdkDisk {
 /// # Errors
 /// As [`Format::open`](crate::Format::open).
 pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-    open_any(source, request, false)
-}
-
-/// Opens a disk that arrives.
-///
-/// # Errors
-/// As [`Format::open_arriving`](crate::Format::open_arriving).
-pub(super) fn open_arriving(
-    source: Arc<dyn BlockSource>,
-    request: &Request<'_>,
-) -> Result<Box<dyn Image>> {
-    open_any(source, request, true)
-}
-
-fn open_any(
-    source: Arc<dyn BlockSource>,
-    request: &Request<'_>,
-    arriving: bool,
-) -> Result<Box<dyn Image>> {
     if request.snapshot.is_some() {
         return Err(Error::invalid(
             "a VMDK has no internal snapshots: each is a disk of its own",
@@ -68,7 +49,7 @@ fn open_any(
     let n = source.read_at(&mut magic, 0)?;
     let starts = |known: &[u8]| n >= known.len() && magic.starts_with(known);
     if starts(&SPARSE_MAGIC) {
-        open_monolithic(source, request, arriving)
+        open_monolithic(source, request)
     } else if starts(&COWD_MAGIC) {
         open_bare_cowd(source, request)
     } else if starts(&SE_SPARSE_MAGIC) {
@@ -82,11 +63,7 @@ fn open_any(
 }
 
 /// A hosted sparse extent with the descriptor in it.
-fn open_monolithic(
-    source: Arc<dyn BlockSource>,
-    request: &Request<'_>,
-    arriving: bool,
-) -> Result<Box<dyn Image>> {
+fn open_monolithic(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
     let header = sparse::read_header(&source)?;
     let text = embedded_text(&source, &header, request.limits);
     if header.capacity == 0 && header.descriptor_offset > 0 {
@@ -117,7 +94,7 @@ fn open_monolithic(
         )));
     }
     // The footer counts, where there is one and it has arrived.
-    let found = match arriving && header.is_walkable() {
+    let found = match request.arriving && header.is_walkable() {
         true => None,
         false => Some(InForce::of(Arc::clone(&source), &header, request)?),
     };

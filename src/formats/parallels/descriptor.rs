@@ -326,8 +326,3 @@ fn to_number(node: &Element, name: &'static str) -> Result<u64> {
         ))
     })
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-}

@@ -213,7 +213,7 @@ mod tests {
         ];
         let bytes = ParentLocator::encode(&pairs).unwrap();
         let locator = ParentLocator::parse(&bytes, 0).unwrap();
-        assert_eq!(locator.linkage, [Uuid::parse(GUID).unwrap()]);
+        assert_eq!(locator.linkage, [Uuid::try_parse(GUID).unwrap()]);
         assert_eq!(locator.names, [r".\bäse.vhdx", r"\\?\C:\disks\base.vhdx"]);
         for cut in 0..bytes.len() {
             assert!(ParentLocator::parse(&bytes[..cut], 0).is_err(), "{cut}");

@@ -294,7 +294,7 @@ mod tests {
         backing.format = "vhdx".to_owned();
         assert!(message("", &backing).contains("has to be a VHDX image"));
         backing.ids = ImageIds {
-            uuid: Some([1; 16]),
+            uuid: Some(Uuid::from_u128(1)),
             logical_sector_size: Some(4096),
             ..ImageIds::default()
         };

@@ -40,6 +40,16 @@
 //! every open. Damage is an [`Error`], never zeros. Opening never writes, and an output is whole or
 //! absent.
 
+#![cfg_attr(
+    not(all(feature = "formats", feature = "kinds")),
+    allow(
+        dead_code,
+        unused_imports,
+        unused_macros,
+        reason = "some code serves only formats that are not built in"
+    )
+)]
+
 pub mod check;
 mod codec;
 pub mod compare;

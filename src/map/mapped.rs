@@ -1,10 +1,11 @@
 //! A source behind a table.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::image::{Disk, Parent};
+use crate::lock::lock;
 use crate::map::{BlockMap, Held, Packing, Run, walk};
 use crate::packed::{Codec, PackedSource, PackedUnit};
 use crate::reference::Reference;
@@ -133,19 +134,17 @@ impl<M: BlockMap> Mapped<M> {
     }
 
     fn unpacked(&self, start: u64, at: PackedPlace) -> Result<Arc<[u8]>> {
-        let lock = || {
-            self.last_unit
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        };
-        if let Some((_, whole)) = lock().as_ref().filter(|(cached, _)| *cached == start) {
+        if let Some((_, whole)) = lock(&self.last_unit)
+            .as_ref()
+            .filter(|(cached, _)| *cached == start)
+        {
             return Ok(Arc::clone(whole));
         }
         let packed = self.fetch(&[at], start)?;
         let mut whole = vec![0; usize::try_from(self.map.unit()).unwrap_or(usize::MAX)];
         self.unpack_unit(&packed, start, at.host, &mut whole)?;
         let whole: Arc<[u8]> = whole.into();
-        *lock() = Some((start, Arc::clone(&whole)));
+        *lock(&self.last_unit) = Some((start, Arc::clone(&whole)));
         Ok(whole)
     }
 

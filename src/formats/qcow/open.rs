@@ -6,7 +6,7 @@ use crate::codec::{UnpackError, Unpacker};
 use crate::error::{Error, Result};
 use crate::image::{DiskImage, Findings, Image, ImageInfo, Request, Sealed};
 use crate::limits::Limits;
-use crate::map::{Below, Cluster, Entries, Mapped, Packing, Shape, TwoLevel};
+use crate::map::{Below, Cluster, Entries, Mapped, Packing, Regions, Shape, TwoLevel};
 use crate::ondisk::Order;
 use crate::packed::Codec;
 use crate::reference::{Reference, ReferenceKind};
@@ -72,10 +72,10 @@ fn tables(
     limits: &Limits,
     salvages: bool,
 ) -> Result<TwoLevel<QcowEntries>> {
-    let mut regions = vec![(0..RawHeader::LEN as u64, "header")];
+    let mut regions = vec![(0, RawHeader::LEN as u64, "header")];
     if let Some((offset, name)) = &header.backing_file {
         let end = offset.saturating_add(name.as_bytes().len() as u64);
-        regions.push((*offset..end, "backing file's name"));
+        regions.push((*offset, end, "backing file's name"));
     }
     let shape = Shape {
         format: QCOW,
@@ -87,7 +87,8 @@ fn tables(
         virtual_size: header.size,
         l1_offset: header.l1_table_offset,
         l1_size: 0,
-        regions,
+        // The name often follows the header at once, and may stand in what is left of it.
+        regions: Regions::merged(regions, |_, _, _| {}),
     };
     let entries = QcowEntries {
         cluster_bits: header.cluster_bits,

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::codec::{UnpackError, Unpacker};
 use crate::error::{Error, Result};
-use crate::map::{BlockMap, Held, Packing, Run, Table, TableReader};
+use crate::map::{BlockMap, Held, Packing, Regions, Run, Table, TableReader};
 use crate::ondisk::TableEntry;
 use crate::packed::Codec;
 use crate::source::BlockSource;
@@ -15,7 +15,6 @@ use super::QCOW2;
 use super::audit::{Audit, Target};
 use super::entry::{Copied, Descriptor, L1Entry, L2Entry, L2Layout, SUBCLUSTERS};
 use super::header::{CompressionType, Header};
-use super::layout::Regions;
 
 /// The tables of one state of an image: the active one, or a snapshot's.
 #[derive(Debug)]

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::{BitmapInfo, DiskImage, Image, ImageInfo, Request, Sealed, Value};
-use crate::map::{Below, Detached, Mapped, TableReader};
+use crate::map::{Below, Detached, Mapped, Regions, TableReader};
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::header::{Encryption, Header, HeaderV2};
-use super::layout::Regions;
+use super::layout;
 use super::map::Qcow2Map;
 use super::snapshot::{self, Snapshot};
 use super::{Autoclear, Compatible, Incompatible, QCOW2, bitmap, encrypt};
@@ -21,7 +21,7 @@ use super::{Autoclear, Compatible, Incompatible, QCOW2, bitmap, encrypt};
 pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
     let (limits, salvages) = (request.limits, request.salvages);
     let header = read_header(&source)?;
-    let mut regions = Regions::of(&header, source.size(), salvages)?;
+    let mut regions = layout::of_header(&header, source.size(), salvages)?;
     let mut left_out = Vec::new();
     let snapshots = snapshot::read_table(&header, &source, limits);
     let (snapshots, table_end) = match salvages && request.snapshot.is_none() {
@@ -53,7 +53,8 @@ pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Resul
         true => or_nothing("bitmaps", bitmaps, &mut left_out),
         false => bitmaps?,
     };
-    regions.add_listed((header.snapshots_offset, table_end), &snapshots, &directory);
+    let table = (header.snapshots_offset, table_end);
+    layout::add_listed(&mut regions, table, &snapshots, &directory);
     let bitmaps = directory
         .bitmaps
         .into_iter()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::image::{DiskImage, Findings, Image, ImageInfo, Request};
 use crate::limits::Limits;
-use crate::map::{Below, Cluster, Entries, Mapped, Shape, TwoLevel};
+use crate::map::{Below, Cluster, Entries, Mapped, Regions, Shape, TwoLevel};
 use crate::name::ImageName;
 use crate::ondisk::Order;
 use crate::reference::{Reference, ReferenceKind};
@@ -44,7 +44,7 @@ pub(super) fn tables(
         virtual_size: header.image_size,
         l1_offset: header.l1_table_offset,
         l1_size: header.table_size,
-        regions: vec![(0..header.header_size, "header")],
+        regions: Regions::merged(vec![(0, header.header_size, "header")], |_, _, _| {}),
     };
     TwoLevel::open(shape, QedEntries, file, limits, salvages)
 }

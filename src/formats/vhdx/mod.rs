@@ -5,7 +5,6 @@
 
 mod bat;
 mod check;
-mod claims;
 mod guid;
 mod header;
 mod locator;

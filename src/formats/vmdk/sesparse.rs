@@ -11,7 +11,7 @@ use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::VMDK;
-use super::alias::{Regions, Seen};
+use super::alias::{Seen, metadata};
 use super::entry::{Grain, SeDirectoryEntry, SeGrainEntry};
 use super::header::{
     SE_SPARSE_MAGIC, SE_SPARSE_VOLATILE_MAGIC, SECTOR, SECTOR_LEN, SeSparseConstHeader,
@@ -156,12 +156,13 @@ pub(super) fn open(
         grain,
         entries,
     } = load(&file, limits)?;
-    let regions = Regions::new(reserved).map_err(|at| {
+    let (regions, overlap) = metadata(reserved);
+    if let Some(at) = overlap {
         let problem = format!("overlap at byte {at}");
-        malformed("seSparse directory and tables", 0, problem)
-    })?;
+        return Err(malformed("seSparse directory and tables", 0, problem));
+    }
     refuse_shared_tables(&tables)?;
-    let seen = Seen::new(grain, file.size());
+    let seen = Seen::new(grain, file.size(), limits);
     Ok(GrainMap {
         file,
         tables,
@@ -175,7 +176,7 @@ pub(super) fn open(
         first_grain: 0,
         marked_tables: false,
         compares: false,
-        contested: OnceLock::new(),
+        all_claims: OnceLock::new(),
     })
 }
 

@@ -2,12 +2,13 @@
 //! the grains, need not be there.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::image::{Image, Request};
 use crate::limits::Limits;
+use crate::lock::lock;
 use crate::map::{self, BlockMap, Packing, Run};
 use crate::source::{BlockSource, BlockSourceExt, readable};
 
@@ -84,8 +85,7 @@ impl Walk {
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
-        let progress = self.0.progress.lock();
-        progress.unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.progress)
     }
 
     /// The whole image, read by its tables, of which those are at hand that went by.

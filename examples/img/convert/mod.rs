@@ -2,64 +2,49 @@
 //! to standard output; from files, or from standard input.
 
 mod arguments;
-#[path = "../common/mod.rs"]
-mod common;
-mod input;
 mod losses;
-mod output;
-#[path = "../common/progress.rs"]
-mod progress;
-#[path = "../common/values.rs"]
-mod values;
+mod stdin;
+mod stdout;
 
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arguments::Arguments;
-use blockform::convert::{Cancel, Conversion, ConvertOptions, Input, Summary};
-use blockform::image::{Backing, parse_options};
+use blockform::convert::{Cancel, Conversion, ConvertOptions, ImageSpec, Input, Summary};
+use blockform::image::Backing;
 use blockform::salvage::Salvage;
 use blockform::storage::Concat;
 use blockform::{
     BlockSource, Error, Image, ImageName, OpenOptions, PathResolver, Reference, ReferenceKind,
     Resolved, Resolver, Result,
 };
-use common::{complain, quoted};
-use progress::Meter;
-use values::CacheMode;
 
-const COMMAND: &str = "img-convert";
+use crate::command::{Call, about, complain, print, told, unwritten};
+use crate::progress::Meter;
+use crate::qemu::CacheMode;
+
 /// How long whoever reads standard output may take to notice that the conversion was stopped.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-fn main() -> ExitCode {
-    let arguments = match common::arguments::<Arguments>(COMMAND, ExitCode::FAILURE) {
-        Ok(arguments) => arguments,
-        Err(code) => return code,
-    };
-    match run(&arguments) {
-        Ok(code) => code,
-        Err(problem) => {
-            complain(COMMAND, &problem);
-            ExitCode::FAILURE
-        }
-    }
+pub(crate) fn main(call: Call) -> ExitCode {
+    call.run(1, |arguments: Arguments| run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let (sources, destination) = arguments.check()?;
     let cancel = Cancel::new();
     let stop = cancel.clone();
-    let to_stdout = output::is_standard(destination);
+    let to_stdout = stdout::is_standard(destination);
     ctrlc::set_handler(move || {
         stop.cancel();
         if to_stdout {
             // A reader that does not read would keep us for ever, and there is nothing to clear away.
             std::thread::sleep(PATIENCE);
-            complain(COMMAND, "cancelled");
+            complain("cancelled");
             std::process::exit(1);
         }
     })
@@ -68,9 +53,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let (mut salvage, mut stream) = (None, None);
     for path in sources {
         let options = open_options(arguments);
-        if output::is_standard(path) {
-            let image = input::open(&options, arguments, destination, &cancel);
-            stream = Some(image.map_err(|e| crate::common::told(&e))?);
+        if stdout::is_standard(path) {
+            let image = stdin::open(&options, arguments, destination, &cancel);
+            stream = Some(image.map_err(|e| told(&e))?);
         } else {
             let (image, file) = options
                 .open_path_and_file(path)
@@ -82,33 +67,42 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
             }
         }
     }
-    let options = options(arguments, destination)?.cancel(cancel.clone());
-    let options = with_file_digests(options, &files, arguments);
+    let image = image(arguments, destination)?;
     let meter = Meter::new(arguments.progress && !arguments.quiet, to_stdout);
-    let options = match meter.report() {
-        Some(report) => options.progress(report),
-        None => options,
-    };
     if let Some((salvage, map)) = &salvage {
         losses::check_map(*map, &**salvage, destination)?;
     }
-    let joined = joined(images).map_err(|error| crate::common::told(&error))?;
+    let joined = joined(images).map_err(|error| told(&error))?;
     let source = match (&stream, &salvage) {
         (Some(stream), _) => Input::from(stream),
         (None, Some((salvage, _))) => Input::from(salvage),
         (None, None) => Input::from(&joined),
     };
-    let converted = if to_stdout {
-        output::convert(&options, source)
-    } else if arguments.no_create {
-        options.convert_into_existing(source, destination)
-    } else if arguments.also.is_empty() {
-        options.convert_to_path(source, destination)
+    let converted = if arguments.also.is_empty() {
+        let options = options(image, &files, arguments).cancel(cancel);
+        let options = match meter.report() {
+            Some(report) => options.progress(report),
+            None => options,
+        };
+        if to_stdout {
+            stdout::convert(&options, source)
+        } else if arguments.no_create {
+            options.convert_into_existing(source, destination)
+        } else {
+            options.convert_to_path(source, destination)
+        }
     } else {
-        convert_to_all((source, &files), options, destination, arguments, cancel)
+        let mut conversion = Conversion::of(source).cancel(cancel);
+        if let Some(report) = meter.report() {
+            conversion = conversion.progress(move |target, progress| match target {
+                0 => report(progress),
+                _ => ControlFlow::Continue(()),
+            });
+        }
+        convert_to_all(conversion, image, &files, destination, arguments)
     };
     meter.finish(converted.is_ok());
-    let summary = converted.map_err(|error| crate::common::told(&error))?;
+    let summary = converted.map_err(|error| told(&error))?;
     let code = match (&salvage, sources) {
         (Some((salvage, map)), [source]) => losses::tell(salvage, source, *map)?,
         _ => ExitCode::SUCCESS,
@@ -124,41 +118,40 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
         .chain(summary.target_digests.iter().map(|d| format!("target {d}")));
     let text: String = digests.map(|digest| digest + "\n").collect();
     // Where the image is on standard output, nothing else is.
-    let told = match to_stdout {
-        true => io::stderr().write_all(text.as_bytes()),
-        false => io::stdout().write_all(text.as_bytes()),
-    };
-    told.map_err(|e| format!("cannot write the digests: {e}"))?;
+    match to_stdout {
+        true => io::stderr().write_all(text.as_bytes()).map_err(unwritten)?,
+        false => print(&text)?,
+    }
     Ok(code)
 }
 
-/// Converts into DST and all others in one read. Of what fails while others go on each is told on a
-/// line of its own, and the last of them is the error.
+/// Converts into DST and all others in one read. Prints a line for each target that failed while others went
+/// on; the last of them is the error.
 fn convert_to_all(
-    (source, files): (Input<'_>, &[Arc<dyn BlockSource>]),
-    options: ConvertOptions,
+    conversion: Conversion<'_>,
+    image: ImageSpec,
+    files: &[Arc<dyn BlockSource>],
     destination: &Path,
     arguments: &Arguments,
-    cancel: Cancel,
 ) -> Result<Summary> {
     let mut paths = vec![destination];
-    let mut conversion = Conversion::of(source)
+    let mut conversion = conversion
+        .limits(arguments.opening.limits())
         .allow_failure(arguments.allow_failure)
         .check_packed(arguments.check_packed)
-        .cancel(cancel)
-        .to_path(options, destination);
+        .sync(arguments.cache != CacheMode::Unsafe)
+        .to_path(image, destination);
     for also in &arguments.also {
-        let mut options = ConvertOptions::to(&also.format)
+        let mut image = ImageSpec::new(&also.format)
             .compress(arguments.compress)
-            .verify(arguments.verify)
-            .sync(arguments.cache != CacheMode::Unsafe);
+            .verify(arguments.verify);
         for (name, value) in &also.options {
-            options = options.option(name, value);
+            image = image.option(name, value);
         }
         if let Some(bytes) = arguments.sparse_size {
-            options = options.sparse_size(bytes);
+            image = image.sparse_size(bytes);
         }
-        conversion = conversion.to_path(options, &also.path);
+        conversion = conversion.to_path(image, &also.path);
         paths.push(&also.path);
     }
     if let Some(threads) = arguments.threads {
@@ -192,19 +185,32 @@ fn convert_to_all(
         }
     }
     failed.pop();
-    failed.iter().for_each(|problem| complain(COMMAND, problem));
+    failed.iter().for_each(|problem| complain(problem));
     let mut summary = first.unwrap_or_default();
     summary.file_digests = outcome.file_digests;
     last.map(|()| summary)
 }
 
-/// Of an image that has a file of its own: several sources have none.
-fn with_file_digests(
-    options: ConvertOptions,
+/// The options of a conversion into `image` alone.
+fn options(
+    image: ImageSpec,
     files: &[Arc<dyn BlockSource>],
     arguments: &Arguments,
 ) -> ConvertOptions {
-    let mut options = options;
+    let mut options = ConvertOptions::from(image)
+        .limits(arguments.opening.limits())
+        .sync(arguments.cache != CacheMode::Unsafe)
+        .check_packed(arguments.check_packed);
+    if let Some(threads) = arguments.threads {
+        options = options.threads(threads);
+    }
+    if let Some(algorithm) = arguments.content_digest {
+        options = options.content_digest(algorithm);
+    }
+    if let Some(digest) = &arguments.expect_content {
+        options = options.expect_content(digest.clone());
+    }
+    // Several sources have no file of their own.
     if let [file] = files {
         for digest in &arguments.expect_source {
             options = options.expect_file(Arc::clone(file), digest.clone());
@@ -213,21 +219,16 @@ fn with_file_digests(
             options = options.file_digest(Arc::clone(file), *algorithm);
         }
     }
-    for algorithm in &arguments.target_digest {
-        options = options.target_digest(*algorithm);
+    if arguments.resumable {
+        options = options.resumable(ConvertOptions::CHECKPOINT);
     }
     options
 }
 
-fn about(path: &Path, error: &Error) -> String {
-    format!("{}: {}", quoted(path), crate::common::told(error))
-}
-
 fn open_options(arguments: &Arguments) -> OpenOptions {
-    let mut options = OpenOptions::new().references(arguments.allow_references.0.clone());
-    if let Some(format) = &arguments.source_format {
-        options = options.format(format);
-    }
+    let mut options = arguments
+        .opening
+        .options(arguments.source_format.as_deref());
     if let Some(snapshot) = &arguments.snapshot {
         options = options.snapshot(snapshot.clone());
     }
@@ -252,46 +253,28 @@ fn joined(images: Vec<Box<dyn BlockSource>>) -> Result<Box<dyn BlockSource>> {
     }
 }
 
-fn options(arguments: &Arguments, destination: &Path) -> Result<ConvertOptions, String> {
-    let mut options = ConvertOptions::to(&arguments.output_format)
+/// The image to be written to DST.
+fn image(arguments: &Arguments, destination: &Path) -> Result<ImageSpec, String> {
+    let (named, _) = arguments.target.options()?;
+    let mut image = ImageSpec::new(&arguments.target.format)
         .compress(arguments.compress)
         .target_is_zero(arguments.target_is_zero)
-        .sync(arguments.cache != CacheMode::Unsafe);
-    for text in &arguments.options {
-        for (name, value) in parse_options(text).map_err(|e| crate::common::told(&e))? {
-            options = options.option(name, value);
-        }
-    }
-    if let Some(threads) = arguments.threads {
-        options = options.threads(threads);
-    }
-    if let Some(algorithm) = arguments.content_digest {
-        options = options.content_digest(algorithm);
-    }
-    if let Some(digest) = &arguments.expect_content {
-        options = options.expect_content(digest.clone());
-    }
-    options = options
-        .check_packed(arguments.check_packed)
         .verify(arguments.verify);
-    if arguments.resumable {
-        options = options.resumable(ConvertOptions::CHECKPOINT);
+    for (name, value) in named {
+        image = image.option(name, value);
+    }
+    for algorithm in &arguments.target_digest {
+        image = image.target_digest(*algorithm);
     }
     if let Some(bytes) = arguments.sparse_size {
-        options = options.sparse_size(bytes);
+        image = image.sparse_size(bytes);
     }
-    if let (Some(path), Some(format)) = (&arguments.backing, &arguments.backing_format) {
-        let name = ImageName::from(path.as_path());
-        let image = open_backing(&name, format, arguments, destination).map_err(|e| {
-            format!(
-                "backing file {}: {}",
-                name.quoted(),
-                crate::common::told(&e)
-            )
-        })?;
-        options = options.overlay(Backing::new(name, format), image);
+    if let Some((name, format)) = arguments.backing()? {
+        let backing = open_backing(&name, &format, arguments, destination)
+            .map_err(|e| format!("backing file {}: {}", name.quoted(), told(&e)))?;
+        image = image.overlay(Backing::new(name, format), backing);
     }
-    Ok(options)
+    Ok(image)
 }
 
 /// Opens the backing file of the image to be written by the same rules as one that an image names:
@@ -304,7 +287,7 @@ fn open_backing(
 ) -> Result<Arc<dyn Image>> {
     let reference = Reference::new(ReferenceKind::BackingFile, name.clone())
         .with_format(Some(ImageName::from(format)));
-    let policy = arguments.allow_references.0.clone();
+    let policy = arguments.opening.allow_references.0.clone();
     match PathResolver::new(destination, policy)?.resolve(&reference)? {
         Resolved::Open { source, within, .. } => {
             let options = OpenOptions::new().format(format).resolver(within);

@@ -174,7 +174,7 @@ fn push_record(out: &mut Vec<u8>, record: &[u8]) {
             .to_le_bytes(),
     );
     out.extend_from_slice(record);
-    out.extend_from_slice(&crc32c::crc32c(record).to_le_bytes());
+    out.extend_from_slice(&crc32fast::hash(record).to_le_bytes());
 }
 
 /// The next record, if it is there whole.
@@ -199,7 +199,7 @@ fn read_record(reader: &mut impl Read) -> std::io::Result<Option<Vec<u8>>> {
         return Ok(None);
     };
     let sum = exactly(4)?.and_then(number);
-    Ok(Some(record).filter(|record| sum == Some(crc32c::crc32c(record))))
+    Ok(Some(record).filter(|record| sum == Some(crc32fast::hash(record))))
 }
 
 fn encode(segment: &Segment, work: &Work) -> Vec<u8> {

@@ -6,7 +6,7 @@ pub(crate) mod magic;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::formats::{BUILTIN, by_name, raw, vhd};
+use crate::formats::{BUILTIN, by_name, raw};
 use crate::image::{Evidence, Format, Probe, Verdict, Window};
 use crate::source::BlockSource;
 
@@ -115,7 +115,7 @@ impl Detected {
     fn deciding(&self) -> Vec<FormatId> {
         let wrapper = self.matches.iter().find(|(id, evidence)| {
             // A signature at the end leaves the start to what the disk holds.
-            (*id == vhd::VHD || *id == kinds::DMG) && evidence.offset > 0
+            (id.as_str() == "vhd" || *id == kinds::DMG) && evidence.offset > 0
         });
         let wrapper = wrapper.map(|(id, _)| *id);
         let ids = self.matches.iter().map(|(id, _)| *id);

@@ -2,30 +2,79 @@
 
 use crate::image::Format;
 
+#[cfg(any(feature = "vdi", feature = "vhd", feature = "vhdx"))]
 mod identity;
+#[cfg(not(all(
+    feature = "ova",
+    feature = "parallels",
+    feature = "qcow",
+    feature = "qcow2",
+    feature = "qed",
+    feature = "vdi",
+    feature = "vhd",
+    feature = "vhdx",
+    feature = "vmdk"
+)))]
+mod off;
+#[cfg(feature = "ova")]
 pub mod ova;
+#[cfg(feature = "parallels")]
 pub mod parallels;
+#[cfg(feature = "qcow")]
 pub mod qcow;
+#[cfg(feature = "qcow2")]
 pub mod qcow2;
+#[cfg(feature = "qed")]
 pub mod qed;
 pub mod raw;
+#[cfg(feature = "vdi")]
 pub mod vdi;
+#[cfg(feature = "vhd")]
 pub mod vhd;
+#[cfg(feature = "vhdx")]
 pub mod vhdx;
+#[cfg(feature = "vmdk")]
 pub mod vmdk;
 
 /// Every format that this crate knows.
 pub const BUILTIN: &[&dyn Format] = &[
     &raw::Raw,
+    #[cfg(feature = "qcow2")]
     &qcow2::Qcow2,
+    #[cfg(not(feature = "qcow2"))]
+    &off::QCOW2,
+    #[cfg(feature = "vmdk")]
     &vmdk::Vmdk,
+    #[cfg(not(feature = "vmdk"))]
+    &off::VMDK,
+    #[cfg(feature = "vhd")]
     &vhd::Vhd,
+    #[cfg(not(feature = "vhd"))]
+    &off::VHD,
+    #[cfg(feature = "vhdx")]
     &vhdx::Vhdx,
+    #[cfg(not(feature = "vhdx"))]
+    &off::VHDX,
+    #[cfg(feature = "vdi")]
     &vdi::Vdi,
+    #[cfg(not(feature = "vdi"))]
+    &off::VDI,
+    #[cfg(feature = "qcow")]
     &qcow::Qcow,
+    #[cfg(not(feature = "qcow"))]
+    &off::QCOW,
+    #[cfg(feature = "qed")]
     &qed::Qed,
+    #[cfg(not(feature = "qed"))]
+    &off::QED,
+    #[cfg(feature = "parallels")]
     &parallels::Parallels,
+    #[cfg(not(feature = "parallels"))]
+    &off::PARALLELS,
+    #[cfg(feature = "ova")]
     &ova::Ova,
+    #[cfg(not(feature = "ova"))]
+    &off::OVA,
 ];
 
 /// The format that files are of whose names end in `.extension`, in either case, where there is one.

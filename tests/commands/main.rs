@@ -22,6 +22,7 @@ mod info;
 mod map;
 mod measure;
 mod prose;
+#[cfg(unix)]
 mod readme;
 #[cfg(all(unix, feature = "zlib"))]
 mod stdin;

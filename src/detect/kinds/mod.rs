@@ -143,6 +143,7 @@ struct Family {
     probe: fn(&Probe<'_>) -> Option<Found>,
 }
 
+#[cfg(feature = "kinds")]
 const FAMILIES: &[Family] = &[
     dmg::FAMILY,
     bochs::FAMILY,
@@ -160,6 +161,9 @@ const FAMILIES: &[Family] = &[
     elf::FAMILY,
     uboot::FAMILY,
 ];
+
+#[cfg(not(feature = "kinds"))]
+const FAMILIES: &[Family] = &[];
 
 /// All kinds that a window shows and that no format of this crate reads.
 pub(super) fn matches(window: &Probe<'_>) -> impl Iterator<Item = (FormatId, Evidence)> {

@@ -32,8 +32,6 @@ use crate::format_id::FormatId;
 use crate::image::{CreateOptions, Findings, Format, Image, ImageWriter, Probe, Request, Verdict};
 use crate::source::BlockSource;
 
-pub(crate) use header::is_apple_double;
-
 pub use appliance::{Appliance, Verification};
 pub use ovf::{Attachment, Package, PackageDisk, PackageFile, VirtualSystem};
 pub use write::{Controller, OvaOptions};

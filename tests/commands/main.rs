@@ -23,6 +23,7 @@ mod map;
 mod measure;
 mod own;
 mod prose;
+#[cfg(unix)]
 mod readme;
 #[cfg(all(unix, feature = "zlib"))]
 mod stdin;

@@ -5,7 +5,6 @@
 
 mod bat;
 mod check;
-mod guid;
 mod header;
 mod locator;
 mod log;

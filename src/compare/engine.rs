@@ -30,13 +30,10 @@ pub(super) fn run(options: &CompareOptions, sources: [&dyn BlockSource; 2]) -> D
     let length = if large { MAX_WINDOW } else { WINDOW };
     let cursor = Cursor::new(sources, options.strict, length);
     let total = cursor.size();
-    let wanted = match options.threads {
-        Some(threads) => threads.get(),
-        None => std::thread::available_parallelism().map_or(1, usize::from),
-    };
+    let wanted = options.work.threads();
     let at_most = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let threads = wanted
-        .min(at_most(options.memory / (2 * length)))
+        .min(at_most(options.work.memory / (2 * length)))
         .min(at_most(total / length))
         .max(1);
     let engine = Engine {
@@ -44,7 +41,7 @@ pub(super) fn run(options: &CompareOptions, sources: [&dyn BlockSource; 2]) -> D
         sources,
         length: at_most(length),
         total,
-        report: Report::new(options.progress.clone()),
+        report: Report::new(options.work.progress.clone()),
         cursor: Mutex::new(cursor),
         decided: Mutex::new(None),
         limit: AtomicU64::new(u64::MAX),
@@ -136,7 +133,7 @@ impl Engine<'_> {
     }
 
     fn is_cancelled(&self) -> bool {
-        self.options.cancel.is_cancelled() || self.report.broken.is_cancelled()
+        self.options.work.cancel.is_cancelled() || self.report.broken.is_cancelled()
     }
 
     /// Whether nothing that is not yet claimed can matter. Windows are claimed in order, so that what

@@ -17,11 +17,14 @@ pub mod partition;
 mod place;
 mod plan;
 mod prepare;
+mod resume;
 mod segment;
+mod spec;
 mod verify;
 
 pub use input::Input;
 pub use many::{Conversion, Outcome, content_digest};
 pub use options::{ConvertOptions, Summary};
+pub use spec::ImageSpec;
 
 pub use crate::progress::{Cancel, Phase, Progress};

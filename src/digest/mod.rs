@@ -3,6 +3,16 @@
 //! [`Hasher`] is the flat digest of a stream of bytes, as `sha256sum` has it. The digest of a disk's
 //! content, whatever the format of the image, is a tree: see [`ContentHasher`].
 
+#![cfg_attr(
+    not(feature = "checksum"),
+    allow(
+        unreachable_code,
+        unused_mut,
+        unused_variables,
+        reason = "no hasher is built in"
+    )
+)]
+
 mod content;
 mod stream;
 mod whole;
@@ -10,6 +20,7 @@ mod whole;
 use std::fmt;
 use std::str::FromStr;
 
+#[cfg(feature = "checksum")]
 use md5::Digest as _;
 
 use crate::error::{Error, Result};
@@ -18,7 +29,7 @@ pub use content::{ContentDigest, ContentHasher, LEAF, LeafHash, Leaves};
 pub use stream::{DigestReader, DigestWriter};
 pub use whole::digest_of;
 
-/// A digest algorithm. All but MD5 need the feature `checksum`.
+/// A digest algorithm. Digests need the feature `checksum`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Algorithm {
@@ -183,6 +194,7 @@ pub struct Hasher(State);
 
 #[derive(Clone)]
 enum State {
+    #[cfg(feature = "checksum")]
     Md5(md5::Md5),
     #[cfg(feature = "checksum")]
     Sha1(sha1::Sha1),
@@ -192,6 +204,8 @@ enum State {
     Sha512(sha2::Sha512),
     #[cfg(feature = "checksum")]
     Blake3(Box<blake3::Hasher>),
+    #[cfg(not(feature = "checksum"))]
+    NotBuilt(std::convert::Infallible),
 }
 
 impl Hasher {
@@ -201,6 +215,7 @@ impl Hasher {
     /// [`Error::InvalidInput`] for algorithms of the feature `checksum` where that is not built in.
     pub fn new(algorithm: Algorithm) -> Result<Self> {
         Ok(Hasher(match algorithm {
+            #[cfg(feature = "checksum")]
             Algorithm::Md5 => State::Md5(md5::Md5::new()),
             #[cfg(feature = "checksum")]
             Algorithm::Sha1 => State::Sha1(sha1::Sha1::new()),
@@ -222,6 +237,7 @@ impl Hasher {
     /// What it makes.
     pub fn algorithm(&self) -> Algorithm {
         match &self.0 {
+            #[cfg(feature = "checksum")]
             State::Md5(_) => Algorithm::Md5,
             #[cfg(feature = "checksum")]
             State::Sha1(_) => Algorithm::Sha1,
@@ -231,12 +247,15 @@ impl Hasher {
             State::Sha512(_) => Algorithm::Sha512,
             #[cfg(feature = "checksum")]
             State::Blake3(_) => Algorithm::Blake3,
+            #[cfg(not(feature = "checksum"))]
+            State::NotBuilt(never) => match *never {},
         }
     }
 
     /// Takes `bytes` in, behind those before.
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.0 {
+            #[cfg(feature = "checksum")]
             State::Md5(state) => state.update(bytes),
             #[cfg(feature = "checksum")]
             State::Sha1(state) => state.update(bytes),
@@ -248,6 +267,8 @@ impl Hasher {
             State::Blake3(state) => {
                 state.update(bytes);
             }
+            #[cfg(not(feature = "checksum"))]
+            State::NotBuilt(never) => match *never {},
         }
     }
 
@@ -255,6 +276,7 @@ impl Hasher {
     pub fn finish(self) -> Digest {
         let algorithm = self.algorithm();
         let bytes = match self.0 {
+            #[cfg(feature = "checksum")]
             State::Md5(state) => state.finalize().to_vec(),
             #[cfg(feature = "checksum")]
             State::Sha1(state) => state.finalize().to_vec(),
@@ -264,6 +286,8 @@ impl Hasher {
             State::Sha512(state) => state.finalize().to_vec(),
             #[cfg(feature = "checksum")]
             State::Blake3(state) => state.finalize().as_bytes().to_vec(),
+            #[cfg(not(feature = "checksum"))]
+            State::NotBuilt(never) => match never {},
         };
         Digest { algorithm, bytes }
     }

@@ -40,11 +40,6 @@ struct VmdkDisk {
 /// # Errors
 /// As [`Format::open`](crate::Format::open).
 pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-    if request.snapshot.is_some() {
-        return Err(Error::invalid(
-            "a VMDK has no internal snapshots: each is a disk of its own",
-        ));
-    }
     let mut magic = [0; 8];
     let n = source.read_at(&mut magic, 0)?;
     let starts = |known: &[u8]| n >= known.len() && magic.starts_with(known);

@@ -3,7 +3,18 @@
 //! [`Hasher`] is the flat digest of a stream of bytes, as `sha256sum` has it. The digest of a disk's
 //! content, whatever the format of the image, is a tree: see [`ContentHasher`].
 
+#![cfg_attr(
+    not(feature = "checksum"),
+    allow(
+        unreachable_code,
+        unused_mut,
+        unused_variables,
+        reason = "no hasher is built in"
+    )
+)]
+
 mod content;
+mod state;
 mod stream;
 mod whole;
 
@@ -16,7 +27,7 @@ pub use content::{ContentDigest, ContentHasher, LEAF, LeafHash, Leaves};
 pub use stream::{DigestReader, DigestWriter};
 pub use whole::digest_of;
 
-/// A digest algorithm. All but MD5 need the feature `checksum`.
+/// A digest algorithm. Digests need the feature `checksum`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Algorithm {
@@ -179,53 +190,7 @@ impl FromStr for Digest {
 #[derive(Clone)]
 pub struct Hasher {
     algorithm: Algorithm,
-    state: Box<dyn State>,
-}
-
-/// The state of one algorithm.
-trait State: Send + Sync {
-    fn update(&mut self, bytes: &[u8]);
-    fn finish(&self) -> Vec<u8>;
-    fn copy(&self) -> Box<dyn State>;
-}
-
-impl Clone for Box<dyn State> {
-    fn clone(&self) -> Self {
-        (**self).copy()
-    }
-}
-
-impl<D: md5::Digest + Clone + Send + Sync + 'static> State for D {
-    fn update(&mut self, bytes: &[u8]) {
-        md5::Digest::update(self, bytes);
-    }
-
-    fn finish(&self) -> Vec<u8> {
-        self.clone().finalize().to_vec()
-    }
-
-    fn copy(&self) -> Box<dyn State> {
-        Box::new(self.clone())
-    }
-}
-
-#[cfg(feature = "checksum")]
-#[derive(Clone, Default)]
-struct Blake3(blake3::Hasher);
-
-#[cfg(feature = "checksum")]
-impl State for Blake3 {
-    fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-    }
-
-    fn finish(&self) -> Vec<u8> {
-        self.0.finalize().as_bytes().to_vec()
-    }
-
-    fn copy(&self) -> Box<dyn State> {
-        Box::new(self.clone())
-    }
+    state: Box<dyn state::State>,
 }
 
 impl Hasher {
@@ -234,23 +199,11 @@ impl Hasher {
     /// # Errors
     /// [`Error::InvalidInput`] for algorithms of the feature `checksum` where that is not built in.
     pub fn new(algorithm: Algorithm) -> Result<Self> {
-        let state: Box<dyn State> = match algorithm {
-            Algorithm::Md5 => Box::new(md5::Md5::default()),
-            #[cfg(feature = "checksum")]
-            Algorithm::Sha1 => Box::new(sha1::Sha1::default()),
-            #[cfg(feature = "checksum")]
-            Algorithm::Sha256 => Box::new(sha2::Sha256::default()),
-            #[cfg(feature = "checksum")]
-            Algorithm::Sha512 => Box::new(sha2::Sha512::default()),
-            #[cfg(feature = "checksum")]
-            Algorithm::Blake3 => Box::new(Blake3::default()),
-            #[cfg(not(feature = "checksum"))]
-            other => {
-                return Err(Error::invalid(format!(
-                    "digests of {other} are not built in; build blockform with the feature checksum"
-                )));
-            }
-        };
+        let state = state::of(algorithm).ok_or_else(|| {
+            Error::invalid(format!(
+                "digests of {algorithm} are not built in; build blockform with the feature checksum"
+            ))
+        })?;
         Ok(Hasher { algorithm, state })
     }
 

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::image::{DiskSelector, Probe};
 use crate::limits::Limits;
-use crate::name::ImageName;
+use crate::name::{ImageName, is_apple_double};
 use crate::source::BlockSource;
 use crate::storage::Concat;
 
 use super::archive::{Archive, leads_outside, read_all};
-use super::header::is_apple_double;
 use super::manifest::{self, Entry};
 use super::ovf::{self, Package, PackageDisk, PackageFile};
 use super::tar::{Kind, Member};

@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::limits::Limits;
-use crate::name::ImageName;
+use crate::name::{ImageName, is_apple_double};
 use crate::reference::{Reference, ReferenceKind, Resolved, Resolver};
 use crate::source::{BlockSource, BlockSourceExt};
 
-use super::header::is_apple_double;
 use super::tar::{Index, Kind, Member};
 use super::{OVA, malformed};
 

@@ -109,9 +109,6 @@ pub(super) fn check(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Find
 
 /// Opens the image in `file`.
 pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-    if request.snapshot.is_some() {
-        return Err(Error::invalid("a qcow image has no snapshots"));
-    }
     let header = Header::read(&file)?;
     let map = tables(&header, &file, request.limits, request.salvages)?;
     let backing = header

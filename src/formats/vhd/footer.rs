@@ -1,5 +1,7 @@
 //! The footer and its copy at the start: specification, "Hard Disk Footer Format".
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::image::{Probe, SafetyCheck, Verdict};
 use crate::ondisk::on_disk;
@@ -32,7 +34,7 @@ on_disk! {
         sectors_per_track: u8 = 59,
         disk_type: u32 = 60,
         checksum: u32 = 64,
-        unique_id: [u8; 16] = 68,
+        unique_id: Uuid = 68,
         saved_state: u8 = 84,
     }
 }

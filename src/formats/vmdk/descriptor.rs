@@ -5,6 +5,7 @@ use encoding_rs::Encoding;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::name::ImageName;
+use crate::reference::{Reference, ReferenceKind};
 
 use super::VMDK;
 use super::header::unsupported;
@@ -96,6 +97,15 @@ pub(super) fn excludes(head: &[u8]) -> bool {
 }
 
 impl Descriptor {
+    /// The lines of extents that have a size, with the names of their files decoded.
+    pub(super) fn lines(&self) -> impl Iterator<Item = ExtentLine> {
+        let lines = self.extents.iter().filter(|line| line.sectors > 0);
+        lines.map(|line| ExtentLine {
+            name: line.name.clone().map(|name| self.decoded(name)),
+            ..line.clone()
+        })
+    }
+
     /// Reads a descriptor. It ends at its first NUL.
     ///
     /// # Errors
@@ -232,7 +242,51 @@ impl Descriptor {
     }
 }
 
+/// The data of an extent, as its line describes it.
+pub(super) enum ExtentData {
+    Zeros,
+    /// It is marked as not accessible.
+    NoAccess,
+    /// In a file, from an offset on or, if it is sparse, all of the file.
+    File {
+        reference: Reference,
+        flat: bool,
+    },
+}
+
 impl ExtentLine {
+    /// The data of the extent.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a device and for a type that is not known, [`Error::Malformed`] for a line
+    /// without a name.
+    pub(super) fn data(&self) -> Result<ExtentData> {
+        let flat = match self.kind.as_str() {
+            "ZERO" => return Ok(ExtentData::Zeros),
+            "FLAT" | "VMFS" | "VMFSTHIN" => true,
+            "SPARSE" | "VMFSSPARSE" | "SESPARSE" => false,
+            "VMFSRDM" | "VMFSRAW" => {
+                return Err(unsupported(format!("a device extent ({})", self.kind)));
+            }
+            kind => {
+                let kind = ImageName::from(kind);
+                return Err(unsupported(format!("an extent of type {}", kind.quoted())));
+            }
+        };
+        if self.access == Access::None {
+            return Ok(ExtentData::NoAccess);
+        }
+        let Some(name) = self.name.clone().filter(|name| !name.is_empty()) else {
+            let kind = &self.kind;
+            return Err(malformed(format!("names no file for a {kind} extent")));
+        };
+        if is_device(name.as_bytes()) {
+            return Err(unsupported(format!("a device extent ({})", name.quoted())));
+        }
+        let reference = Reference::new(ReferenceKind::ExtentFile, name);
+        Ok(ExtentData::File { reference, flat })
+    }
+
     /// The extent that a line describes; `None` if it is another kind of line.
     fn parse(line: &[u8]) -> Result<Option<Self>> {
         let (access, rest) = token(line);
@@ -287,6 +341,12 @@ impl ExtentLine {
             offset,
         }))
     }
+}
+
+fn is_device(name: &[u8]) -> bool {
+    name.starts_with(b"/dev/")
+        || name.starts_with(b"\\\\.\\")
+        || name.starts_with(b"/vmfs/devices/")
 }
 
 /// An error about the descriptor.

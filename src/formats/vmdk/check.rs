@@ -12,12 +12,13 @@ use crate::name::ImageName;
 use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 
-use super::descriptor::{Descriptor, ExtentData, ExtentLine, malformed as bad_descriptor};
+use super::descriptor::{Descriptor, malformed as bad_descriptor};
 use super::entry::{Grain, GrainDirectoryEntry};
 use super::header::{
     CHANGE_TRACKING_MAGIC, COWD_MAGIC, Flags, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC,
     SparseExtentHeader, unsupported,
 };
+use super::line::{ExtentData, ExtentLine};
 use super::map::Tables;
 use super::open::{embedded_text, read_text_file};
 use super::sparse::{Layout, SectorTables, read_cowd_header, read_header, second_directory};

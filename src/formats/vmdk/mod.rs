@@ -6,6 +6,7 @@ mod descriptor;
 mod entry;
 mod extent;
 mod header;
+mod line;
 mod map;
 mod open;
 mod properties;

@@ -16,7 +16,7 @@ use crate::image::{DiskSelector, Format, Image, SnapshotSelector};
 use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::open::chain::{Chain, First};
-use crate::reference::{DenyReferences, Resolver};
+use crate::resolver::{DenyReferences, Resolver};
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 use crate::storage::FileStorage;
 

@@ -7,6 +7,7 @@ use bitflags::bitflags;
 
 use crate::error::{Error, Result};
 use crate::ondisk::on_disk;
+use crate::source::BlockSource;
 
 use super::VMDK;
 
@@ -298,4 +299,11 @@ pub(super) fn unsupported(feature: String) -> Error {
         feature,
         hint: None,
     }
+}
+
+/// The structure at byte `at`, unchecked.
+pub(super) fn header_at(file: &dyn BlockSource, at: u64) -> Result<SparseExtentHeader> {
+    let mut bytes = [0; SECTOR_LEN];
+    let n = file.read_at(&mut bytes, at)?;
+    SparseExtentHeader::parse(bytes.get(..n).unwrap_or_default(), at)
 }

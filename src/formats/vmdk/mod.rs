@@ -20,7 +20,7 @@ mod write;
 
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{
     CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
@@ -102,4 +102,13 @@ impl Format for Vmdk {
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
         VmdkOptions::parse(options)?.writer(options.virtual_size, options.file_name.as_ref())
     }
+}
+
+/// An error about a structure that starts at byte `at` of the extent file.
+fn malformed(
+    structure: &'static str,
+    at: u64,
+    problem: impl Into<std::borrow::Cow<'static, str>>,
+) -> Error {
+    Error::malformed(VMDK, structure, at, problem)
 }

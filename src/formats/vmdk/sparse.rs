@@ -14,9 +14,10 @@ use crate::zero::is_zero;
 use super::alias::{Seen, metadata};
 use super::entry::{Grain, GrainDirectoryEntry, GrainEntry};
 use super::header::{
-    COWD_TABLE_ENTRIES, CowdHeader, Flags, GD_AT_END, SECTOR, SECTOR_LEN, SparseExtentHeader,
+    COWD_TABLE_ENTRIES, CowdHeader, Flags, GD_AT_END, SECTOR, SparseExtentHeader, header_at,
 };
-use super::map::{GrainMap, GrainPacking, Tables, malformed};
+use super::malformed;
+use super::map::{GrainMap, GrainPacking, Tables};
 use super::{VMDK, scan, stream};
 
 /// Tables of 32-bit entries that count in sectors.
@@ -88,13 +89,6 @@ pub(super) fn read_header(file: &dyn BlockSource) -> Result<SparseExtentHeader> 
     let header = header_at(file, 0)?;
     header.check(0)?;
     Ok(header)
-}
-
-/// The structure at byte `at`, unchecked.
-pub(super) fn header_at(file: &dyn BlockSource, at: u64) -> Result<SparseExtentHeader> {
-    let mut bytes = [0; SECTOR_LEN];
-    let n = file.read_at(&mut bytes, at)?;
-    SparseExtentHeader::parse(bytes.get(..n).unwrap_or_default(), at)
 }
 
 /// The header of a hosted sparse extent that counts: that at its start, or the footer.

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::image::{Image, Request};
 use crate::limits::Limits;
 use crate::lock::lock;
 use crate::map::{self, BlockMap, Packing, Run};
@@ -16,8 +15,8 @@ use super::header::{
     GRAIN_MARKER_LEN, MARKER_EOS, MARKER_FOOTER, MARKER_GD, MARKER_GT, MARKER_PROGRESS, Marker,
     SECTOR, SparseExtentHeader,
 };
-use super::map::{GrainPacking, grain_past_end, malformed};
-use super::open;
+use super::malformed;
+use super::map::{GrainPacking, grain_past_end};
 use super::stream;
 
 /// How many grains that went by are remembered: the data of a segment is read after all of it was
@@ -88,12 +87,8 @@ impl Walk {
         lock(&self.0.progress)
     }
 
-    /// The whole image, read by its tables, of which those are at hand that went by.
-    pub(super) fn arrived(
-        &self,
-        file: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Box<dyn Image>> {
+    /// The whole file, with the tables at hand that went by.
+    pub(super) fn arrived(&self, file: Arc<dyn BlockSource>) -> Result<Arc<dyn BlockSource>> {
         let mut progress = self.progress();
         while progress.end.is_none() {
             self.0.step(&mut progress)?;
@@ -110,7 +105,7 @@ impl Walk {
         }
         let tables = std::mem::take(&mut progress.tables);
         let held = Held { file, size, tables };
-        open::open(Arc::new(held), request)
+        Ok(Arc::new(held))
     }
 }
 

@@ -22,7 +22,9 @@ mod info;
 mod layers;
 mod map;
 mod measure;
+mod own;
 mod prose;
+#[cfg(unix)]
 mod readme;
 #[cfg(all(unix, feature = "zlib"))]
 mod stdin;

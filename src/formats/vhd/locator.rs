@@ -10,7 +10,6 @@ use crate::source::{BlockSource, BlockSourceExt};
 
 use super::SECTOR;
 use super::header::{Header, LOCATORS_LEN, Locator};
-use crate::formats::identity::NIL;
 
 /// Longest name that a locator may hold, in bytes: what Windows has for a path, and room to spare.
 const MAX_NAME: u32 = 64 << 10;
@@ -58,7 +57,7 @@ pub(super) fn references(
 /// The format of the parent. It is a VHD by the specification. Xen puts differencing disks over raw
 /// ones, too, and says so by naming a parent without a UUID.
 pub(super) fn declared_format(header: &Header) -> &'static str {
-    if header.parent_unique_id == NIL {
+    if header.parent_unique_id.is_nil() {
         "raw"
     } else {
         "vpc"

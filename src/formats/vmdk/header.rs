@@ -294,11 +294,7 @@ fn check_grain_size(sectors: u64) -> std::result::Result<(), String> {
 
 /// The error for something that the image has by right and this crate cannot do.
 pub(super) fn unsupported(feature: String) -> Error {
-    Error::Unsupported {
-        format: VMDK,
-        feature,
-        hint: None,
-    }
+    Error::unsupported(VMDK, feature, None)
 }
 
 /// The structure at byte `at`, unchecked.

@@ -23,7 +23,8 @@ use super::entry::{Grain, GrainDirectoryEntry, GrainEntry};
 use super::header::{
     Flags, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader, unsupported,
 };
-use super::sparse::{Layout, read_header, second_directory};
+use super::layout::{Layout, second_directory};
+use super::sparse::read_header;
 
 /// Bytes of an entry.
 const ENTRY: u64 = 4;
@@ -57,11 +58,11 @@ fn run(file: &Arc<dyn BlockTarget>, request: &Request<'_>, takes_more: bool) -> 
         let is_extent = magic == SE_SPARSE_MAGIC || magic.starts_with(b"COWD");
         return Err(match is_extent {
             true => unsupported("repairing an extent that has one grain directory".to_owned()),
-            false => Error::Unsupported {
-                format: super::VMDK,
-                feature: "repairing a disk through its descriptor".to_owned(),
-                hint: Some("repair each of its extent files".into()),
-            },
+            false => Error::unsupported(
+                super::VMDK,
+                "repairing a disk through its descriptor",
+                "repair each of its extent files",
+            ),
         });
     }
     let header = read_header(file)?;

@@ -1,22 +1,17 @@
 //! Hosted sparse extents (`KDMV`) and those of ESXi hosts (`COWD`).
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::Request;
-use crate::limits::Limits;
-use crate::map::{Regions, TableReader, read_what_is_left};
 use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt};
-use crate::zero::is_zero;
 
-use super::alias::{Seen, metadata};
+use super::alias::Seen;
 use super::entry::{Grain, GrainDirectoryEntry, GrainEntry};
-use super::header::{
-    COWD_TABLE_ENTRIES, CowdHeader, Flags, GD_AT_END, SECTOR, SparseExtentHeader, header_at,
-};
-use super::malformed;
+use super::header::{CowdHeader, Flags, GD_AT_END, SECTOR, SparseExtentHeader, header_at};
+use super::layout::{Layout, second_directory};
 use super::map::{GrainMap, GrainPacking, Tables};
 use super::{VMDK, scan, stream};
 
@@ -33,6 +28,24 @@ pub(super) struct SectorTables {
     /// Which bytes of it could not be read, from its start on.
     pub(super) unread: Vec<Range<u64>>,
     pub(super) zeroed_grains: bool,
+}
+
+impl SectorTables {
+    /// The tables of a directory that is whole.
+    pub(super) fn new(
+        file: &Arc<dyn BlockSource>,
+        directory: Vec<u8>,
+        zeroed_grains: bool,
+    ) -> Self {
+        SectorTables {
+            file: Arc::clone(file),
+            directory,
+            second: None,
+            cut: false,
+            unread: Vec::new(),
+            zeroed_grains,
+        }
+    }
 }
 
 impl Tables for SectorTables {
@@ -183,43 +196,28 @@ pub(super) fn open_hosted(
     if header.unclean_shutdown != 0 {
         warnings.push("the extent was not closed: its tables may be behind its data".to_owned());
     }
-    let packing = header.is_compressed().then(|| GrainPacking {
-        markers: header.flag_set().contains(Flags::MARKERS),
-        grain: layout.grain,
-        size,
-        unpacker: Default::default(),
-    });
-    // Packed grains begin at any sector.
-    let unit = if header.is_compressed() {
-        SECTOR
-    } else {
-        layout.grain
-    };
-    let seen = Seen::new(unit, file.size(), limits);
+    let zeroed_grains = header.flag_set().contains(Flags::ZEROED_GRAINS);
     let tables = SectorTables {
-        file: Arc::clone(&file),
-        directory,
         second,
         cut: salvages,
         unread,
-        zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
+        ..SectorTables::new(&file, directory, zeroed_grains)
     };
-    let map = GrainMap {
-        // Of an extent that was not closed it is known that its tables are not what they should be.
-        marked_tables: first.gd_offset == GD_AT_END,
-        compares: header.unclean_shutdown == 0 && !salvages,
-        first_grain: header.over_head.saturating_mul(SECTOR),
-        file,
-        tables,
-        packing,
-        grain: layout.grain,
-        entries: layout.entries,
-        size,
-        regions,
-        seen,
-        reader: TableReader::of(VMDK, request),
-        all_claims: OnceLock::new(),
-    };
+    let mut map = GrainMap::new(file, tables, &layout, regions, Some(size), request);
+    map.marked_tables = first.gd_offset == GD_AT_END;
+    // Of an extent that was not closed it is known that its tables are not what they should be.
+    map.compares = header.unclean_shutdown == 0 && !salvages;
+    map.first_grain = header.over_head.saturating_mul(SECTOR);
+    if header.is_compressed() {
+        // Compressed grains begin at any sector.
+        map.seen = Seen::new(SECTOR, map.file.size(), limits);
+        map.packing = Some(GrainPacking {
+            markers: header.flag_set().contains(Flags::MARKERS),
+            grain: layout.grain,
+            size,
+            unpacker: Default::default(),
+        });
+    }
     Ok(SparseExtent { map, warnings })
 }
 
@@ -240,16 +238,7 @@ pub(super) fn open_cowd(
     request: &Request<'_>,
 ) -> Result<GrainMap<SectorTables>> {
     let (limits, salvages) = (request.limits, request.salvages);
-    let layout = Layout::cowd(header);
-    let capacity = layout.capacity;
-    if u64::from(header.num_gd_entries) < layout.directory_entries() {
-        let problem = format!(
-            "is {}, and the capacity needs {}",
-            header.num_gd_entries,
-            layout.directory_entries()
-        );
-        return Err(CowdHeader::malformed(0, "num_gd_entries", problem));
-    }
+    let layout = Layout::cowd(header)?;
     let mut unread = Vec::new();
     let found = match layout.directory(&file, header.gd_offset.into(), limits) {
         Err(_) if salvages => {
@@ -260,229 +249,10 @@ pub(super) fn open_cowd(
         found => found?,
     };
     let (directory, regions) = found;
-    let seen = Seen::new(layout.grain, file.size(), limits);
-    Ok(GrainMap {
-        tables: SectorTables {
-            file: Arc::clone(&file),
-            directory,
-            second: None,
-            cut: salvages,
-            unread,
-            zeroed_grains: false,
-        },
-        file,
-        packing: None,
-        first_grain: 0,
-        marked_tables: false,
-        compares: false,
-        grain: layout.grain,
-        entries: layout.entries,
-        size: size.unwrap_or(capacity),
-        regions,
-        seen,
-        reader: TableReader::of(VMDK, request),
-        all_claims: OnceLock::new(),
-    })
-}
-
-/// What the place and size of a grain directory follow from.
-pub(super) struct Layout {
-    /// Entries of a grain table.
-    pub(super) entries: u64,
-    /// Bytes of a grain.
-    pub(super) grain: u64,
-    /// Bytes of the guest that the extent has room for.
-    pub(super) capacity: u64,
-    /// What no table may lie in, in bytes.
-    pub(super) reserved: Vec<(u64, u64)>,
-}
-
-/// Where the other grain directory is, in bytes, if there is one.
-pub(super) fn second_directory(header: &SparseExtentHeader) -> Option<u64> {
-    let redundant = header.flag_set().contains(Flags::REDUNDANT_DIRECTORY) && header.rgd_offset > 0;
-    redundant.then(|| header.rgd_offset.saturating_mul(SECTOR))
-}
-
-/// A grain directory as far as it can be had.
-struct WhatIsLeft {
-    directory: Vec<u8>,
-    /// Which of its bytes could not be read.
-    unread: Vec<Range<u64>>,
-    regions: Regions,
-}
-
-impl Layout {
-    /// Of a hosted sparse extent with that header at its start, and the one that is in force.
-    pub(super) fn hosted(first: &SparseExtentHeader, header: &SparseExtentHeader) -> Result<Self> {
-        Ok(Layout {
-            entries: header.num_gtes_per_gt.into(),
-            grain: header.grain_size * SECTOR,
-            capacity: header.capacity * SECTOR,
-            reserved: vec![
-                (0, SECTOR),
-                range(first.descriptor_offset, first.descriptor_size)?,
-            ],
-        })
-    }
-
-    /// Of a COWD extent.
-    pub(super) fn cowd(header: &CowdHeader) -> Self {
-        Layout {
-            entries: COWD_TABLE_ENTRIES,
-            grain: u64::from(header.grain_size) * SECTOR,
-            capacity: u64::from(header.num_sectors) * SECTOR,
-            reserved: vec![(0, CowdHeader::LEN as u64)],
-        }
-    }
-
-    pub(super) fn directory_entries(&self) -> u64 {
-        self.capacity.div_ceil(self.entries * self.grain)
-    }
-
-    /// Reads what there is of the grain directory at a sector, whatever is wrong with it.
-    fn what_is_left(
-        &self,
-        file: &dyn BlockSource,
-        sector: u64,
-        limits: &Limits,
-    ) -> Result<WhatIsLeft> {
-        let len = self.directory_entries().saturating_mul(4);
-        limits.check_metadata("the grain directory", len)?;
-        let start = sector.saturating_mul(SECTOR);
-        let there = file.size().saturating_sub(start).min(len);
-        let mut directory = vec![0; usize::try_from(there).unwrap_or(0)];
-        // Where it cannot be read, the other directory is asked for each table.
-        let unread = match read_what_is_left(file, &mut directory, start) {
-            Ok(bad) => bad
-                .into_iter()
-                .map(|bad| bad.start - start..bad.end - start)
-                .collect(),
-            Err(_) => {
-                directory.clear();
-                Vec::new()
-            }
-        };
-        directory.truncate(directory.len() / 4 * 4);
-        let mut ranges = self.reserved.clone();
-        ranges.push((start, start.saturating_add(there)));
-        for table in GrainDirectoryEntry::all(&directory).filter_map(GrainDirectoryEntry::table) {
-            let end = table + self.entries * 4;
-            if end <= file.size() {
-                ranges.push((table, end));
-            }
-        }
-        Ok(WhatIsLeft {
-            directory,
-            unread,
-            regions: metadata(ranges).0,
-        })
-    }
-
-    /// Reads the grain directory at a sector.
-    pub(super) fn read_directory(
-        &self,
-        file: &dyn BlockSource,
-        sector: u64,
-        limits: &Limits,
-    ) -> Result<Vec<u8>> {
-        let len = self.directory_entries().saturating_mul(4);
-        limits.check_metadata("the grain directory", len)?;
-        let start = sector.saturating_mul(SECTOR);
-        let end = start.checked_add(len);
-        if end.is_none_or(|end| end > file.size()) {
-            let problem = format!(
-                "{len} bytes long, lies past the end of the file at {}",
-                file.size()
-            );
-            return Err(malformed("grain directory", start, problem));
-        }
-        let mut directory = vec![0; usize::try_from(len).unwrap_or(0)];
-        file.read_exact_at(&mut directory, start)?;
-        Ok(directory)
-    }
-
-    /// Reads the grain directory at a sector, and checks that its tables are in the file and apart.
-    fn directory(
-        &self,
-        file: &dyn BlockSource,
-        sector: u64,
-        limits: &Limits,
-    ) -> Result<(Vec<u8>, Regions)> {
-        let directory = self.read_directory(file, sector, limits)?;
-        let (start, len) = (sector.saturating_mul(SECTOR), directory.len() as u64);
-        let table_len = self.entries * 4;
-        let mut ranges = self.reserved.clone();
-        ranges.push((start, start + len));
-        for table in GrainDirectoryEntry::all(&directory).filter_map(GrainDirectoryEntry::table) {
-            if table + table_len > file.size() {
-                let problem = format!(
-                    "refers to a grain table at byte {table}, and the file ends at {}",
-                    file.size()
-                );
-                return Err(malformed("grain directory", start, problem));
-            }
-            ranges.push((table, table + table_len));
-        }
-        match metadata(ranges) {
-            (regions, None) => Ok((directory, regions)),
-            (_, Some(at)) => {
-                let problem = format!("or one of its tables overlaps other metadata at byte {at}");
-                Err(malformed("grain directory", start, problem))
-            }
-        }
-    }
-
-    /// Fails where a directory has no table and its copy at byte `second` has one with grains: which of
-    /// them lost or made up an entry, nothing tells. A copy that makes no sense says nothing.
-    fn compare(&self, file: &dyn BlockSource, directory: &[u8], second: u64) -> Result<()> {
-        let mut copy = vec![0; directory.len()];
-        let n = file.read_at(&mut copy, second)?;
-        copy.truncate(n);
-        let mut table = vec![0; usize::try_from(self.entries * 4).unwrap_or(0)];
-        let tables =
-            |directory| GrainDirectoryEntry::all(directory).map(GrainDirectoryEntry::table);
-        let pairs = tables(directory).zip(tables(&copy));
-        let unlike = pairs
-            .zip(0_u64..)
-            .filter_map(|((own, other), index)| match own {
-                None => Some((index, other?)),
-                Some(_) => None,
-            });
-        for (index, at) in unlike.take(MOST_COMPARED) {
-            let end = at.saturating_add(table.len() as u64);
-            if end > file.size() {
-                continue;
-            }
-            file.read_exact_at(&mut table, at)?;
-            if !is_zero(&table) {
-                let problem = format!(
-                    "has a table with grains for entry {index}, for which the grain directory has none"
-                );
-                return Err(malformed("redundant grain directory", second, problem));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// How many entries that only the copy of a directory has are looked at.
-const MOST_COMPARED: usize = 1024;
-
-/// The bytes of so many sectors.
-fn range(sector: u64, sectors: u64) -> Result<(u64, u64)> {
-    let end = sector.checked_add(sectors);
-    match (
-        sector.checked_mul(SECTOR),
-        end.and_then(|end| end.checked_mul(SECTOR)),
-    ) {
-        (Some(start), Some(end)) => Ok((start, end)),
-        _ => {
-            let problem = format!("is sector {sector}, which no file has");
-            Err(SparseExtentHeader::malformed(
-                0,
-                "descriptor_offset",
-                problem,
-            ))
-        }
-    }
+    let tables = SectorTables {
+        cut: salvages,
+        unread,
+        ..SectorTables::new(&file, directory, false)
+    };
+    Ok(GrainMap::new(file, tables, &layout, regions, size, request))
 }

@@ -101,11 +101,11 @@ impl Repair {
         chain.check_request(format)?;
         let repairs = format.repairs();
         if repairs.is_empty() {
-            return Err(Error::Unsupported {
-                format: format.id(),
-                feature: "repair".to_owned(),
-                hint: Some("convert what can be read of it".into()),
-            });
+            return Err(Error::unsupported(
+                format.id(),
+                "repair",
+                "convert what can be read of it",
+            ));
         }
         let within = repairs.iter().filter(|(scope, _)| *scope <= self.scope);
         let fixed = match within.max_by_key(|(scope, _)| *scope) {

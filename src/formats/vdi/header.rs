@@ -187,11 +187,11 @@ impl Header {
             VERSION => {
                 Self::of_version_1(pre.version, &Header1::parse(rest, at)?, at, source.size())
             }
-            version => Err(Error::Unsupported {
-                format: VDI,
-                feature: format!("version {}.{}", version >> 16, version & 0xffff),
-                hint: None,
-            }),
+            version => Err(Error::unsupported(
+                VDI,
+                format!("version {}.{}", version >> 16, version & 0xffff),
+                None,
+            )),
         }
     }
 

@@ -264,11 +264,11 @@ impl Footers {
             },
         };
         if footer.file_format_version >> 16 != VERSION >> 16 {
-            return Err(Error::Unsupported {
-                format: VHD,
-                feature: format!("version {:#010x}", footer.file_format_version),
-                hint: None,
-            });
+            return Err(Error::unsupported(
+                VHD,
+                format!("version {:#010x}", footer.file_format_version),
+                None,
+            ));
         }
         Ok(Footers {
             kind: footer.kind(at)?,

@@ -159,11 +159,11 @@ impl Tables {
             return Err(Header::malformed(at, "cookie", "is not \"cxsparse\""));
         }
         if header.header_version >> 16 != VERSION >> 16 {
-            return Err(Error::Unsupported {
-                format: VHD,
-                feature: format!("header version {:#010x}", header.header_version),
-                hint: None,
-            });
+            return Err(Error::unsupported(
+                VHD,
+                format!("header version {:#010x}", header.header_version),
+                None,
+            ));
         }
         let damaged = checksum(&bytes, Header::checksum) != header.checksum;
         let (mut tables, regions) = Self::of_header(source, footers, size, header, request)?;

@@ -113,11 +113,11 @@ pub(super) fn read_current(source: &dyn BlockSource) -> Result<Current> {
         (Err(problem), Err(_)) => return Err(problem),
     };
     if current.header.version != 1 {
-        return Err(Error::Unsupported {
-            format: VHDX,
-            feature: format!("version {}", current.header.version),
-            hint: None,
-        });
+        return Err(Error::unsupported(
+            VHDX,
+            format!("version {}", current.header.version),
+            None,
+        ));
     }
     Ok(current)
 }

@@ -15,7 +15,7 @@ use crate::image::{ImageWriter, OutputFile, WriteShape};
 use crate::name::ImageName;
 use crate::progress::Report;
 use crate::source::{BlockSource, BlockSourceExt};
-use crate::storage::{FileStorage, PendingFile, identity_of, there};
+use crate::storage::{self, FileStorage, PendingFile, identity_of, there};
 use crate::target::BlockTarget;
 
 /// The size of a disk whose size is not known yet, for a writer that does not ask.
@@ -434,16 +434,7 @@ pub(super) fn refuse_one_for_two(paths: &[PathBuf]) -> Result<()> {
 }
 
 pub(super) fn is_block_device(path: &Path) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::FileTypeExt;
-        std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device())
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = path;
-        false
-    }
+    std::fs::metadata(path).is_ok_and(|metadata| storage::is_block_device(&metadata))
 }
 
 /// Where a file of the image goes whose first file goes to `image`.

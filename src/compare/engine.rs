@@ -157,7 +157,7 @@ impl Engine<'_> {
         window: u64,
         buffers: &mut [PageBuf; 2],
     ) -> Result<(), (u64, Decision)> {
-        let (Piece::Both { offset, len } | Piece::One { offset, len, .. }) = piece;
+        let Piece { only, offset, len } = piece;
         let place = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let (at, len) = (place(offset - window), place(len));
         let [first, second] = buffers;
@@ -173,20 +173,16 @@ impl Engine<'_> {
                 (offset, Err(failure))
             })
         };
-        let difference = match piece {
-            Piece::Both { .. } => {
-                read(Side::First, one, first)?;
-                read(Side::Second, other, second)?;
-                first_difference(first.get(at, len), second.get(at, len))
-            }
-            Piece::One { side, .. } => {
-                let source = match side {
-                    Side::First => one,
-                    Side::Second => other,
-                };
-                read(side, source, first)?;
-                first_nonzero(first.get(at, len))
-            }
+        if only != Some(Side::Second) {
+            read(Side::First, one, first)?;
+        }
+        if only != Some(Side::First) {
+            read(Side::Second, other, second)?;
+        }
+        let difference = match only {
+            None => first_difference(first.get(at, len), second.get(at, len)),
+            Some(Side::First) => first_nonzero(first.get(at, len)),
+            Some(Side::Second) => first_nonzero(second.get(at, len)),
         };
         match difference {
             None => Ok(()),

@@ -162,7 +162,9 @@ impl ConvertOptions {
             let mut create = self.image.create.clone();
             create.virtual_size = size;
             create.file_name = file_name.map(ImageName::from).or(create.file_name);
-            crate::open::named(&self.image.format)?.create(&create)
+            crate::formats::Formats::all()
+                .named(&self.image.format)?
+                .create(&create)
         };
         match source.arriving.filter(|arriving| arriving.is_endless()) {
             None => create(source.disk.size()),
@@ -268,7 +270,9 @@ impl ConvertOptions {
         Box::new(move |size| {
             let mut create = create.clone();
             create.virtual_size = size;
-            crate::open::named(&format)?.create(&create)
+            crate::formats::Formats::all()
+                .named(&format)?
+                .create(&create)
         })
     }
 

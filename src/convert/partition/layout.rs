@@ -40,7 +40,7 @@ impl Layout {
         let mut create: CreateOptions = options.image.create.clone();
         create.virtual_size = size;
         create.file_name = file_name.map(|name| ImageName::from(Path::new(name)));
-        let format = crate::open::named(&options.image.format)?;
+        let format = crate::formats::Formats::all().named(&options.image.format)?;
         let writer = format.create(&create)?;
         let shape = writer.shape();
         if !shape.settled || writer.encoder().is_some() {

@@ -120,7 +120,8 @@ impl Plan {
             ));
         }
         let mut options = options.clone();
-        options.image.format = crate::open::named(&options.image.format)?
+        options.image.format = crate::formats::Formats::all()
+            .named(&options.image.format)?
             .id()
             .as_str()
             .to_owned();

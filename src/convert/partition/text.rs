@@ -115,10 +115,15 @@ pub(super) fn parse(text: &str, limits: &Limits) -> Result<Plan> {
     if i64::try_from(text.target.sparse_size).is_err() {
         return Err(wrong("a hole that is longer than any disk"));
     }
-    let mut options = ConvertOptions::to(crate::open::named(&text.target.format)?.id().as_str())
-        .sparse_size(text.target.sparse_size)
-        .target_is_zero(text.target.target_is_zero)
-        .sync(text.target.sync);
+    let mut options = ConvertOptions::to(
+        crate::formats::Formats::all()
+            .named(&text.target.format)?
+            .id()
+            .as_str(),
+    )
+    .sparse_size(text.target.sparse_size)
+    .target_is_zero(text.target.target_is_zero)
+    .sync(text.target.sync);
     options.image.create.options = text.target.options;
     let layout = Layout::of(&options, text.source.virtual_size, None)?;
     let size = layout.shape.virtual_size;

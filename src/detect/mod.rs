@@ -95,11 +95,11 @@ impl Detected {
     pub(crate) fn one_to_read(&self, formats: &Formats) -> Result<&'static dyn Format> {
         let format = self.one_of(formats)?;
         match self.content.iter().any(|(id, _)| *id == kinds::LUKS) {
-            true => Err(Error::Unsupported {
-                format: kinds::LUKS,
-                feature: "reading an encrypted disk".to_owned(),
-                hint: Some("decrypt it with a tool that has the key, or name the format raw to read the encrypted bytes".into()),
-            }),
+            true => Err(Error::unsupported(
+                kinds::LUKS,
+                "reading an encrypted disk",
+                "decrypt it with a tool that has the key, or name the format raw to read the encrypted bytes",
+            )),
             false => Ok(format),
         }
     }

@@ -123,11 +123,11 @@ impl<D: Disk> DiskImage<D> {
     fn readable(&self) -> Result<&D> {
         match self.sealed {
             None => Ok(&self.disk),
-            Some(Sealed::Encrypted(scheme)) => Err(Error::Unsupported {
-                format: self.format,
-                feature: format!("reading through {scheme} encryption"),
-                hint: Some("decrypt it with a tool that has the key".into()),
-            }),
+            Some(Sealed::Encrypted(scheme)) => Err(Error::unsupported(
+                self.format,
+                format!("reading through {scheme} encryption"),
+                "decrypt it with a tool that has the key",
+            )),
             Some(Sealed::Damaged(structure, at)) => {
                 let problem = "has a wrong checksum";
                 Err(Error::malformed(self.format, structure, at, problem))

@@ -94,11 +94,7 @@ fn malformed(problem: impl Into<String>) -> Error {
 }
 
 fn unsupported(feature: String) -> Error {
-    Error::Unsupported {
-        format: PARALLELS,
-        feature,
-        hint: None,
-    }
+    Error::unsupported(PARALLELS, feature, None)
 }
 
 impl Descriptor {

@@ -56,11 +56,11 @@ impl Packing for QcowEntries {
             UnpackError::Damaged(problem) => {
                 Error::malformed(QCOW, "compressed cluster", host, problem)
             }
-            UnpackError::NotBuilt(feature) => Error::Unsupported {
-                format: QCOW,
-                feature: format!("reading clusters packed with {feature}"),
-                hint: Some("build blockform with the feature of that name".into()),
-            },
+            UnpackError::NotBuilt(feature) => Error::unsupported(
+                QCOW,
+                format!("reading clusters packed with {feature}"),
+                "build blockform with the feature of that name",
+            ),
         })
     }
 }

@@ -7,9 +7,10 @@ use crate::formats::identity::{Identity, derived};
 use crate::image::{
     Backing, CreateOptions, Finish, ImageWriter, Payload, Placed, Write, WriteRun, WriteShape,
 };
+use crate::ondisk::TableEntry;
 
 use super::header::{
-    FREE, Header1, ImageType, MAX_BLOCK, PreHeader, SECTOR, SIGNATURE, VERSION, ZERO,
+    BlockEntry, Geometry, Header1, ImageType, MAX_BLOCK, PreHeader, SECTOR, SIGNATURE, VERSION,
 };
 
 const MIB: u64 = 1 << 20;
@@ -113,11 +114,11 @@ impl VdiOptions {
             (None, false) => ImageType::Dynamic,
         };
         let identity = |count: u64| if self.fixed { 0..count } else { 0..0 };
-        let mut map: Vec<u32> = identity(blocks)
-            .filter_map(|block| u32::try_from(block).ok())
+        let mut map: Vec<BlockEntry> = identity(blocks)
+            .filter_map(|block| u32::try_from(block).ok().map(BlockEntry::from_raw))
             .collect();
         let allocated = u32::try_from(map.len()).unwrap_or(u32::MAX);
-        map.resize(usize::try_from(blocks).unwrap_or(0), FREE);
+        map.resize(usize::try_from(blocks).unwrap_or(0), BlockEntry::FREE);
         Ok(Box::new(VdiWriter {
             kind,
             size,
@@ -159,7 +160,7 @@ struct VdiWriter {
     size: u64,
     block_size: u64,
     offset_data: u64,
-    map: Vec<u32>,
+    map: Vec<BlockEntry>,
     allocated: u32,
     identity: Identity,
     parent: Option<Parent>,
@@ -174,12 +175,12 @@ impl VdiWriter {
                 "guest offset {guest} is outside of the disk"
             )));
         };
-        let is_new = *entry >= ZERO;
+        let is_new = entry.number().is_none();
         if is_new {
-            *entry = self.allocated;
+            *entry = BlockEntry::from_raw(self.allocated);
             self.allocated += 1;
         }
-        let host = self.offset_data + u64::from(*entry) * self.block_size;
+        let host = self.offset_data + entry.number().unwrap_or(0) * self.block_size;
         if is_new {
             tables.push(Write {
                 file: 0,
@@ -233,7 +234,9 @@ impl VdiWriter {
                     payload: Payload::Zeroes(taken),
                 });
             }
-            (ImageType::Differencing, Some(entry)) if whole && *entry == FREE => *entry = ZERO,
+            (ImageType::Differencing, Some(entry)) if whole && *entry == BlockEntry::FREE => {
+                *entry = BlockEntry::ZERO
+            }
             _ => {}
         }
         Ok(Placed {
@@ -287,11 +290,14 @@ impl VdiWriter {
             uuid_linkage: linkage,
             uuid_parent_modify: parent_modify,
         };
-        let mut bytes = [pre.encode().as_slice(), &header.encode()].concat();
-        // `VDIHEADER1PLUS` ends with a geometry: cylinders, heads and sectors, which readers make up
-        // where they are 0, and the bytes of a sector.
-        bytes.extend([0; 12]);
-        bytes.extend(512_u32.to_le_bytes());
+        let geometry = Geometry {
+            cylinders: 0,
+            heads: 0,
+            sectors: 0,
+            sector_size: 512,
+        };
+        let (pre, header) = (pre.encode(), header.encode());
+        let mut bytes = [pre.as_slice(), &header, &geometry.encode()].concat();
         bytes.resize(512, 0);
         bytes
     }
@@ -332,12 +338,7 @@ impl ImageWriter for VdiWriter {
     }
 
     fn finish(self: Box<Self>) -> Result<Finish> {
-        let map: Vec<u8> = self
-            .map
-            .iter()
-            .copied()
-            .flat_map(u32::to_le_bytes)
-            .collect();
+        let map: Vec<u8> = self.map.iter().flat_map(|entry| entry.encode()).collect();
         let header = self.header(&map);
         let bytes = |offset, bytes| Write {
             file: 0,

@@ -9,7 +9,7 @@ use crate::source::BlockSource;
 
 use super::SECTOR;
 use super::footer::Footers;
-use super::header::{self, COOKIE, Header, LOCATORS_LEN, MAX_BLOCK, Tables, UNUSED, bitmap_len};
+use super::header::{self, COOKIE, Header, LOCATORS_LEN, MAX_BLOCK, Tables, bitmap_len};
 
 /// To what some writers align the data of a block, as the disk beneath has it.
 const PAGE: u64 = 4096;
@@ -17,8 +17,7 @@ const PAGE: u64 = 4096;
 /// Where the blocks begin that are stored, and their numbers.
 pub(super) fn stored(tables: &Tables) -> impl Iterator<Item = (u64, u64)> {
     let blocks = tables.bat.iter().zip(0_u64..);
-    let stored = blocks.filter(|(sector, _)| **sector != UNUSED);
-    stored.map(|(sector, index)| (u64::from(*sector) * SECTOR, index))
+    blocks.filter_map(|(entry, index)| Some((entry.start()?, index)))
 }
 
 /// Whether the blocks follow each other without gaps up to the footer, or with those that put their data on

@@ -53,11 +53,11 @@ impl ParentLocator {
     pub(super) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
         let head = ParentLocatorHeader::parse(bytes, at)?;
         if head.locator_type != LOCATOR_TYPE {
-            return Err(Error::Unsupported {
-                format: VHDX,
-                feature: format!("the type of parent locator {}", head.locator_type),
-                hint: None,
-            });
+            return Err(Error::unsupported(
+                VHDX,
+                format!("the type of parent locator {}", head.locator_type),
+                None,
+            ));
         }
         let count = usize::from(head.key_value_count);
         let table = bytes.get(ParentLocatorHeader::LEN..).unwrap_or_default();

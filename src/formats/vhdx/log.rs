@@ -101,11 +101,11 @@ pub(super) fn replay(
         return Ok(None);
     }
     if header.log_version != 0 {
-        return Err(Error::Unsupported {
-            format: VHDX,
-            feature: format!("a log of version {}", header.log_version),
-            hint: None,
-        });
+        return Err(Error::unsupported(
+            VHDX,
+            format!("a log of version {}", header.log_version),
+            None,
+        ));
     }
     let len = u64::from(header.log_length);
     let offset = header.log_offset;

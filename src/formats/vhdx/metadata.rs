@@ -339,11 +339,11 @@ impl<'a> Table<'a> {
         });
         match unknown {
             None => Ok(()),
-            Some((_, entry)) => Err(Error::Unsupported {
-                format: VHDX,
-                feature: format!("the required metadata item {}", entry.item_id),
-                hint: None,
-            }),
+            Some((_, entry)) => Err(Error::unsupported(
+                VHDX,
+                format!("the required metadata item {}", entry.item_id),
+                None,
+            )),
         }
     }
 

@@ -106,11 +106,11 @@ pub(super) fn read_regions(
                 ));
             }
             None if entry.required & 1 != 0 => {
-                return Err(Error::Unsupported {
-                    format: VHDX,
-                    feature: format!("the required region {}", entry.guid),
-                    hint: None,
-                });
+                return Err(Error::unsupported(
+                    VHDX,
+                    format!("the required region {}", entry.guid),
+                    None,
+                ));
             }
             None => {}
         }

@@ -339,12 +339,10 @@ impl BlockSource for Zeros {
     }
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        Ok(Extent {
-            start: offset,
-            len: check_extent(offset, limit, self.size)?,
-            kind: ExtentKind::Zero,
-            depth: 0,
-            host_offset: None,
-        })
+        Ok(Extent::new(
+            offset,
+            check_extent(offset, limit, self.size)?,
+            ExtentKind::Zero,
+        ))
     }
 }

@@ -411,11 +411,11 @@ fn check_parent(descriptor: &Descriptor, parent: &dyn Image) -> Result<()> {
 }
 
 fn extent_alone(feature: &str) -> Error {
-    Error::Unsupported {
-        format: VMDK,
-        feature: feature.to_owned(),
-        hint: Some("open the descriptor that names it".into()),
-    }
+    Error::unsupported(
+        VMDK,
+        feature.to_owned(),
+        "open the descriptor that names it",
+    )
 }
 
 /// The most bytes of a file that is a descriptor, whatever is allowed: of so much of a stream that has no end

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::formats::identity::Digest;
-use crate::formats::vhdx::bat::{self, BITMAP_BLOCK, Geometry, ZERO_ENTRY};
+use crate::formats::vhdx::bat::{BITMAP_BLOCK, BatEntry, Geometry};
 use crate::formats::vhdx::header::MIB;
 use crate::formats::vhdx::region::Region;
 use crate::image::{Finish, ImageWriter, Payload, Placed, Write, WriteRun, WriteShape};
@@ -279,15 +279,15 @@ impl Writer {
                 fill_gap(&mut block, host, self.geometry.block_size, tables);
                 if self.geometry.has_parent && block.recorded < used {
                     self.is_partial = true;
-                    bat::partial(host)
+                    BatEntry::partial(host)
                 } else {
-                    bat::present(host)
+                    BatEntry::present(host)
                 }
             }
-            None if block.zeroes > 0 => ZERO_ENTRY,
-            None => 0,
+            None if block.zeroes > 0 => BatEntry::ZERO,
+            None => BatEntry::default(),
         };
-        if entry != 0 {
+        if entry != BatEntry::default() {
             let index = self.geometry.payload_entry(block.index);
             self.table.set(index, entry, tables);
         }
@@ -300,7 +300,7 @@ impl Writer {
             let host = self.allocate(BITMAP_BLOCK);
             tables.push(sections::bytes(host, bitmap));
             let index = self.geometry.bitmap_entry(chunk);
-            self.table.set(index, bat::present(host), tables);
+            self.table.set(index, BatEntry::present(host), tables);
         }
     }
 
@@ -311,7 +311,7 @@ impl Writer {
         for block in 0..self.geometry.blocks() {
             let host = self.allocate(self.geometry.block_size);
             let index = self.geometry.payload_entry(block);
-            self.table.set(index, bat::present(host), tables);
+            self.table.set(index, BatEntry::present(host), tables);
         }
     }
 }

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::formats::vhdx::bat::Geometry;
 use crate::formats::vhdx::header::{
-    FILE_SIGNATURE, FileIdentifier, HEADER_LEN, HEADER_SIGNATURE, HEADERS, Header, checksum,
+    FILE_SIGNATURE, FileIdentifier, HEADER_LEN, HEADER_SIGNATURE, HEADERS, Header, set_checksum,
 };
 use crate::formats::vhdx::locator::{self, ABSOLUTE, LINKAGE, ParentLocator, RELATIVE};
 use crate::formats::vhdx::metadata::{
@@ -176,9 +176,6 @@ pub(super) fn metadata(
 fn with_checksum(structure: &[u8], len: usize) -> Vec<u8> {
     let mut bytes = structure.to_vec();
     bytes.resize(len, 0);
-    let value = checksum(&bytes).to_le_bytes();
-    if let Some(field) = bytes.get_mut(4..8) {
-        field.copy_from_slice(&value);
-    }
+    set_checksum(&mut bytes);
     bytes
 }

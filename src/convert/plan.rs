@@ -20,11 +20,11 @@ use crate::convert::segment::{Segment, Work};
 use crate::error::{Error, Result};
 use crate::image::{Finish, ImageWriter, Payload, Placed, Write, WriteRun, WriteShape};
 
-/// What the rehearsal found out.
+/// Result of the rehearsal.
 #[derive(Debug)]
 pub(super) struct Plan {
     tables: Vec<Table>,
-    /// Where the performance has to be when it comes to the end.
+    /// The course that the performance has to have at its end.
     course: Course,
     sizes: Vec<u64>,
 }

@@ -8,7 +8,7 @@ use crate::source::BlockSource;
 /// image that of the raw disk. `stopped` is asked now and then.
 ///
 /// # Errors
-/// What reading fails with, and [`Error::Cancelled`] if it was stopped.
+/// Errors of reading, and [`Error::Cancelled`] if it was stopped.
 pub fn digest_of(
     source: &dyn BlockSource,
     hasher: Hasher,

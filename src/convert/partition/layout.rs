@@ -1,4 +1,4 @@
-//! Where everything of an image lies, asked of its writer before anything is written.
+//! The places of everything in an image, asked of its writer before anything is written.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -65,7 +65,7 @@ impl Layout {
         })
     }
 
-    /// Where a part lies.
+    /// The places of a part in the files.
     pub(super) fn stretches(&mut self, part: &Part) -> Result<Vec<Stretch>> {
         let mut stretches: Vec<Stretch> = Vec::new();
         let (mut done, mut tables) = (0, Vec::new());

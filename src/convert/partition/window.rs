@@ -74,13 +74,13 @@ pub(super) struct PartTarget {
     pieces: Vec<Piece>,
     len: u64,
     is_zero: bool,
-    /// Whether space stays allocated where zeros are written.
+    /// Keeps space allocated under zeros.
     keep: bool,
 }
 
 #[derive(Debug)]
 struct Piece {
-    /// Where it begins in the part.
+    /// Start in the part.
     start: u64,
     len: u64,
     host: u64,

@@ -1,25 +1,25 @@
-//! Cutting two disks into windows: what need not be read is skipped.
+//! Cutting two disks into windows. Ranges that need not be read are skipped.
 
 use crate::compare::{Comparison, Failure, Side};
 use crate::extent::{Extent, ExtentKind};
 use crate::source::{BlockSource, BlockSourceExt};
 
-/// What decides a comparison.
+/// A result of the comparison.
 pub(super) type Decision = Result<Comparison, Failure>;
 
-/// What is to be read.
+/// A range that is to be read, from both disks or from one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Piece {
-    /// From both: the bytes have to be the same.
-    Both { offset: u64, len: u64 },
-    /// From one alone: the other reads as zero there, or has ended.
-    One { side: Side, offset: u64, len: u64 },
+pub(super) struct Piece {
+    /// The only one to be read: the other reads as zero there, or has ended.
+    pub(super) only: Option<Side>,
+    pub(super) offset: u64,
+    pub(super) len: u64,
 }
 
 /// The pieces in one window of the disk.
 #[derive(Debug, Default)]
 pub(super) struct Window {
-    /// Where it starts, in bytes: a multiple of its length.
+    /// Start in bytes: a multiple of its length.
     pub(super) start: u64,
     /// Everything before this offset has been dealt with once the pieces are.
     pub(super) end: u64,
@@ -29,28 +29,16 @@ pub(super) struct Window {
 impl Window {
     /// Adds a piece, as part of the one before where they are one.
     fn push(&mut self, piece: Piece) {
-        match (self.pieces.last_mut(), piece) {
-            (
-                Some(Piece::Both { offset, len }),
-                Piece::Both {
-                    offset: next,
-                    len: more,
-                },
-            ) if *offset + *len == next => *len += more,
-            (
-                Some(Piece::One { side, offset, len }),
-                Piece::One {
-                    side: next_side,
-                    offset: next,
-                    len: more,
-                },
-            ) if *side == next_side && *offset + *len == next => *len += more,
+        match self.pieces.last_mut() {
+            Some(last) if last.only == piece.only && last.offset + last.len == piece.offset => {
+                last.len += piece.len;
+            }
             _ => self.pieces.push(piece),
         }
     }
 }
 
-/// Where the next window begins. Cuts depend on the two disks alone, never on the number of threads.
+/// Cuts windows in order. Cuts depend on the two disks alone, never on the number of threads.
 #[derive(Debug)]
 pub(super) struct Cursor<'a> {
     sources: [&'a dyn BlockSource; 2],
@@ -105,43 +93,34 @@ impl<'a> Cursor<'a> {
                 return Err(decided(Ok(Comparison::StatusDiffers { offset })));
             }
             let end = first.end().min(second.end()).min(limit);
-            let piece: fn(u64, u64) -> Piece =
-                match (first.kind.reads_as_zero(), second.kind.reads_as_zero()) {
-                    (true, true) => {
-                        self.position = end;
-                        continue;
-                    }
-                    (false, true) => |offset, len| Piece::One {
-                        side: Side::First,
-                        offset,
-                        len,
-                    },
-                    (true, false) => |offset, len| Piece::One {
-                        side: Side::Second,
-                        offset,
-                        len,
-                    },
-                    (false, false) => match self.shared(first, second, end) {
-                        Some(len) => {
-                            self.position += len;
-                            continue;
-                        }
-                        None => |offset, len| Piece::Both { offset, len },
-                    },
-                };
+            let zero = (first.kind.reads_as_zero(), second.kind.reads_as_zero());
+            let skipped = match zero {
+                (true, true) => Some(end - offset),
+                (false, false) => self.shared(first, second, end),
+                _ => None,
+            };
+            if let Some(len) = skipped {
+                self.position += len;
+                continue;
+            }
+            let only = match zero {
+                (_, true) => Some(Side::First),
+                (true, _) => Some(Side::Second),
+                _ => None,
+            };
             if window.pieces.is_empty() {
                 window.start = offset - offset % self.length;
                 limit = window.start.saturating_add(self.length).min(size);
             }
-            let end = end.min(limit);
-            window.push(piece(offset, end - offset));
-            self.position = end;
+            self.position = end.min(limit);
+            let len = self.position - offset;
+            window.push(Piece { only, offset, len });
         }
         window.end = self.position;
         Ok(!window.pieces.is_empty())
     }
 
-    /// How many of the bytes up to `end` both disks have from the same place.
+    /// The number of bytes up to `end` that both disks have from the same place.
     fn shared(&self, first: Extent, second: Extent, end: u64) -> Option<u64> {
         if first.kind != ExtentKind::Data || second.kind != ExtentKind::Data {
             return None;
@@ -154,13 +133,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn runs_here(&mut self) -> Result<[Extent; 2], Failure> {
-        let mut found = [Extent {
-            start: self.position,
-            len: u64::MAX - self.position,
-            kind: ExtentKind::Hole,
-            depth: 0,
-            host_offset: None,
-        }; 2];
+        let mut found = [Extent::new(self.position, u64::MAX - self.position, ExtentKind::Hole); 2];
         let sides = self.sources.iter().zip(self.sizes).zip(SIDES);
         let known = self.runs.iter_mut().zip(&mut found);
         for (((source, size), side), (known, found)) in sides.zip(known) {

@@ -3,33 +3,33 @@
 use std::sync::Arc;
 
 use crate::convert::input::Input;
-use crate::convert::segment::{MAX_PIECES, Piece, Segment};
+use crate::convert::segment::{MAX_PIECES, Piece, PieceKind, Segment};
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::image::Image;
 use crate::source::BlockSource;
 
-/// What is known of the target that decides which ranges have to be written at all.
+/// The content of a target where nothing is written, which decides what has to be.
 #[derive(Debug)]
 pub(super) enum Ground {
-    /// Whatever is not written reads as zero.
+    /// Zeros.
     Zero,
-    /// Whatever is not written reads as anything: zeros have to be placed, too.
+    /// Unknown bytes: zeros have to be placed, too.
     Unknown,
-    /// Whatever is not written reads as the source's own layer at this depth does.
+    /// The bytes of the source's own layer at this depth.
     Layer(u16),
-    /// Whatever is not written reads as this image does.
+    /// The bytes of this image.
     Image(Arc<dyn Image>),
 }
 
-/// Where the next segment begins. Cuts depend on the source and the target alone, never on the number
-/// of threads or on memory.
+/// Cuts segments in order. Cuts depend on the source and the target alone, never on the number of threads or on
+/// memory.
 #[derive(Debug)]
 pub(super) struct Cursor<'a> {
     source: &'a dyn BlockSource,
     /// One for each target.
     grounds: Vec<&'a Ground>,
-    /// Whether packed units travel as they are.
+    /// True if compressed units are copied as they are.
     packed: bool,
     /// Virtual size of the target, and where the work ends.
     size: u64,
@@ -40,7 +40,7 @@ pub(super) struct Cursor<'a> {
     position: u64,
     /// The run that `position` is in, if it is known.
     run: Option<Extent>,
-    /// Whether the source arrives: no more is asked about than a segment has room for.
+    /// True if the source arrives: no extent is asked for beyond the room of a segment.
     arriving: bool,
     number: u64,
 }
@@ -116,8 +116,7 @@ impl<'a> Cursor<'a> {
                 Status::Skip => self.position = end,
                 Status::Zero => match self.whole_units(end) {
                     Some((guest, len)) => {
-                        segment.pieces.push(Piece::Zero { guest, len });
-                        self.position = guest + len;
+                        self.take(segment, PieceKind::Zero, guest, len, &mut 0);
                     }
                     None => self.claim_data(segment, &mut used, end),
                 },
@@ -142,26 +141,36 @@ impl<'a> Cursor<'a> {
             .min(self.size);
         let len = (end - start).min(self.capacity - *used);
         // A piece ends inside a unit only at the end of the disk, so every piece starts at one.
-        let at = usize::try_from(*used).unwrap_or(usize::MAX);
-        segment.pieces.push(Piece::Data {
-            guest: start,
-            len,
-            at,
-        });
-        *used += len.next_multiple_of(self.unit);
-        self.position = start + len;
+        self.take(segment, PieceKind::Data, start, len, used);
     }
 
-    /// Takes the whole units from the position to `end`, as far as there is room, as they are packed.
+    fn take(
+        &mut self,
+        segment: &mut Segment,
+        kind: PieceKind,
+        guest: u64,
+        len: u64,
+        used: &mut u64,
+    ) {
+        let at = usize::try_from(*used).unwrap_or(usize::MAX);
+        let piece = Piece {
+            kind,
+            guest,
+            len,
+            at,
+        };
+        segment.pieces.push(piece);
+        *used += len.next_multiple_of(self.unit);
+        self.position = guest + len;
+    }
+
+    /// Takes the whole units from the position to `end`, as far as there is room, compressed as they are.
     fn claim_packed(&mut self, segment: &mut Segment, used: &mut u64, end: u64) {
         let Some((guest, len)) = self.whole_units(end) else {
             return self.claim_data(segment, used, end);
         };
         let len = len.min(self.capacity - *used);
-        let at = usize::try_from(*used).unwrap_or(usize::MAX);
-        segment.pieces.push(Piece::Packed { guest, len, at });
-        *used += len.next_multiple_of(self.unit);
-        self.position = guest + len;
+        self.take(segment, PieceKind::Packed, guest, len, used);
     }
 
     /// The whole units in the run from the position to `end`, if the position is at the
@@ -176,7 +185,7 @@ impl<'a> Cursor<'a> {
         (aligned && end > self.position).then(|| (self.position, end - self.position))
     }
 
-    /// What to do with the run at the position, and where it ends: the most that a target needs.
+    /// The status of the run at the position, the highest of those for each target, and its end.
     fn status(&mut self) -> Result<(Status, u64)> {
         let run = self.run_at_position()?;
         let mut found = (Status::Skip, run.end());
@@ -225,28 +234,15 @@ impl<'a> Cursor<'a> {
         {
             return Ok(run);
         }
-        let source_size = self.source.size();
-        let run = if self.position < source_size {
-            let left = source_size - self.position;
-            return match self.arriving {
-                true => self.arriving_run(left),
-                false => {
-                    let run = self.source.extent_at(self.position, left)?;
-                    self.run = Some(run);
-                    Ok(run)
-                }
-            };
+        let left = self.source.size().saturating_sub(self.position);
+        let run = if left > 0 && self.arriving {
+            return self.arriving_run(left);
+        } else if left > 0 {
+            self.source.extent_at(self.position, left)?
         } else {
-            // What the target adds by rounding the size up.
-            let (kind, host_offset) = (ExtentKind::Zero, None);
+            // The target rounds the size up.
             let len = self.size - self.position;
-            Extent {
-                start: self.position,
-                len,
-                kind,
-                depth: 0,
-                host_offset,
-            }
+            Extent::new(self.position, len, ExtentKind::Zero)
         };
         self.run = Some(run);
         Ok(run)

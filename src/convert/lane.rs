@@ -11,7 +11,7 @@ use crate::convert::options::Summary;
 use crate::convert::order::Order;
 use crate::convert::place::place_steps;
 use crate::convert::prepare::Preparer;
-use crate::convert::segment::{Buffer, Piece, Segment, Store, Work};
+use crate::convert::segment::{Buffer, Bytes, PieceKind, Segment, Store, Work};
 use crate::digest::{Hasher, digest_of};
 use crate::error::{Error, Result};
 use crate::image::{ImageWriter, Payload, Write, WriteShape};
@@ -31,17 +31,16 @@ pub(super) struct Target<'a> {
     pub(super) ground: Ground,
     pub(super) sparse_size: u64,
     pub(super) limits: Limits,
-    /// Whether what the source calls data is stored whole, whatever it turns out to be: the layout was
-    /// planned so.
+    /// Stores all data of the source whole, as the layout was planned.
     pub(super) whole: bool,
-    /// Whether the tables have to be on stable storage before the header is written.
+    /// Brings the tables to stable storage before the header is written.
     pub(super) sync: bool,
-    /// Whether somebody will wait for all of it to be on stable storage.
+    /// True if a sync follows in the end.
     pub(super) write_behind: bool,
-    /// Whether the files keep their size if it is larger than needed.
+    /// Keeps the size of files that are larger than needed.
     pub(super) keep_size: bool,
     pub(super) report: Report,
-    /// What it can go on from after an interruption.
+    /// The journal from which it can be resumed.
     pub(super) journal: Option<Resumable>,
     /// Makes the writer that finishes, when the size of the disk is known in the end.
     pub(super) remake: Option<Remake>,
@@ -53,14 +52,14 @@ pub(super) type Remake = Box<dyn Fn(u64) -> Result<Box<dyn ImageWriter>> + Send 
 /// The journal of a target, what it says was done, and the identity to begin it with.
 pub(super) struct Resumable {
     pub(super) journal: Journal,
-    /// Whether it was begun, and is to be gone on from.
+    /// True if it is to be resumed.
     pub(super) begun: bool,
     pub(super) identity: Vec<u8>,
 }
 
 impl Target<'_> {
     /// Writes what comes before the first segment, unless that was done before, and brings the writer
-    /// to where the journal ends: the number of the next segment, and where the disk goes on.
+    /// to where the journal ends: the number of the next segment, and its place on the disk.
     pub(super) fn begin(&mut self) -> Result<(u64, u64)> {
         if let Some(resumable) = self.journal.as_mut().filter(|journal| journal.begun) {
             let writer = self.writer.as_mut();
@@ -117,11 +116,11 @@ pub(super) struct Lane<'a> {
     sync: bool,
     behind: Option<WriteBehind>,
     keep_size: bool,
-    /// Whether the files hold the disk's bytes and nothing else.
+    /// True if the files hold the disk's bytes and nothing else.
     plain: bool,
     placing: Mutex<Placing>,
     stores: Mutex<StoreQueue>,
-    /// How many threads may store at once.
+    /// Threads that may store at once.
     storers: usize,
     /// Work that is not in use.
     free: Mutex<Vec<Work>>,
@@ -183,7 +182,7 @@ impl<'a> Lane<'a> {
         }
     }
 
-    /// Whether it failed: nothing goes into it any more.
+    /// Returns true after a failure: nothing goes into it any more.
     pub(super) fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Relaxed)
     }
@@ -278,36 +277,37 @@ impl<'a> Lane<'a> {
 
     fn store_segment(&self, segment: &Segment, work: &Work) -> Result<()> {
         for store in &work.stores {
-            let (from, index, host, at, len) = match store {
+            let bytes = match store {
                 Store::Table(write) => {
                     write_table(&self.files, write, self.sparse_size)?;
                     continue;
                 }
-                Store::Bytes {
-                    from,
-                    file,
-                    host,
-                    at,
-                    len,
-                } => (*from, *file, *host, *at, *len),
+                Store::Bytes(bytes) => bytes,
             };
+            let Bytes {
+                from,
+                host,
+                at,
+                len,
+                ..
+            } = *bytes;
             let end = at.saturating_add(len);
-            let file = file_of(&self.files, index)?;
+            let file = file_of(&self.files, bytes.file)?;
             let before = self.bytes_written.fetch_add(len as u64, Ordering::Relaxed);
             self.limits
                 .check_output(before.saturating_add(len as u64))?;
             if from == Buffer::Data && file.shares_blocks().is_some() {
                 self.share_data(segment, &**file, host, at, len)?;
             } else {
-                let bytes = match from {
+                let from = match from {
                     Buffer::Data => segment.data.get(at, len),
                     Buffer::Packed => work.packed.get(at..end).unwrap_or_default(),
                     Buffer::Taken => segment.taken.get(at..end).unwrap_or_default(),
                 };
-                file.write_all_at(bytes, host)?;
+                file.write_all_at(from, host)?;
             }
             if let Some(behind) = &self.behind {
-                behind.stored(&**file, index, host, len);
+                behind.stored(&**file, bytes.file, host, len);
             }
         }
         Ok(())
@@ -335,14 +335,14 @@ impl<'a> Lane<'a> {
         let end = at.saturating_add(len);
         let mut done = at;
         for piece in &segment.pieces {
-            let (guest, piece_at, piece_len, is_read) = match *piece {
-                Piece::Data { guest, len, at } => (guest, at, len, true),
-                Piece::Shared { guest, len, at } => (guest, at, len, false),
-                Piece::Packed { .. } | Piece::Zero { .. } => continue,
+            let is_read = match piece.kind {
+                PieceKind::Data => true,
+                PieceKind::Shared => false,
+                PieceKind::Packed | PieceKind::Zero => continue,
             };
-            let piece_end = usize::try_from(piece_len)
-                .unwrap_or(usize::MAX)
-                .saturating_add(piece_at);
+            let (guest, piece_at) = (piece.guest, piece.at);
+            let piece_len = usize::try_from(piece.len).unwrap_or(usize::MAX);
+            let piece_end = piece_len.saturating_add(piece_at);
             while piece_at <= done && done < piece_end.min(end) {
                 let guest = guest + (done - piece_at) as u64;
                 let left = piece_end.min(end) - done;

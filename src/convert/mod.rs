@@ -8,6 +8,7 @@ mod engine;
 mod forward;
 mod input;
 mod journal;
+mod kept;
 mod lane;
 mod many;
 mod options;

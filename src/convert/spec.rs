@@ -131,7 +131,7 @@ impl ImageSpec {
     pub(super) fn is_repeatable(&self, size: u64) -> Result<bool> {
         let mut create = self.create.clone();
         create.virtual_size = size;
-        let format = crate::open::named(&self.format)?;
+        let format = crate::formats::Formats::all().named(&self.format)?;
         let once = format.create(&create)?.finish()?;
         let again = format.create(&create)?.finish()?;
         Ok(once.tables == again.tables && once.seal == again.seal)

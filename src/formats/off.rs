@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::hint::Hint;
-use crate::image::{CreateOptions, Findings, Format, Image, ImageWriter, Probe, Request, Verdict};
+use crate::image::{Format, Image, Probe, Request, Verdict};
 use crate::source::BlockSource;
 
 /// A format that is not built in. Its id is the name of its feature.
@@ -29,16 +29,6 @@ impl Off {
             matches,
         }
     }
-
-    fn refused(&self) -> Error {
-        Error::Unsupported {
-            format: self.id,
-            feature: "a format that is not built in".to_owned(),
-            hint: Some(Hint::Text(
-                format!("build with the feature {}", self.id).into(),
-            )),
-        }
-    }
 }
 
 impl Format for Off {
@@ -51,22 +41,21 @@ impl Format for Off {
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
-        match (self.matches)(window) {
-            true => Verdict::found("its signature", 0),
-            false => Verdict::Reject,
-        }
+        Verdict::found_if((self.matches)(window), "its signature", 0)
+    }
+
+    fn absent(&self) -> Option<Error> {
+        Some(Error::Unsupported {
+            format: self.id,
+            feature: "a format that is not built in".to_owned(),
+            hint: Some(Hint::Text(
+                format!("build with the feature {}", self.id).into(),
+            )),
+        })
     }
 
     fn open(&self, _: Arc<dyn BlockSource>, _: &Request<'_>) -> Result<Box<dyn Image>> {
-        Err(self.refused())
-    }
-
-    fn check(&self, _: &Arc<dyn BlockSource>, _: &Request<'_>) -> Result<Option<Findings>> {
-        Err(self.refused())
-    }
-
-    fn create(&self, _: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        Err(self.refused())
+        Err(self.absent().unwrap_or(Error::Unrecognized))
     }
 }
 
@@ -132,7 +121,7 @@ fn mentions(window: &Probe<'_>, word: &[u8]) -> bool {
 mod tests {
     use std::sync::Arc;
 
-    use crate::formats::by_name;
+    use crate::formats::Formats;
     use crate::storage::Memory;
     use crate::{Error, OpenOptions};
 
@@ -166,7 +155,7 @@ mod tests {
             ),
         ];
         for (name, file) in files {
-            if !format!("{:?}", by_name(name).unwrap()).starts_with("Off") {
+            if !format!("{:?}", Formats::all().by_name(name).unwrap()).starts_with("Off") {
                 continue;
             }
             let error = OpenOptions::new()

@@ -21,6 +21,7 @@ mod img;
 mod info;
 mod map;
 mod measure;
+mod own;
 mod prose;
 #[cfg(unix)]
 mod readme;

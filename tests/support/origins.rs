@@ -78,7 +78,10 @@ pub fn disk(mib: usize) -> Model {
 
 pub fn format_of(name: &str) -> &'static str {
     let word = name.split(' ').next().unwrap();
-    let id = blockform::formats::by_name(word).unwrap().id();
+    let id = blockform::formats::Formats::all()
+        .by_name(word)
+        .unwrap()
+        .id();
     id.into_str()
 }
 

@@ -1,4 +1,4 @@
-//! Where everything of an image lies, asked of its writer before anything is written.
+//! The places of everything in an image, asked of its writer before anything is written.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -40,7 +40,7 @@ impl Layout {
         let mut create: CreateOptions = options.image.create.clone();
         create.virtual_size = size;
         create.file_name = file_name.map(|name| ImageName::from(Path::new(name)));
-        let format = crate::open::named(&options.image.format)?;
+        let format = crate::formats::Formats::all().named(&options.image.format)?;
         let writer = format.create(&create)?;
         let shape = writer.shape();
         if !shape.settled || writer.encoder().is_some() {
@@ -65,7 +65,7 @@ impl Layout {
         })
     }
 
-    /// Where a part lies.
+    /// The places of a part in the files.
     pub(super) fn stretches(&mut self, part: &Part) -> Result<Vec<Stretch>> {
         let mut stretches: Vec<Stretch> = Vec::new();
         let (mut done, mut tables) = (0, Vec::new());

@@ -264,11 +264,11 @@ impl Resolver for WithinArchive {
 
 /// That no file of a package can be meant by this name.
 pub(super) fn refused(name: &ImageName) -> Error {
-    Error::Unsupported {
-        format: OVA,
-        feature: format!("a file outside of the package ({})", name.quoted()),
-        hint: None,
-    }
+    Error::unsupported(
+        OVA,
+        format!("a file outside of the package ({})", name.quoted()),
+        None,
+    )
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::image::{CreateOptions, Findings, Format, Image, ImageWriter, Probe, Request, Verdict};
+use crate::image::{Capabilities, CheckFn, CreateFn, Format, Image, Probe, Request, Verdict};
 use crate::source::BlockSource;
 
 pub use appliance::{Appliance, Verification};
@@ -52,8 +52,8 @@ impl Format for Ova {
         &["ovf"]
     }
 
-    fn has_disks(&self) -> bool {
-        true
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::PACKAGE
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
@@ -64,26 +64,21 @@ impl Format for Ova {
         if header::first_name(window.head).is_some_and(|name| ends_in_ovf(&name)) {
             return Verdict::found("an archive that begins with an OVF descriptor", 0);
         }
-        match ovf::recognize(window.head) {
-            true => Verdict::found("an OVF envelope", 0),
-            false => Verdict::Reject,
-        }
+        Verdict::found_if(ovf::recognize(window.head), "an OVF envelope", 0)
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
         open::open(source, request)
     }
 
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        check::check(source, request).map(Some)
+    fn checker(&self) -> Option<CheckFn> {
+        Some(check::check)
     }
 
-    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        OvaOptions::parse(options)?.writer(options.virtual_size, options.file_name.as_ref())
+    fn creator(&self) -> Option<CreateFn> {
+        Some(|options| {
+            OvaOptions::parse(options)?.writer(options.virtual_size, options.file_name.as_ref())
+        })
     }
 }
 

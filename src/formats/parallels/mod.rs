@@ -12,11 +12,10 @@ mod open;
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Verdict,
-    disagrees,
+    Capabilities, CheckFn, Format, Image, Probe, Request, SafetyCheck, Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -35,6 +34,10 @@ impl Format for Parallels {
 
     fn extensions(&self) -> &'static [&'static str] {
         &["hds", "hdd"]
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::SNAPSHOTS
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
@@ -57,33 +60,15 @@ impl Format for Parallels {
         Ok(Some(header::Header::read(source)?.size))
     }
 
-    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
-        let _ = limits;
-        Ok(match header::Header::read(source) {
-            Ok(_) => vec![SafetyCheck::passed("version")],
-            Err(Error::Unsupported { feature, .. }) => {
-                vec![SafetyCheck::failed(
-                    "version",
-                    format!("{feature} is not known"),
-                )]
-            }
-            Err(error) => return Err(error),
-        })
+    fn safety(&self, source: &dyn BlockSource, _: &Limits) -> Result<Vec<SafetyCheck>> {
+        Ok(vec![SafetyCheck::version(header::Header::read(source))?])
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
         open::open(source, request)
     }
 
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        check::check(source, request).map(Some)
-    }
-
-    fn create(&self, _: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        Err(Error::not_written(PARALLELS))
+    fn checker(&self) -> Option<CheckFn> {
+        Some(check::check)
     }
 }

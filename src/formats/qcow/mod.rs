@@ -7,12 +7,9 @@ mod open;
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format_id::FormatId;
-use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Verdict,
-    disagrees,
-};
+use crate::image::{CheckFn, Format, Image, Probe, Request, SafetyCheck, Verdict, disagrees};
 use crate::limits::Limits;
 use crate::source::BlockSource;
 
@@ -33,11 +30,11 @@ impl Format for Qcow {
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
-        if window.has(0, b"QFI\xfb\0\0\0\x01") {
-            Verdict::found("QFI\\xfb, version 1", 0)
-        } else {
-            Verdict::Reject
-        }
+        Verdict::found_if(
+            window.has(0, b"QFI\xfb\0\0\0\x01"),
+            "QFI\\xfb, version 1",
+            0,
+        )
     }
 
     fn excludes(&self, head: &[u8]) -> bool {
@@ -48,8 +45,7 @@ impl Format for Qcow {
         Ok(Some(header::Header::read(source)?.size))
     }
 
-    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
-        let _ = (source, limits);
+    fn safety(&self, _: &dyn BlockSource, _: &Limits) -> Result<Vec<SafetyCheck>> {
         let reason = "version 1 of qcow was given up by everybody who wrote it";
         Ok(vec![SafetyCheck::failed("banned", reason)])
     }
@@ -58,15 +54,7 @@ impl Format for Qcow {
         open::open(source, request)
     }
 
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        open::check(source, request.limits).map(Some)
-    }
-
-    fn create(&self, _: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        Err(Error::not_written(QCOW))
+    fn checker(&self) -> Option<CheckFn> {
+        Some(|source, request| open::check(source, request.limits))
     }
 }

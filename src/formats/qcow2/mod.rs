@@ -20,8 +20,8 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
-    Scope, Verdict, disagrees,
+    Capabilities, CheckFn, CreateFn, Format, Image, Probe, RepairFn, Request, SafetyCheck, Scope,
+    Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -42,15 +42,19 @@ impl Format for Qcow2 {
         QCOW2
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::SNAPSHOTS
+    }
+
     fn probe(&self, window: &Probe<'_>) -> Verdict {
         // Version 1 is another format, qcow. What has the magic and any other version is a qcow2 of
         // a kind that opening will refuse: it is never taken for something else.
         let is_qcow = window.has(4, &1_u32.to_be_bytes());
-        if window.has(0, &header::MAGIC.to_be_bytes()) && !is_qcow {
-            Verdict::found("QFI\\xfb", 0)
-        } else {
-            Verdict::Reject
-        }
+        Verdict::found_if(
+            window.has(0, &header::MAGIC.to_be_bytes()) && !is_qcow,
+            "QFI\\xfb",
+            0,
+        )
     }
 
     fn excludes(&self, head: &[u8]) -> bool {
@@ -61,8 +65,7 @@ impl Format for Qcow2 {
         header::declared_size(source)
     }
 
-    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
-        let _ = limits;
+    fn safety(&self, source: &dyn BlockSource, _: &Limits) -> Result<Vec<SafetyCheck>> {
         safety::checks(source)
     }
 
@@ -70,12 +73,8 @@ impl Format for Qcow2 {
         open::open(source, request)
     }
 
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        check::check(source, request.limits).map(Some)
+    fn checker(&self) -> Option<CheckFn> {
+        Some(|source, request| check::check(source, request.limits))
     }
 
     fn repairs(&self) -> &'static [(Scope, RepairFn)] {
@@ -85,7 +84,7 @@ impl Format for Qcow2 {
         ]
     }
 
-    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        Qcow2Options::parse(options)?.writer(options.virtual_size)
+    fn creator(&self) -> Option<CreateFn> {
+        Some(|options| Qcow2Options::parse(options)?.writer(options.virtual_size))
     }
 }

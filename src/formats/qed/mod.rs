@@ -5,12 +5,9 @@ mod open;
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format_id::FormatId;
-use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Verdict,
-    disagrees,
-};
+use crate::image::{CheckFn, Format, Image, Probe, Request, SafetyCheck, Verdict, disagrees};
 use crate::limits::Limits;
 use crate::source::BlockSource;
 
@@ -27,11 +24,7 @@ impl Format for Qed {
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
-        if window.has(0, b"QED\0") {
-            Verdict::found("QED", 0)
-        } else {
-            Verdict::Reject
-        }
+        Verdict::found_if(window.has(0, b"QED\0"), "QED", 0)
     }
 
     fn excludes(&self, head: &[u8]) -> bool {
@@ -42,8 +35,7 @@ impl Format for Qed {
         Ok(Some(header::Header::read(source)?.image_size))
     }
 
-    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
-        let _ = limits;
+    fn safety(&self, source: &dyn BlockSource, _: &Limits) -> Result<Vec<SafetyCheck>> {
         header::safety(source)
     }
 
@@ -51,15 +43,7 @@ impl Format for Qed {
         open::open(source, request)
     }
 
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        open::check(source, request.limits).map(Some)
-    }
-
-    fn create(&self, _: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        Err(Error::not_written(QED))
+    fn checker(&self) -> Option<CheckFn> {
+        Some(|source, request| open::check(source, request.limits))
     }
 }

@@ -1,24 +1,38 @@
 //! The header, in both of its versions: `VDIPREHEADER`, `VDIHEADER0`, `VDIHEADER1` and
 //! `VDIHEADER1PLUS` of VirtualBox's `VDICore.h`.
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
-use crate::formats::identity::{NIL, Uuid};
-use crate::ondisk::on_disk;
+use crate::ondisk::{on_disk, table_entry};
 use crate::source::BlockSource;
 
 use super::VDI;
 
 pub(super) const SIGNATURE: u32 = 0xbeda_107f;
-pub(super) const SIGNATURE_AT: usize = 64;
+pub(super) const SIGNATURE_AT: usize = PreHeader::signature.offset;
 /// The version that is written: 1.1.
 pub(super) const VERSION: u32 = 0x0001_0001;
-/// A block of which nothing is known: it reads as the parent, or as zero.
-pub(super) const FREE: u32 = u32::MAX;
-/// A block that was discarded: it reads as zero.
-pub(super) const ZERO: u32 = u32::MAX - 1;
 /// The largest block that is read or written, in bytes. VirtualBox writes 1 MiB.
 pub(super) const MAX_BLOCK: u64 = 256 << 20;
 pub(super) const SECTOR: u64 = 512;
+
+table_entry! {
+    /// An entry of the block map: the number of a block in the file.
+    pub(super) struct BlockEntry(u32), Little;
+}
+
+impl BlockEntry {
+    /// A block of which nothing is known: it reads as the parent, or as zero.
+    pub(super) const FREE: Self = BlockEntry(u32::MAX);
+    /// A block that was discarded: it reads as zero.
+    pub(super) const ZERO: Self = BlockEntry(u32::MAX - 1);
+
+    /// Number of the block in the file, if it is there.
+    pub(super) fn number(self) -> Option<u64> {
+        (self < Self::ZERO).then(|| self.0.into())
+    }
+}
 
 on_disk! {
     /// `VDIPREHEADER`.
@@ -39,9 +53,9 @@ on_disk! {
         block_size: u32 = 288,
         blocks: u32 = 292,
         blocks_allocated: u32 = 296,
-        uuid_create: [u8; 16] = 300,
-        uuid_modify: [u8; 16] = 316,
-        uuid_linkage: [u8; 16] = 332,
+        uuid_create: Uuid = 300,
+        uuid_modify: Uuid = 316,
+        uuid_linkage: Uuid = 332,
     }
 }
 
@@ -62,10 +76,20 @@ on_disk! {
         block_extra: u32 = 308,
         blocks: u32 = 312,
         blocks_allocated: u32 = 316,
-        uuid_create: [u8; 16] = 320,
-        uuid_modify: [u8; 16] = 336,
-        uuid_linkage: [u8; 16] = 352,
-        uuid_parent_modify: [u8; 16] = 368,
+        uuid_create: Uuid = 320,
+        uuid_modify: Uuid = 336,
+        uuid_linkage: Uuid = 352,
+        uuid_parent_modify: Uuid = 368,
+    }
+}
+
+on_disk! {
+    /// The end of `VDIHEADER1PLUS`: a geometry, which readers make up where it is 0.
+    pub(super) struct Geometry in VDI, "header", Little, 16 bytes {
+        cylinders: u32 = 0,
+        heads: u32 = 4,
+        sectors: u32 = 8,
+        sector_size: u32 = 12,
     }
 }
 
@@ -163,11 +187,11 @@ impl Header {
             VERSION => {
                 Self::of_version_1(pre.version, &Header1::parse(rest, at)?, at, source.size())
             }
-            version => Err(Error::Unsupported {
-                format: VDI,
-                feature: format!("version {}.{}", version >> 16, version & 0xffff),
-                hint: None,
-            }),
+            version => Err(Error::unsupported(
+                VDI,
+                format!("version {}.{}", version >> 16, version & 0xffff),
+                None,
+            )),
         }
     }
 
@@ -290,5 +314,5 @@ fn comment(field: &[u8]) -> Vec<u8> {
 }
 
 fn some(uuid: Uuid) -> Option<Uuid> {
-    Some(uuid).filter(|uuid| *uuid != NIL)
+    Some(uuid).filter(|uuid| !uuid.is_nil())
 }

@@ -1,9 +1,11 @@
 //! The header of dynamic and differencing disks: specification, "Dynamic Disk Header Format".
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::image::Request;
 use crate::map::{Regions, TableReader};
-use crate::ondisk::on_disk;
+use crate::ondisk::{TableEntry, on_disk, table_entry};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::footer::{Footers, checksum};
@@ -14,14 +16,27 @@ use super::{SECTOR, VHD};
 pub(super) const COOKIE: [u8; 8] = *b"cxsparse";
 /// `Header Version` of the specification.
 pub(super) const VERSION: u32 = 0x0001_0000;
-/// The entry of a block that is not allocated.
-pub(super) const UNUSED: u32 = u32::MAX;
 /// The largest block that is read, in bytes. The specification has none, and tools write 2 MiB or
 /// 512 KiB: what is far from these is no block size.
 pub(super) const MAX_BLOCK: u64 = 256 << 20;
 
 /// Bytes of all parent locators.
 pub(super) const LOCATORS_LEN: usize = 8 * Locator::LEN;
+
+table_entry! {
+    /// An entry of the block allocation table: the sector where a block begins.
+    pub(super) struct BatEntry(u32), Big;
+}
+
+impl BatEntry {
+    /// The entry of a block that is not in the file.
+    pub(super) const UNUSED: Self = BatEntry(u32::MAX);
+
+    /// Host offset of the block, if it is in the file.
+    pub(super) fn start(self) -> Option<u64> {
+        (self != Self::UNUSED).then(|| u64::from(self.0) * SECTOR)
+    }
+}
 
 on_disk! {
     /// "Dynamic Disk Header Format".
@@ -33,21 +48,18 @@ on_disk! {
         max_table_entries: u32 = 28,
         block_size: u32 = 32,
         checksum: u32 = 36,
-        parent_unique_id: [u8; 16] = 40,
+        parent_unique_id: Uuid = 40,
         parent_time_stamp: u32 = 56,
         parent_unicode_name: [u8; 512] = 64,
         parent_locators: [u8; LOCATORS_LEN] = 576,
     }
 }
 
-/// Where `checksum` stands in the header.
-pub(super) const CHECKSUM_AT: usize = 36;
-
 impl Header {
     /// The header as bytes, with its checksum.
     pub(super) fn sealed(&self) -> [u8; Header::LEN] {
         let mut header = *self;
-        header.checksum = checksum(&header.encode(), CHECKSUM_AT);
+        header.checksum = checksum(&header.encode(), Header::checksum);
         header.encode()
     }
 
@@ -57,7 +69,7 @@ impl Header {
         for (bytes, place) in self
             .parent_locators
             .chunks_exact(Locator::LEN)
-            .zip((at + 576..).step_by(Locator::LEN))
+            .zip((Header::parent_locators.at(at)..).step_by(Locator::LEN))
         {
             let locator = Locator::parse(bytes, place)?;
             if locator.platform_code != [0; 4] {
@@ -66,11 +78,6 @@ impl Header {
         }
         Ok(locators)
     }
-}
-
-/// The checksum that a header of these bytes has to have.
-pub(super) fn checksum_of(header: &[u8; Header::LEN]) -> u32 {
-    checksum(header, CHECKSUM_AT)
 }
 
 /// Bytes of the bitmap that stands before a block's data: a bit for each sector, in whole sectors.
@@ -86,7 +93,7 @@ pub(super) struct Tables {
     pub(super) at: u64,
     pub(super) block_size: u64,
     /// The sector of each block of the disk.
-    pub(super) bat: Vec<u32>,
+    pub(super) bat: Vec<BatEntry>,
     /// Whether the header's checksum is wrong.
     pub(super) damaged: bool,
     /// Blocks that lie in metadata or in each other, in order, if what can be is to be salvaged: else
@@ -152,13 +159,13 @@ impl Tables {
             return Err(Header::malformed(at, "cookie", "is not \"cxsparse\""));
         }
         if header.header_version >> 16 != VERSION >> 16 {
-            return Err(Error::Unsupported {
-                format: VHD,
-                feature: format!("header version {:#010x}", header.header_version),
-                hint: None,
-            });
+            return Err(Error::unsupported(
+                VHD,
+                format!("header version {:#010x}", header.header_version),
+                None,
+            ));
         }
-        let damaged = checksum(&bytes, CHECKSUM_AT) != header.checksum;
+        let damaged = checksum(&bytes, Header::checksum) != header.checksum;
         let (mut tables, regions) = Self::of_header(source, footers, size, header, request)?;
         tables.damaged = damaged;
         Ok((tables, regions))
@@ -204,10 +211,7 @@ impl Tables {
         let mut table = vec![0; usize::try_from(needed * 4).unwrap_or(0)];
         let reader = TableReader::of(VHD, request);
         reader.read(source, &mut table, header.table_offset)?;
-        let bat = table
-            .chunks_exact(4)
-            .filter_map(|raw| raw.first_chunk().copied().map(u32::from_be_bytes))
-            .collect();
+        let bat = BatEntry::all(&table).collect();
         let tables = Tables {
             shared: Vec::new(),
             reader,
@@ -243,14 +247,14 @@ impl Tables {
             .bat
             .iter()
             .zip(0_u64..)
-            .filter(|(sector, _)| **sector != UNUSED)
+            .filter(|(entry, _)| entry.start().is_some())
             .filter(|(_, index)| {
                 !self
                     .reader
                     .is_unread(self.header.table_offset + index * 4, 4)
             });
-        let mut blocks: Vec<(u32, u32)> = blocks
-            .map(|(sector, index)| (*sector, u32::try_from(index).unwrap_or(u32::MAX)))
+        let mut blocks: Vec<(BatEntry, u32)> = blocks
+            .map(|(entry, index)| (*entry, u32::try_from(index).unwrap_or(u32::MAX)))
             .collect();
         let bad = |index: u64, problem: String| {
             let at = self.header.table_offset + index * 4;
@@ -259,8 +263,8 @@ impl Tables {
         blocks.sort_unstable();
         let mut shared = Vec::new();
         let (mut end_before, mut index_before) = (0, 0);
-        for (sector, index) in blocks {
-            let (start, index) = (u64::from(sector) * SECTOR, u64::from(index));
+        for (entry, index) in blocks {
+            let (start, index) = (entry.start().unwrap_or(0), u64::from(index));
             let end = start + self.stored_len(index, size);
             let other = regions.overlapping(start, end - start);
             let overlaps = start < end_before;

@@ -1,13 +1,15 @@
 //! What vouches for a header that is damaged: the blocks, if they lie in the file as only one header would have
 //! them.
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::image::Request;
 use crate::source::BlockSource;
 
 use super::SECTOR;
 use super::footer::Footers;
-use super::header::{self, COOKIE, Header, LOCATORS_LEN, MAX_BLOCK, Tables, UNUSED, bitmap_len};
+use super::header::{self, COOKIE, Header, LOCATORS_LEN, MAX_BLOCK, Tables, bitmap_len};
 
 /// To what some writers align the data of a block, as the disk beneath has it.
 const PAGE: u64 = 4096;
@@ -15,8 +17,7 @@ const PAGE: u64 = 4096;
 /// Where the blocks begin that are stored, and their numbers.
 pub(super) fn stored(tables: &Tables) -> impl Iterator<Item = (u64, u64)> {
     let blocks = tables.bat.iter().zip(0_u64..);
-    let stored = blocks.filter(|(sector, _)| **sector != UNUSED);
-    stored.map(|(sector, index)| (u64::from(*sector) * SECTOR, index))
+    blocks.filter_map(|(entry, index)| Some((entry.start()?, index)))
 }
 
 /// Whether the blocks follow each other without gaps up to the footer, or with those that put their data on
@@ -78,7 +79,7 @@ pub(super) fn find(
             max_table_entries: entries,
             block_size: in_header,
             checksum: 0,
-            parent_unique_id: [0; 16],
+            parent_unique_id: Uuid::nil(),
             parent_time_stamp: 0,
             parent_unicode_name: [0; 512],
             parent_locators: [0; LOCATORS_LEN],

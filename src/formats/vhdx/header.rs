@@ -1,11 +1,12 @@
 //! The file type identifier and the two headers (MS-VHDX 2.2.1 and 2.2.2).
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::ondisk::on_disk;
 use crate::source::BlockSource;
 
 use super::VHDX;
-use super::guid::Guid;
 
 /// `vhdxfile`.
 pub(super) const FILE_SIGNATURE: [u8; 8] = *b"vhdxfile";
@@ -15,8 +16,6 @@ pub(super) const HEADER_SIGNATURE: [u8; 4] = *b"head";
 pub(super) const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
 /// Bytes of a header, all of which its checksum covers.
 pub(super) const HEADER_LEN: usize = 4096;
-/// Where the checksum is in each structure that has one.
-pub(super) const CHECKSUM: usize = 4;
 /// The unit of everything that is allocated in a file: 1 MiB.
 pub(super) const MIB: u64 = 1 << 20;
 
@@ -34,9 +33,9 @@ on_disk! {
         signature: [u8; 4] = 0,
         checksum: u32 = 4,
         sequence_number: u64 = 8,
-        file_write_guid: Guid = 16,
-        data_write_guid: Guid = 32,
-        log_guid: Guid = 48,
+        file_write_guid: Uuid = 16,
+        data_write_guid: Uuid = 32,
+        log_guid: Uuid = 48,
         log_version: u16 = 64,
         version: u16 = 66,
         log_length: u32 = 68,
@@ -53,12 +52,18 @@ pub(super) struct Current {
     pub(super) warning: Option<String>,
 }
 
-/// CRC-32C of a structure whose checksum field counts as zero.
+/// CRC-32C of a structure whose checksum field counts as zero; it stands at one place in all of them.
 pub(super) fn checksum(bytes: &[u8]) -> u32 {
-    let (head, rest) = bytes.split_at(bytes.len().min(CHECKSUM));
+    let (head, rest) = bytes.split_at(bytes.len().min(Header::checksum.offset));
     let rest = rest.get(4..).unwrap_or_default();
     let crc = crc32c::crc32c_append(crc32c::crc32c(head), &[0; 4]);
     crc32c::crc32c_append(crc, rest)
+}
+
+/// Sets the checksum of a structure.
+pub(super) fn set_checksum(bytes: &mut [u8]) {
+    let sum = checksum(bytes);
+    Header::checksum.put(bytes, sum);
 }
 
 /// Reads `len` bytes of a structure that has to be in the file whole.
@@ -108,11 +113,11 @@ pub(super) fn read_current(source: &dyn BlockSource) -> Result<Current> {
         (Err(problem), Err(_)) => return Err(problem),
     };
     if current.header.version != 1 {
-        return Err(Error::Unsupported {
-            format: VHDX,
-            feature: format!("version {}", current.header.version),
-            hint: None,
-        });
+        return Err(Error::unsupported(
+            VHDX,
+            format!("version {}", current.header.version),
+            None,
+        ));
     }
     Ok(current)
 }

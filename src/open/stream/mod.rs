@@ -97,7 +97,7 @@ impl OpenOptions {
         if incoming.has_ended() {
             window = Window::read(&source)?;
         }
-        let shown = Detected::of(&window.probe());
+        let shown = Detected::among(&self.formats, &window.probe());
         if let Some(error) = self.format.as_ref().and_then(|name| shown.packed_not(name)) {
             return Err(error);
         }

@@ -1,10 +1,11 @@
 //! What of a new image is neither data nor table: identifier, headers, region tables, metadata.
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::formats::vhdx::bat::Geometry;
-use crate::formats::vhdx::guid::Guid;
 use crate::formats::vhdx::header::{
-    FILE_SIGNATURE, FileIdentifier, HEADER_LEN, HEADER_SIGNATURE, HEADERS, Header, checksum,
+    FILE_SIGNATURE, FileIdentifier, HEADER_LEN, HEADER_SIGNATURE, HEADERS, Header, set_checksum,
 };
 use crate::formats::vhdx::locator::{self, ABSOLUTE, LINKAGE, ParentLocator, RELATIVE};
 use crate::formats::vhdx::metadata::{
@@ -17,7 +18,7 @@ use crate::formats::vhdx::region::{
     BAT, METADATA, REGION_SIGNATURE, REGION_TABLE_LEN, REGION_TABLES, Region, RegionTableEntry,
     RegionTableHeader,
 };
-use crate::image::{Payload, Write};
+use crate::image::Write;
 
 use super::options::{Subformat, VhdxOptions};
 
@@ -26,19 +27,11 @@ const CREATOR: &str = "blockform";
 /// What a guest is told to align to: the sectors of today's disks.
 const PHYSICAL_SECTOR: u32 = 4096;
 
-pub(super) fn bytes(offset: u64, bytes: Vec<u8>) -> Write {
-    Write {
-        file: 0,
-        offset,
-        payload: Payload::Bytes(bytes),
-    }
-}
-
 /// The file type identifier and both headers.
 pub(super) fn seal(
     log: Region,
-    file_write_guid: Guid,
-    data_write_guid: Guid,
+    file_write_guid: Uuid,
+    data_write_guid: Uuid,
 ) -> Result<Vec<Write>> {
     let mut creator = [0; 512];
     let text = CREATOR.encode_utf16().flat_map(u16::to_le_bytes);
@@ -60,15 +53,15 @@ pub(super) fn seal(
                 sequence_number,
                 file_write_guid,
                 data_write_guid,
-                log_guid: Guid::ZERO,
+                log_guid: Uuid::nil(),
                 log_version: 0,
                 version: 1,
                 log_length,
                 log_offset: log.offset,
             };
-            bytes(offset, with_checksum(&header.encode(), HEADER_LEN))
+            Write::new(0, offset, with_checksum(&header.encode(), HEADER_LEN))
         });
-    let first = bytes(0, identifier.encode().to_vec());
+    let first = Write::new(0, 0, identifier.encode().to_vec());
     Ok(std::iter::once(first).chain(headers).collect())
 }
 
@@ -94,7 +87,7 @@ pub(super) fn region_tables(bat: Region, metadata: Region) -> Result<Vec<Write>>
     }
     let table = with_checksum(&table, REGION_TABLE_LEN);
     Ok(REGION_TABLES
-        .map(|offset| bytes(offset, table.clone()))
+        .map(|offset| Write::new(0, offset, table.clone()))
         .into())
 }
 
@@ -102,7 +95,7 @@ pub(super) fn region_tables(bat: Region, metadata: Region) -> Result<Vec<Write>>
 pub(super) fn metadata(
     options: &VhdxOptions,
     geometry: &Geometry,
-    disk_id: Guid,
+    disk_id: Uuid,
 ) -> Result<Vec<u8>> {
     let mut flags = FileFlags::empty();
     flags.set(
@@ -136,9 +129,12 @@ pub(super) fn metadata(
         (PHYSICAL_SECTOR_SIZE, of_disk, sector(PHYSICAL_SECTOR)),
     ];
     if let Some(backing) = &options.backing {
-        let linkage = Guid(backing.ids.uuid.unwrap_or_default());
+        let linkage = backing.ids.uuid.unwrap_or_default();
         let (key, value) = locator::as_value(&backing.name)?;
-        let mut pairs = vec![(LINKAGE, format!("{{{linkage}}}")), (key, value.clone())];
+        let mut pairs = vec![
+            (LINKAGE, linkage.braced().to_string()),
+            (key, value.clone()),
+        ];
         if key == RELATIVE {
             // libvhdi looks under this key only, for the last part of the name.
             pairs.push((ABSOLUTE, value));
@@ -172,9 +168,6 @@ pub(super) fn metadata(
 fn with_checksum(structure: &[u8], len: usize) -> Vec<u8> {
     let mut bytes = structure.to_vec();
     bytes.resize(len, 0);
-    let value = checksum(&bytes).to_le_bytes();
-    if let Some(field) = bytes.get_mut(4..8) {
-        field.copy_from_slice(&value);
-    }
+    set_checksum(&mut bytes);
     bytes
 }

@@ -204,6 +204,11 @@ impl Error {
         Error::io(format!("{verb} {}", quoted_path(path)), source)
     }
 
+    /// An [`Error::OutOfRange`] for `len` bytes at `offset` of `size` bytes.
+    pub fn out_of_range(offset: u64, len: u64, size: u64) -> Self {
+        Error::OutOfRange { offset, len, size }
+    }
+
     /// An [`Error::InvalidInput`] that says what cannot be.
     pub fn invalid(problem: impl Into<Cow<'static, str>>) -> Self {
         Error::InvalidInput(problem.into())

@@ -317,11 +317,6 @@ impl Opener for Chain {
         checked.transpose()
     }
 
-    fn open_image(&self, reference: &Reference) -> Result<Option<Arc<dyn Image>>> {
-        self.open_first(std::slice::from_ref(reference))
-            .map(|found| found.map(|(_, image)| image))
-    }
-
     fn open_first(&self, references: &[Reference]) -> Result<Option<(usize, Arc<dyn Image>)>> {
         let mut first_failure = None;
         for (index, reference) in references.iter().enumerate() {

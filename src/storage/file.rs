@@ -293,11 +293,7 @@ impl BlockTarget for FileStorage {
             return Ok(());
         }
         let Some(end) = offset.checked_add(len) else {
-            return Err(Error::OutOfRange {
-                offset,
-                len,
-                size: self.size(),
-            });
+            return Err(Error::out_of_range(offset, len, self.size()));
         };
         match system::zero(&self.file, offset, len, zeroes) {
             Ok(()) => self.extend_to(end),
@@ -339,11 +335,7 @@ impl BlockTarget for FileStorage {
     fn set_size(&self, size: u64) -> Result<()> {
         if self.kind == Kind::BlockDevice {
             if size > self.size() {
-                return Err(Error::OutOfRange {
-                    offset: 0,
-                    len: size,
-                    size: self.size(),
-                });
+                return Err(Error::out_of_range(0, size, self.size()));
             }
             return Ok(());
         }

@@ -56,11 +56,7 @@ fn footer(plan: &Plan, unique_id: Uuid) -> Footer {
 
 /// Bytes at a place in the image.
 fn bytes(offset: u64, bytes: Vec<u8>) -> Write {
-    Write {
-        file: 0,
-        offset,
-        payload: Payload::Bytes(bytes),
-    }
+    Write::new(0, offset, bytes)
 }
 
 /// Lays a fixed disk out: everything goes where the guest sees it.
@@ -84,22 +80,14 @@ impl ImageWriter for FixedWriter {
         let (guest, taken) = match run {
             WriteRun::Verbatim { guest, len } => (guest, len),
             WriteRun::Zero { guest, len } => {
-                tables.push(Write {
-                    file: 0,
-                    offset: guest,
-                    payload: Payload::Zeroes(len),
-                });
+                tables.push(Write::new(0, guest, Payload::Zeroes(len)));
                 (guest, len)
             }
             WriteRun::Packed { .. } | WriteRun::Copied { .. } => {
                 return Err(Error::invalid("a VHD cannot be compressed"));
             }
         };
-        Ok(Placed {
-            file: 0,
-            host: guest,
-            taken,
-        })
+        Ok(Placed::new(0, guest, taken))
     }
 
     fn finish(self: Box<Self>) -> Result<Finish> {

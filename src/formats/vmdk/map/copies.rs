@@ -10,8 +10,9 @@ use crate::zero::is_zero;
 
 use super::super::entry::Grain;
 use super::super::header::{MARKER_GT, SECTOR};
+use super::super::malformed;
 use super::super::stream;
-use super::{GrainMap, Tables, malformed};
+use super::{GrainMap, Tables};
 
 /// A copy of a grain table, and where it could not be read.
 #[derive(Debug)]

@@ -74,7 +74,7 @@ def main():
             subprocess.run(["qemu-img", "convert", "-f", "raw", *flags, raw, image], check=True)
             format = flags[1] if flags[1] != "vpc" else "vhd"
             cells = {
-                "compared with raw": lambda bin: [bin / "img-compare", "-f", format, "-F", "raw", image, raw],
+                "compared with raw": lambda bin: [bin / "img", "compare", "-f", format, "-F", "raw", image, raw],
                 "converted to raw": lambda bin: [bin / "img-convert", "-f", format, "-t", "unsafe", image, folder / "out"],
                 "described": lambda bin: [bin / "img-info", *(["-f", "raw"] if format == "raw" else []), image],
             }

@@ -159,7 +159,7 @@ class Bench:
     def __init__(self, args, work):
         self.args, self.work, self.watching = args, work, False
         self.tool = {name: os.path.join(os.path.abspath(args.bin), name)
-                     for name in ("img-convert", "img-info", "img-compare")}
+                     for name in ("img-convert", "img-info", "img")}
 
     def path(self, name):
         return os.path.join(self.work, name)
@@ -237,7 +237,7 @@ class Bench:
     def compare(self, name, first, second):
         self.source(first), self.source(second)
         end = ["-f", format_of(first), "-F", format_of(second), first, second]
-        return self.pairs(name, lambda: self.run([self.tool["img-compare"], *end]),
+        return self.pairs(name, lambda: self.run([self.tool["img"], "compare", *end]),
                           lambda: self.run(["qemu-img", "compare", *end]), None)
 
     def plain(self, name, peer, source):
@@ -402,7 +402,7 @@ def main():
     args = parser.parse_args()
     if not shutil.which("qemu-img"):
         sys.exit("qemu-img is missing")
-    for name in ("img-convert", "img-info", "img-compare"):
+    for name in ("img-convert", "img-info", "img"):
         if not os.path.exists(os.path.join(args.bin, name)):
             sys.exit(f"{name} is not in {args.bin}: run cargo build --release --examples")
     memory = os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 16 * GIB * args.scale

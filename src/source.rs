@@ -132,25 +132,27 @@ pub struct Place<'a> {
     pub len: u64,
 }
 
+/// Forwards a source whole to what it [dereferences](std::ops::Deref) to.
 macro_rules! forward_source {
-    ($($ty:ty),*) => {$(
+    ($([$($generics:tt)*] $ty:ty),*) => {$(
         #[deny(clippy::missing_trait_methods)]
-        impl<S: BlockSource + ?Sized> BlockSource for $ty {
+        impl<$($generics)*> $crate::source::BlockSource for $ty {
             fn size(&self) -> u64 { (**self).size() }
-            fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+            fn read_at(&self, buf: &mut [u8], offset: u64) -> $crate::error::Result<usize> {
                 (**self).read_at(buf, offset)
             }
-            fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+            fn extent_at(&self, offset: u64, limit: u64) -> $crate::error::Result<$crate::extent::Extent> {
                 (**self).extent_at(offset, limit)
             }
             fn block_size(&self) -> u64 { (**self).block_size() }
-            fn stored(&self) -> Option<&dyn Stored> { (**self).stored() }
-            fn packed(&self) -> Option<&dyn PackedSource> { (**self).packed() }
-            fn salvage(&self) -> Option<&dyn Salvageable> { (**self).salvage() }
+            fn stored(&self) -> Option<&dyn $crate::source::Stored> { (**self).stored() }
+            fn packed(&self) -> Option<&dyn $crate::packed::PackedSource> { (**self).packed() }
+            fn salvage(&self) -> Option<&dyn $crate::source::Salvageable> { (**self).salvage() }
         }
     )*};
 }
-forward_source!(&S, Box<S>, Arc<S>);
+pub(crate) use forward_source;
+forward_source!([S: BlockSource + ?Sized] &S, [S: BlockSource + ?Sized] Box<S>, [S: BlockSource + ?Sized] Arc<S>);
 
 /// Questions that every [`BlockSource`] answers by its own methods.
 pub trait BlockSourceExt: BlockSource {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use blockform::convert::ConvertOptions;
 use blockform::storage::Memory;
 use blockform::{BlockTarget, Error, Limits, OpenOptions, PathPolicy};
-use support::{can_unpack, fails, files_below, goldens, read_all, sha256_of, skipped, testdata};
+use support::{can_unpack, files_below, goldens, read_all, sha256_of, skipped, testdata};
 
 fn limits(change: impl FnOnce(&mut Limits)) -> Limits {
     let mut limits = Limits::default();

@@ -15,6 +15,7 @@ use crate::source::BlockSource;
 
 mod check;
 mod create;
+mod disk;
 mod info;
 mod probe;
 mod safety;
@@ -23,6 +24,8 @@ mod writer;
 
 pub use check::{CheckedWithin, Clusters, Finding, FindingKind, Findings, Fixed, RepairFn, Scope};
 pub use create::{Backing, CreateOptions, OptionSet, parse_options, parse_size};
+pub use disk::{Disk, DiskImage};
+pub(crate) use disk::{Parent, Sealed};
 pub use info::{BitmapInfo, FileInfo, ImageIds, ImageInfo, SnapshotInfo};
 pub use probe::{Evidence, Probe, Verdict};
 pub(crate) use probe::{Window, disagrees};
@@ -123,21 +126,6 @@ pub trait Format: Debug + Send + Sync {
         &[]
     }
 
-    /// Opens an image of this format of which the start has arrived, and the rest may follow. Until its
-    /// end is seen, `source` is 2^62 bytes long, and what is read at that end is zeros; whoever has read
-    /// such [asks again](Image::arrived) later. What is read ahead is lost as a rule, so a format whose
-    /// tables stand behind its data needs another way to find that.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open), and [`Error::OutOfOrder`].
-    fn open_arriving(
-        &self,
-        source: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Box<dyn Image>> {
-        self.open(source, request)
-    }
-
     /// Lays out a new image of this format.
     ///
     /// # Errors
@@ -165,6 +153,9 @@ pub struct Request<'a> {
     /// Open the image as far as it can be read, where damage costs a part of its disk only: see
     /// [`OpenOptions::salvage`](crate::OpenOptions::salvage).
     pub salvages: bool,
+    /// The source is a stream that arrives. Its size is a bound only, reads of tables that are far ahead
+    /// are [`Error::OutOfOrder`], and the image is [opened again](Image::arrived) at the end.
+    pub arriving: bool,
     /// The way to other files and images.
     pub opener: &'a dyn Opener,
 }
@@ -258,8 +249,14 @@ pub trait Image: BlockSource {
         false
     }
 
+    /// Number of bytes of the file that follow the disk, for an image whose size only the end of the file
+    /// tells.
+    fn trailer(&self) -> Option<u64> {
+        None
+    }
+
     /// The same image, opened with all of `source` at hand, where this one was
-    /// [opened](Format::open_arriving) without. `None` if [`Format::open`] does that.
+    /// opened while it was [arriving](Request::arriving). `None` if [`Format::open`] does that.
     ///
     /// # Errors
     /// As [`Format::open`].

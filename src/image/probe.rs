@@ -1,7 +1,7 @@
 //! The window that all probes see, and what they say of it.
 
 use crate::error::Result;
-use crate::source::BlockSource;
+use crate::source::{BlockSource, readable};
 
 /// The part of a file that decides what format it is of: its start, its end, and its size.
 ///
@@ -47,6 +47,13 @@ pub(crate) fn disagrees(head: &[u8], offset: usize, magic: &[u8]) -> bool {
     shown.iter().zip(magic).any(|(is, wanted)| is != wanted)
 }
 
+fn read(source: &dyn BlockSource, len: usize, offset: u64) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; readable(len, 0, source.size())];
+    let n = source.read_at(&mut bytes, offset)?;
+    bytes.truncate(n);
+    Ok(bytes)
+}
+
 /// The bytes behind a [`Probe`].
 #[derive(Debug, Clone)]
 pub(crate) struct Window {
@@ -58,16 +65,19 @@ pub(crate) struct Window {
 impl Window {
     /// Reads the window of a file, in two reads.
     pub(crate) fn read(source: &dyn BlockSource) -> Result<Self> {
-        let size = source.size();
-        let read = |len: usize, offset: u64| -> Result<Vec<u8>> {
-            let mut bytes = vec![0; usize::try_from(size).map_or(len, |size| len.min(size))];
-            let n = source.read_at(&mut bytes, offset)?;
-            bytes.truncate(n);
-            Ok(bytes)
-        };
-        let head = read(Probe::HEAD, 0)?;
-        let tail = read(Probe::TAIL, size.saturating_sub(Probe::TAIL as u64))?;
-        Ok(Window { head, tail, size })
+        let mut window = Window::read_start(source)?;
+        let end = window.size.saturating_sub(Probe::TAIL as u64);
+        window.tail = read(source, Probe::TAIL, end)?;
+        Ok(window)
+    }
+
+    /// Reads the window of a file whose end is not at hand.
+    pub(crate) fn read_start(source: &dyn BlockSource) -> Result<Self> {
+        Ok(Window {
+            head: read(source, Probe::HEAD, 0)?,
+            tail: Vec::new(),
+            size: source.size(),
+        })
     }
 
     pub(crate) fn probe(&self) -> Probe<'_> {

@@ -1,9 +1,10 @@
 //! Tables that were read, kept up to a number of bytes.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::error::Result;
+use crate::lock::lock;
 
 /// The tables used last, by their host offset, bounded in bytes. One table is always kept.
 #[derive(Debug)]
@@ -50,7 +51,7 @@ impl TableCache {
     }
 
     fn lookup(&self, host: u64) -> Option<Arc<Vec<u8>>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         state.clock += 1;
         let now = state.clock;
         let cached = state.tables.get_mut(&host)?;
@@ -59,7 +60,7 @@ impl TableCache {
     }
 
     fn insert(&self, host: u64, table: Arc<Vec<u8>>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         while !state.tables.is_empty() && state.bytes + table.len() > self.capacity {
             let oldest = state
                 .tables

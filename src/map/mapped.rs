@@ -1,10 +1,11 @@
 //! A source behind a table.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
-use crate::format_id::FormatId;
+use crate::image::{Disk, Parent};
+use crate::lock::lock;
 use crate::map::{BlockMap, Held, Packing, Run, walk};
 use crate::packed::{Codec, PackedSource, PackedUnit};
 use crate::reference::Reference;
@@ -22,6 +23,16 @@ pub(crate) enum Below {
     Image(Arc<dyn BlockSource>),
     /// An image that was left closed.
     Detached(Box<Reference>),
+}
+
+impl From<&Parent> for Below {
+    fn from(parent: &Parent) -> Self {
+        match (&parent.image, &parent.reference) {
+            (Some(image), _) => Below::Image(Arc::new(Arc::clone(image))),
+            (None, Some(reference)) => Below::Detached(Box::new(reference.clone())),
+            (None, None) => Below::Nothing,
+        }
+    }
 }
 
 /// A source whose guest bytes a [`BlockMap`] finds in a file.
@@ -49,11 +60,6 @@ impl<M: BlockMap> Mapped<M> {
             size,
             last_unit: Mutex::new(None),
         }
-    }
-
-    /// Where the tables are.
-    pub(crate) fn tables(&self) -> Vec<(u64, u64)> {
-        self.map.tables()
     }
 
     /// Reads what is below a range that is not recorded here.
@@ -128,19 +134,17 @@ impl<M: BlockMap> Mapped<M> {
     }
 
     fn unpacked(&self, start: u64, at: PackedPlace) -> Result<Arc<[u8]>> {
-        let lock = || {
-            self.last_unit
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        };
-        if let Some((_, whole)) = lock().as_ref().filter(|(cached, _)| *cached == start) {
+        if let Some((_, whole)) = lock(&self.last_unit)
+            .as_ref()
+            .filter(|(cached, _)| *cached == start)
+        {
             return Ok(Arc::clone(whole));
         }
         let packed = self.fetch(&[at], start)?;
         let mut whole = vec![0; usize::try_from(self.map.unit()).unwrap_or(usize::MAX)];
         self.unpack_unit(&packed, start, at.host, &mut whole)?;
         let whole: Arc<[u8]> = whole.into();
-        *lock() = Some((start, Arc::clone(&whole)));
+        *lock(&self.last_unit) = Some((start, Arc::clone(&whole)));
         Ok(whole)
     }
 
@@ -220,6 +224,12 @@ struct PackedPlace {
 impl PackedPlace {
     fn end(&self) -> u64 {
         self.host.saturating_add(self.max_len)
+    }
+}
+
+impl<M: BlockMap> Disk for Mapped<M> {
+    fn tables(&self) -> Vec<(u64, u64)> {
+        self.map.tables()
     }
 }
 
@@ -389,14 +399,6 @@ impl<M: BlockMap> Stored for Mapped<M> {
             Below::Nothing | Below::Detached(_) => false,
         };
         below || self.host.uses_file(file)
-    }
-
-    /// A depth below this source: who it is itself, the format knows.
-    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        match &self.below {
-            Below::Image(image) => image.depth_of(file, format)?.checked_add(1),
-            Below::Nothing | Below::Detached(_) => None,
-        }
     }
 
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {

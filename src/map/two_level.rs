@@ -3,15 +3,15 @@
 //! Neither format counts references: a cluster, and a table, belongs to one entry and to no other.
 //! What an entry points to has to lie in the file, and apart from all metadata.
 
-use std::collections::HashSet;
 use std::fmt::Debug;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::limits::Limits;
-use crate::map::{BlockMap, Claims, Held, Packing, Run, Table, TableReader};
+use crate::lock::lock;
+use crate::map::{BlockMap, Claim, Claims, Held, Packing, Regions, Run, Table, TableReader};
 use crate::ondisk::{FieldType, Order};
 use crate::source::BlockSource;
 
@@ -51,7 +51,7 @@ pub(crate) struct Shape {
     /// How long the L1 table is at least, whatever the disk needs of it.
     pub(crate) l1_size: u64,
     /// Where else the header says that metadata is, and what it is.
-    pub(crate) regions: Vec<(Range<u64>, &'static str)>,
+    pub(crate) regions: Regions,
 }
 
 /// The tables of an image.
@@ -67,18 +67,10 @@ pub(crate) struct TwoLevel<E> {
     /// Host offsets of all L2 tables, in order. Made when the first one is read: who only asks what an
     /// image is does not pay for it.
     tables: OnceLock<Vec<u64>>,
-    audit: Mutex<Audit>,
-    /// Host clusters that several entries have, once that was asked for, if it is to be salvaged.
-    contested: OnceLock<Claims>,
-}
-
-/// What the tables that were read lay claim to.
-#[derive(Debug, Default)]
-struct Audit {
-    /// Pieces of tables whose entries are counted.
-    counted: HashSet<u64>,
-    stored: Claims,
-    packed: Claims,
+    /// The clusters of the pieces of tables that were read.
+    claims: Mutex<Claims>,
+    /// The clusters of all tables, once that was asked for, if the image is salvaged.
+    all_claims: OnceLock<Claims>,
 }
 
 /// Tables are read in pieces: one of QED's can be a gibibyte long.
@@ -114,10 +106,9 @@ impl<E: Entries> TwoLevel<E> {
             ));
         };
         limits.check_metadata("the L1 table", len)?;
-        if let Some(other) = overlapping(&shape.regions, &(start..end)) {
+        if let Err(other) = shape.regions.add(start, end - start, "L1 table") {
             return bad(format!("is in the {other}"));
         }
-        shape.regions.push((start..end, "L1 table"));
         let there = (file.size() - start) / 8 * 8;
         let mut l1 = vec![0; usize::try_from(len.min(there)).unwrap_or(0)];
         let reader = TableReader::new(shape.format, limits, salvages);
@@ -130,8 +121,8 @@ impl<E: Entries> TwoLevel<E> {
             file_size: file.size(),
             l1,
             tables: OnceLock::new(),
-            audit: Mutex::default(),
-            contested: OnceLock::new(),
+            claims: Mutex::default(),
+            all_claims: OnceLock::new(),
         })
     }
 
@@ -171,7 +162,11 @@ impl<E: Entries> TwoLevel<E> {
 
     /// The name of the metadata that a range of the file runs into.
     fn metadata_at(&self, range: &Range<u64>) -> Option<&'static str> {
-        overlapping(&self.shape.regions, range).or_else(|| {
+        let region = self
+            .shape
+            .regions
+            .overlapping(range.start, range.end - range.start);
+        region.or_else(|| {
             let tables = self.tables();
             let after = tables.partition_point(|table| *table < range.end);
             let last = tables.get(after.checked_sub(1)?)?;
@@ -204,7 +199,7 @@ impl<E: Entries> TwoLevel<E> {
         let Some(end) = end.filter(|end| *end <= self.file_size) else {
             return bad("and the table there reaches past the end of the file".to_owned());
         };
-        if let Some(other) = overlapping(&self.shape.regions, &(offset..end)) {
+        if let Some(other) = self.shape.regions.overlapping(offset, end - offset) {
             return bad(format!("which is in the {other}"));
         }
         if self.table_is_shared(offset) {
@@ -237,48 +232,34 @@ impl<E: Entries> TwoLevel<E> {
         }))
     }
 
-    /// Counts what the entries of a piece, whose first one answers for `guest`, have for themselves.
+    /// Counts the clusters that the entries of a piece have, whose first one answers for `guest`.
     fn count(&self, offset: u64, piece: &[u8], guest: u64) -> Result<()> {
-        let mut audit = self.audit.lock().unwrap_or_else(PoisonError::into_inner);
-        if audit.counted.contains(&offset) {
+        let mut claims = lock(&self.claims);
+        if claims.is_counted(offset) {
             return Ok(());
         }
-        let cluster_size = self.shape.cluster_size;
         // What lies past the end of the disk is nobody's.
         let left = self.shape.virtual_size.saturating_sub(guest);
-        let entries = (piece.len() as u64 / 8).min(left.div_ceil(cluster_size));
+        let entries = (piece.len() as u64 / 8).min(left.div_ceil(self.shape.cluster_size));
         let twice = |host: u64| {
             let problem = format!("two entries have the cluster at byte {host}");
             Err(self.malformed("L2 table", guest, &problem))
         };
         let mut packed = Vec::new();
-        for index in 0..entries {
-            let Some(entry) = self.number(piece, index) else {
-                break;
+        for entry in (0..entries).filter_map(|index| self.number(piece, index)) {
+            let cluster = self.entries.decode(entry);
+            let Some((clusters, claim)) = self.clusters_of(cluster) else {
+                continue;
             };
-            match self.entries.decode(entry) {
-                Cluster::Stored { host } if host % cluster_size == 0 && host < self.file_size => {
-                    let number = host / cluster_size;
-                    if !audit.stored.claim(number, self.reader.limits())?
-                        || audit.packed.has(number)
-                    {
-                        return twice(host);
-                    }
-                }
-                Cluster::Packed { host, len } if host < self.file_size => {
+            let host = match cluster {
+                Cluster::Packed { host, len } => {
                     packed.push((host, host.saturating_add(len)));
-                    // Packed clusters lie side by side, in clusters that are shared by them alone.
-                    let last = host
-                        .saturating_add(len.saturating_sub(1))
-                        .min(self.file_size);
-                    for number in host / cluster_size..=last / cluster_size {
-                        audit.packed.claim(number, self.reader.limits())?;
-                        if audit.stored.has(number) {
-                            return twice(host);
-                        }
-                    }
+                    host
                 }
-                _ => {}
+                _ => clusters.start * self.shape.cluster_size,
+            };
+            if !claims.claim(clusters, claim, self.reader.limits())? {
+                return twice(host);
             }
         }
         packed.sort_unstable();
@@ -286,22 +267,22 @@ impl<E: Entries> TwoLevel<E> {
         if let Some((_, (host, _))) = pairs.into_iter().find(|((_, end), (next, _))| end > next) {
             return twice(*host);
         }
-        audit.counted.insert(offset);
+        claims.set_counted(offset);
         Ok(())
     }
 
-    /// The clusters of the file that an entry has: the first and the last, and whether it shares them with
-    /// other packed ones.
-    fn clusters_of(&self, entry: u64) -> Option<(u64, u64, bool)> {
-        let cluster_size = self.shape.cluster_size;
-        match self.entries.decode(entry) {
-            Cluster::Stored { host } if host % cluster_size == 0 && host < self.file_size => {
-                Some((host / cluster_size, host / cluster_size, false))
+    /// The clusters of the file that an entry has, and how.
+    pub(super) fn clusters_of(&self, cluster: Cluster) -> Option<(Range<u64>, Claim)> {
+        let size = self.shape.cluster_size;
+        match cluster {
+            Cluster::Stored { host } if host % size == 0 && host < self.file_size => {
+                Some((host / size..host / size + 1, Claim::Own))
             }
+            // Packed clusters lie side by side, in clusters that are shared by them alone.
             Cluster::Packed { host, len } if host < self.file_size => {
                 let last = host.saturating_add(len.saturating_sub(1));
-                let last = last.min(self.file_size) / cluster_size;
-                Some((host / cluster_size, last, true))
+                let last = last.min(self.file_size) / size;
+                Some((host / size..last + 1, Claim::Packed))
             }
             _ => None,
         }
@@ -309,22 +290,21 @@ impl<E: Entries> TwoLevel<E> {
 
     /// Whether a cluster that the entry has is another one's, too, for which all tables are read once.
     fn is_contested(&self, entry: u64) -> Result<bool> {
-        let Some((first, last, _)) = self.clusters_of(entry) else {
+        let Some((mut clusters, _)) = self.clusters_of(self.entries.decode(entry)) else {
             return Ok(false);
         };
-        let contested = match self.contested.get() {
-            Some(contested) => contested,
+        let claims = match self.all_claims.get() {
+            Some(claims) => claims,
             None => {
-                let found = self.find_contested()?;
-                self.contested.get_or_init(|| found)
+                let found = self.claim_all()?;
+                self.all_claims.get_or_init(|| found)
             }
         };
-        Ok((first..=last).any(|number| contested.has(number)))
+        Ok(clusters.any(|number| claims.is_contested(number)))
     }
 
-    fn find_contested(&self) -> Result<Claims> {
-        let (mut stored, mut packed) = (Claims::default(), Claims::default());
-        let mut contested = Claims::default();
+    fn claim_all(&self) -> Result<Claims> {
+        let mut claims = Claims::default();
         let len = self.shape.table_size.min(PIECE);
         let mut piece = vec![0; usize::try_from(len).unwrap_or(0)];
         for index in 0..self.l1.len() as u64 / 8 {
@@ -334,29 +314,17 @@ impl<E: Entries> TwoLevel<E> {
                 continue;
             };
             for offset in (table..table + self.shape.table_size).step_by(piece.len().max(1)) {
-                let read = self.reader.read(&self.file, &mut piece, offset);
-                let n = read.map_or(0, |()| piece.len());
-                let there = piece.get(..n).unwrap_or_default();
-                let entries = (0..n as u64 / 8).filter_map(|i| self.number(there, i));
-                for (first, last, is_packed) in entries.filter_map(|e| self.clusters_of(e)) {
-                    for number in first..=last {
-                        let free = match is_packed {
-                            true => {
-                                packed.claim(number, self.reader.limits())?;
-                                !stored.has(number)
-                            }
-                            false => {
-                                stored.claim(number, self.reader.limits())? && !packed.has(number)
-                            }
-                        };
-                        if !free {
-                            contested.claim(number, self.reader.limits())?;
-                        }
-                    }
+                if self.reader.read(&self.file, &mut piece, offset).is_err() {
+                    continue;
+                }
+                let entries = (0..len / 8).filter_map(|i| self.number(&piece, i));
+                let clusters = entries.filter_map(|e| self.clusters_of(self.entries.decode(e)));
+                for (clusters, claim) in clusters {
+                    claims.claim(clusters, claim, self.reader.limits())?;
                 }
             }
         }
-        Ok(contested)
+        Ok(claims)
     }
 
     /// What an entry says of `guest`, checked.
@@ -455,11 +423,4 @@ pub(crate) fn data_past_end(format: FormatId, guest: u64, host: u64, file_size: 
          {file_size}: it was cut short"
     );
     Error::malformed(format, "data cluster", host, problem)
-}
-
-/// The name of the first region that shares bytes with `range`.
-fn overlapping(regions: &[(Range<u64>, &'static str)], range: &Range<u64>) -> Option<&'static str> {
-    let mut regions = regions.iter();
-    let hit = regions.find(|(region, _)| range.start < region.end && region.start < range.end);
-    hit.map(|(_, name)| *name)
 }

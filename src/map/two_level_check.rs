@@ -5,16 +5,14 @@ use crate::image::{Clusters, Finding, FindingKind, Findings};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::two_level::PIECE;
-use super::{Claims, Cluster, Entries, TwoLevel};
+use super::{Claim, Claims, Cluster, Entries, TwoLevel};
 
 /// What is found out by a walk through all tables.
 struct Walk {
     findings: Findings,
     clusters: Clusters,
+    claims: Claims,
     /// Clusters of tables and of data that is stored as it is.
-    own: Claims,
-    /// Clusters that hold packed data, side by side.
-    packed: Claims,
     claimed: u64,
 }
 
@@ -29,12 +27,11 @@ impl<E: Entries> TwoLevel<E> {
                 total: shape.virtual_size.div_ceil(shape.cluster_size),
                 ..Clusters::default()
             },
-            own: Claims::default(),
-            packed: Claims::default(),
+            claims: Claims::default(),
             claimed: 0,
         };
-        for (region, name) in &shape.regions {
-            self.claim(&mut walk, name, region.start, region.end - region.start)?;
+        for (start, len, name) in shape.regions.iter() {
+            self.claim(&mut walk, name, start, len)?;
         }
         for index in 0..self.l1.len() as u64 / 8 {
             let offset = self.number(&self.l1, index).unwrap_or(0);
@@ -61,13 +58,11 @@ impl<E: Entries> TwoLevel<E> {
         let size = self.shape.cluster_size;
         let mut alone = true;
         for cluster in start / size..start.saturating_add(len).div_ceil(size) {
-            let first = walk.own.claim(cluster, self.reader.limits())?;
-            if first {
-                walk.claimed += 1;
-            }
+            walk.claimed += u64::from(!walk.claims.has(cluster, Claim::Own));
+            let units = cluster..cluster + 1;
+            let free = walk.claims.claim(units, Claim::Own, self.reader.limits())?;
             // Structures that are smaller than a cluster may share one.
-            let whole = len >= size;
-            if whole && (!first || walk.packed.has(cluster)) {
+            if len >= size && !free {
                 alone = false;
                 let problem = "has another owner, too";
                 let finding = Finding::corruption(name, problem).at(cluster * size);
@@ -157,23 +152,15 @@ impl<E: Entries> TwoLevel<E> {
                     return Ok(());
                 }
             }
-            Cluster::Packed { host, len } => {
-                let end = host.saturating_add(len);
-                if host >= self.file_size {
-                    "lies past the end of the file"
-                } else {
-                    let last = end.saturating_sub(1).min(self.file_size);
-                    let mut shared = false;
-                    for cluster in host / size..=last / size {
-                        walk.packed.claim(cluster, self.reader.limits())?;
-                        shared |= walk.own.has(cluster);
-                    }
-                    if !shared {
+            cluster @ Cluster::Packed { .. } => match self.clusters_of(cluster) {
+                None => "lies past the end of the file",
+                Some((clusters, claim)) => {
+                    if walk.claims.claim(clusters, claim, self.reader.limits())? {
                         return Ok(());
                     }
                     "is packed, in a cluster that has another owner"
                 }
-            }
+            },
         };
         let problem = format!("entry {entry:#x} {problem}");
         let finding = Finding::corruption("L2 table", problem);

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::limits::Limits;
+use crate::lock::lock;
 use crate::source::{BlockSource, BlockSourceExt};
 
 /// What is lost with one bad sector, in bytes, and what a disk reads at once.
@@ -82,7 +83,7 @@ pub(crate) struct Unread {
 
 impl Unread {
     fn ranges(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
-        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ranges)
     }
 
     /// Fills `buf` with the bytes of a table at `at`; those that cannot be read are zeros, and noted.

@@ -4,6 +4,8 @@ use crate::error::Result;
 use crate::image::{Finding, Findings};
 use crate::limits::Limits;
 
+use super::Regions;
+
 /// The ranges of a file that hold structures, and the units that hold the disk's data. What lies past
 /// the end, in a structure or in another unit is a finding.
 #[derive(Debug)]
@@ -11,8 +13,9 @@ pub(crate) struct Usage {
     file_size: u64,
     /// Bytes of a unit.
     unit: u64,
-    /// Start, end and name; in order and apart once they are settled.
-    structures: Vec<(u64, u64, &'static str)>,
+    /// The structures until they are settled: start, end and name.
+    noted: Vec<(u64, u64, &'static str)>,
+    structures: Regions,
     /// Where the units start.
     units: Vec<u64>,
     limits: Limits,
@@ -24,14 +27,15 @@ impl Usage {
         Usage {
             file_size,
             unit,
-            structures: Vec::new(),
+            noted: Vec::new(),
+            structures: Regions::default(),
             units: Vec::new(),
             limits: limits.clone(),
         }
     }
 
     fn check_kept(&self) -> Result<()> {
-        let structures = self.structures.len() as u64 * 48;
+        let structures = (self.noted.len() + self.structures.len()) as u64 * 48;
         self.limits
             .check_kept(structures + self.units.len() as u64 * 8)
     }
@@ -54,7 +58,7 @@ impl Usage {
             return Ok(false);
         };
         if len > 0 {
-            self.structures.push((start, end, name));
+            self.noted.push((start, end, name));
             self.check_kept()?;
         }
         Ok(true)
@@ -62,31 +66,15 @@ impl Usage {
 
     /// Finds structures that share bytes. All of them have to be noted before the first unit is.
     pub(crate) fn settle(&mut self, findings: &mut Findings) {
-        self.structures.sort_unstable();
-        let mut apart: Vec<(u64, u64, &'static str)> = Vec::new();
-        for (start, end, name) in self.structures.drain(..) {
-            match apart.last_mut() {
-                Some((_, reach, other)) if start < *reach => {
-                    let problem = format!("overlaps the {other}");
-                    findings.add(Finding::corruption(name, problem).at(start));
-                    *reach = end.max(*reach);
-                }
-                _ => apart.push((start, end, name)),
-            }
-        }
-        self.structures = apart;
+        self.structures = Regions::merged(std::mem::take(&mut self.noted), |start, name, other| {
+            let problem = format!("overlaps the {other}");
+            findings.add(Finding::corruption(name, problem).at(start));
+        });
     }
 
-    /// Whether a range shares bytes with a structure.
-    pub(crate) fn is_in_structure(&self, start: u64, end: u64) -> bool {
-        self.structure_in(start, end).is_some()
-    }
-
-    /// The structure that shares bytes with a range.
-    fn structure_in(&self, start: u64, end: u64) -> Option<&'static str> {
-        let before = self.structures.partition_point(|(from, ..)| *from < end);
-        let (_, reach, name) = self.structures.get(before.checked_sub(1)?)?;
-        (*reach > start).then_some(*name)
+    /// Returns `true` if a range shares bytes with a structure.
+    pub(crate) fn is_in_structure(&self, start: u64, len: u64) -> bool {
+        self.structures.overlapping(start, len).is_some()
     }
 
     /// Notes a unit, of which the disk needs `needed` bytes, and returns whether it is in the file and
@@ -107,7 +95,7 @@ impl Usage {
                  the data at {}",
                 self.file_size
             ),
-            Some(end) => match self.structure_in(start, end) {
+            Some(_) => match self.structures.overlapping(start, needed) {
                 Some(other) => format!("the entry refers to byte {start}, in the {other}"),
                 None => {
                     self.units.push(start);

@@ -66,6 +66,12 @@ macro_rules! table_entry {
                 self.0
             }
         }
+
+        impl ::std::fmt::LowerHex for $name {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+                ::std::fmt::LowerHex::fmt(&self.0, f)
+            }
+        }
     };
 }
 pub(crate) use table_entry;

@@ -36,6 +36,7 @@ pub(super) struct First {
     pub(super) snapshot: Option<SnapshotSelector>,
     pub(super) disk: Option<DiskSelector>,
     pub(super) verifies: bool,
+    pub(super) arriving: bool,
 }
 
 impl First {
@@ -68,6 +69,7 @@ impl Chain {
             snapshot: self.first.snapshot.as_ref(),
             disk: self.first.disk.as_ref(),
             verifies: self.first.verifies,
+            arriving: self.first.arriving,
             describes: self.describes,
             salvages: self.salvages,
             opener: self,

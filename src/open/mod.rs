@@ -184,10 +184,13 @@ impl OpenOptions {
         shown: &Detected,
     ) -> Result<Box<dyn Image>> {
         let format = self.format_to_read(shown)?;
-        let chain = self.chain(resolver, source.identity());
+        let mut chain = self.chain(resolver, source.identity());
+        chain.first.arriving = true;
         check_disks(format, &chain)?;
-        let image = format.open_arriving(source, &chain.request())?;
-        chain.limits.check_virtual_size(image.size())?;
+        let image = format.open(source, &chain.request())?;
+        if image.trailer().is_none() {
+            chain.limits.check_virtual_size(image.size())?;
+        }
         Ok(image)
     }
 
@@ -282,6 +285,7 @@ impl OpenOptions {
             snapshot: self.snapshot.clone(),
             disk: self.disk.clone(),
             verifies: self.verify_manifest,
+            arriving: false,
         };
         chain.salvages = self.salvage;
         chain

@@ -18,7 +18,7 @@ use crate::packed::{Codec, PackedSource, PackedUnit};
 use crate::progress::Cancel;
 use crate::reference::Resolver;
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Stored, check_extent, readable};
-use crate::storage::{Incoming, Room, Spill, is_unknown};
+use crate::storage::{Incoming, Room, Spill};
 
 /// Bytes of the disk whose tables are looked up before their data is read.
 const STEP: u64 = 1 << 20;
@@ -206,18 +206,21 @@ impl OpenOptions {
         let incoming = Incoming::new(stream.reader, room, hashers, stream.cancel)?;
         let incoming = Arc::new(incoming);
         let source: Arc<dyn BlockSource> = Arc::<Incoming>::clone(&incoming);
-        let window = Window::read(&source)?;
+        let mut window = Window::read_start(&source)?;
+        if incoming.has_ended() {
+            window = Window::read(&source)?;
+        }
         let shown = Detected::of(&window.probe());
         if let Some(error) = self.format.as_ref().and_then(|name| shown.packed_not(name)) {
             return Err(error);
         }
-        let opened = match incoming.ended() {
+        let opened = match incoming.has_ended() {
             false => self.open_arriving(Arc::clone(&source), Arc::clone(&resolver), &shown),
             true => Err(Error::Cancelled),
         };
         let (image, whole): (Arc<dyn Image>, bool) = match opened {
             Ok(image) => (image.into(), false),
-            Err(error) if !incoming.ended() && !incoming.spills() => return Err(error),
+            Err(error) if !incoming.has_ended() && !incoming.spills() => return Err(error),
             // All of it is at hand, or can be.
             Err(_) => {
                 incoming.drain(true)?;
@@ -226,7 +229,7 @@ impl OpenOptions {
         };
         if let Some(size) = stream.size {
             let found = image.size();
-            if size != found && !is_unknown(found) {
+            if image.trailer().is_none() && size != found {
                 return Err(other_size(size, found));
             }
         }
@@ -276,7 +279,7 @@ impl Arriving {
 
     /// Opens the image as the file that it is, if the end was seen since it was opened.
     fn look_again(&self, turn: &mut Turn) -> Result<()> {
-        if turn.whole || !self.incoming.ended() {
+        if turn.whole || !self.incoming.has_ended() {
             return Ok(());
         }
         let (source, resolver) = (self.source(), Arc::clone(&self.resolver));
@@ -292,11 +295,18 @@ impl Arriving {
         Ok(())
     }
 
+    /// The size of the disk, once the image or its end tells it, or what the caller announced.
+    fn known_size(&self, image: &dyn Image) -> Option<u64> {
+        let Some(trailer) = image.trailer() else {
+            return Some(image.size());
+        };
+        let file = self.incoming.length().known();
+        file.map(|len| len.saturating_sub(trailer)).or(self.size)
+    }
+
+    /// The size of the disk, or a bound.
     fn size_of(&self, image: &dyn Image) -> u64 {
-        match image.size() {
-            size if is_unknown(size) => self.size.unwrap_or(size),
-            size => size,
-        }
+        self.known_size(image).unwrap_or_else(|| image.size())
     }
 
     /// The run at `offset`, by tables that are kept.
@@ -336,7 +346,7 @@ impl Arriving {
         self.look_again(&mut turn)?;
         self.incoming.keep(false);
         let done = read(&*turn.image);
-        if !turn.whole && self.incoming.ended() {
+        if !turn.whole && self.incoming.has_ended() {
             // What it ran into was the end, and what that means is for the whole image to say.
             self.look_again(&mut turn)?;
             return read(&*turn.image);
@@ -435,7 +445,7 @@ impl PackedSource for Arriving {
 impl Arriving {
     /// Returns true if the size is not known before the end is seen.
     pub(crate) fn is_endless(&self) -> bool {
-        is_unknown(self.size())
+        self.known_size(&*self.image()).is_none()
     }
 
     /// Waits until the disk's bytes up to `guest`, no more than some MiB ahead of what was read, are
@@ -455,7 +465,7 @@ impl Arriving {
     /// Errors of the stream, and of opening it as a file.
     pub(crate) fn spill(&self) -> Result<bool> {
         let mut turn = self.turn();
-        if !self.incoming.spills() && !self.incoming.ended() {
+        if !self.incoming.spills() && !self.incoming.has_ended() {
             return Ok(false);
         }
         self.incoming.drain(true)?;

@@ -4,19 +4,19 @@ mod concat;
 mod file;
 mod forward;
 mod incoming;
-mod kept;
 mod memory;
 mod pending;
 mod seek;
 mod sharing;
 mod slice;
 mod spill;
+mod window;
 
 pub use concat::Concat;
 pub use file::FileStorage;
 pub(crate) use file::{identity_of, without_blocking, without_following};
 pub use forward::ForwardTarget;
-pub(crate) use incoming::{Incoming, Room, is_unknown};
+pub(crate) use incoming::{Incoming, Room};
 pub use memory::Memory;
 pub use pending::PendingFile;
 pub(crate) use pending::{beside, there};
@@ -25,6 +25,7 @@ pub(crate) use pending::{settle, sync_folder};
 pub use seek::{SeekSource, SeekTarget, SourceReader};
 pub use slice::Slice;
 pub(crate) use spill::Spill;
+pub(crate) use window::{Miss, Window};
 
 /// Zeros to write from, where nothing cheaper makes a range read as zero.
 pub(crate) static ZEROES: [u8; 64 << 10] = [0; 64 << 10];

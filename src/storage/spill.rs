@@ -1,14 +1,13 @@
 //! A spill file: what of a stream comes before it is needed.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result, quoted_path};
 use crate::source::BlockSource;
 use crate::storage::FileStorage;
+use crate::storage::window::{gap, part};
 use crate::target::BlockTarget;
 
 /// The most runs of bytes that lie apart.
@@ -30,61 +29,23 @@ impl Spill {
     /// # Errors
     /// [`Error::Io`] if it cannot be created.
     pub(crate) fn create(folder: &Path, most: u64) -> Result<Self> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_nanos());
-        let mut number = now ^ (u128::from(std::process::id()) << 64);
-        loop {
-            let path = folder.join(format!(".{number:x}.spill"));
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create_new(true);
-            #[cfg(unix)]
-            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-            match options.open(&path) {
-                Ok(file) => {
-                    let file = FileStorage::from_file(file)?;
-                    fs::remove_file(&path).map_err(|e| Error::io_path("remove", &path, e))?;
-                    return Ok(Spill {
-                        file: Arc::new(file),
-                        runs: BTreeMap::new(),
-                        used: 0,
-                        most,
-                    });
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                    number = number.wrapping_add(1);
-                }
-                Err(e) => {
-                    let folder = quoted_path(folder);
-                    return Err(Error::io(format!("create a spill file in {folder}"), e));
-                }
-            }
-        }
-    }
-
-    /// The end of the run that holds the byte `at`.
-    fn end_of(&self, at: u64) -> Option<u64> {
-        let (_, (end, _)) = self.runs.range(..=at).next_back()?;
-        (*end > at).then_some(*end)
+        let file = tempfile::tempfile_in(folder).map_err(|e| {
+            let folder = quoted_path(folder);
+            Error::io(format!("create a spill file in {folder}"), e)
+        })?;
+        Ok(Spill {
+            file: Arc::new(FileStorage::from_file(file)?),
+            runs: BTreeMap::new(),
+            used: 0,
+            most,
+        })
     }
 
     /// Takes bytes of the stream, as far as it has them not yet.
     pub(super) fn write(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
         let end = start + bytes.len() as u64;
-        let mut at = start;
-        while at < end {
-            if let Some(known) = self.end_of(at) {
-                at = known;
-                continue;
-            }
-            let next = self.runs.range(at..).next();
-            let until = next.map_or(end, |(next, _)| end.min(*next));
-            let range = usize::try_from(at - start)
-                .ok()
-                .zip(usize::try_from(until - start).ok());
-            let piece = range.and_then(|(from, to)| bytes.get(from..to));
-            self.append(at, piece.unwrap_or_default())?;
-            at = until;
+        while let Some((from, to)) = gap(&self.runs, |(end, _)| *end, start, end) {
+            self.append(from, part(bytes, start, from, to))?;
         }
         Ok(())
     }

@@ -11,8 +11,9 @@ use crate::inspect::{Report, Safety};
 use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::open::OpenOptions;
+use crate::storage::Miss;
 
-use super::store::{Answer, Arrived, Miss, Store, lock};
+use super::store::{Answer, Arrived, Store, lock};
 use super::{StreamOptions, StreamReport};
 
 /// The unit in which the start is looked at: no signature is spread over more.

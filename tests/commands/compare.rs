@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::support::command::{example, has_qemu, must};
-use crate::support::{Rng, fails, goldens, manifest, read_all, sample_disk, testdata};
+use crate::support::{Rng, goldens, manifest, read_all, sample_disk, testdata};
 use blockform::compare::{Cancel, CompareOptions, Comparison, Failure, Side};
 use blockform::convert::ConvertOptions;
 use blockform::image::Backing;

@@ -4,8 +4,8 @@ use crate::support::fails;
 use std::fs;
 use std::path::Path;
 
-use blockform::OpenOptions;
 use blockform::inspect::Report;
+use blockform::{Error, OpenOptions};
 use serde_json::Value;
 
 use crate::support::command::{example, has_qemu, must, run};

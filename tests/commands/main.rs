@@ -17,6 +17,7 @@ mod cli;
 mod compare;
 #[cfg(all(target_os = "linux", feature = "zlib", feature = "zstd"))]
 mod hostile;
+mod img;
 mod info;
 mod map;
 mod measure;

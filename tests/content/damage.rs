@@ -2,7 +2,7 @@
 
 use blockform::content::{Contents, FilesystemKind, GptCopy, examine};
 use blockform::storage::Memory;
-use blockform::{BlockSource, Limits};
+use blockform::{BlockSource, Error, Limits};
 
 use crate::support::{Rng, fails, testdata};
 use crate::{Counting, contents_in};

@@ -16,7 +16,7 @@ use crate::support::{Rng, fails, goldens, has_tool, run, testdata};
 use blockform::check::{Repair, Scope};
 use blockform::salvage::Salvage;
 use blockform::storage::Memory;
-use blockform::{BlockSource, BlockSourceExt, OpenOptions, Result};
+use blockform::{BlockSource, BlockSourceExt, Error, OpenOptions, Result};
 
 const MIB: usize = 1 << 20;
 const CLUSTER: usize = 64 << 10;

@@ -25,3 +25,4 @@ mod vhd_vdi;
 mod vhdx;
 mod vmdk;
 mod vmdk_writer;
+mod wrappers;

@@ -14,11 +14,11 @@ use std::io::{Seek, SeekFrom, Write as _};
 use std::path::Path;
 use std::process::Command;
 
-use blockform::ImageName;
 use blockform::image::{
     Backing, CreateOptions, Encoder, Form, ImageWriter, OutputFile, Part, Payload, Write, WriteRun,
     parse_options,
 };
+use blockform::{Error, ImageName};
 
 use crate::support::{fails, has_tool};
 

@@ -11,8 +11,8 @@ use blockform::convert::ConvertOptions;
 use blockform::image::{Backing, CreateOptions};
 use blockform::storage::Memory;
 use blockform::{
-    BlockSource, BlockTarget, ImageName, OpenOptions, PathPolicy, Reference, Resolved, Resolver,
-    Result,
+    BlockSource, BlockTarget, Error, ImageName, OpenOptions, PathPolicy, Reference, Resolved,
+    Resolver, Result,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::support::{fails, files_below, root, testdata, unpacked};
+use crate::support::{files_below, root, testdata, unpacked};
 use blockform::inspect::{Report, Safety};
 use blockform::storage::{FileStorage, Memory};
 use blockform::stream::{StreamOptions, StreamReport};

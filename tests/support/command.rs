@@ -6,18 +6,38 @@ use std::process::{Command, Output};
 
 use super::has_tool;
 
-/// The built example `name`; cargo builds the examples for the tests.
+/// The command `name`: an example, which cargo builds for the tests, or a link to the example `img`.
 pub fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.parent().and_then(Path::parent).unwrap();
-    let path = profile.join("examples").join(name);
-    let path = path.with_extension(std::env::consts::EXE_EXTENSION);
+    let built = |name: &str| {
+        let path = profile.join("examples").join(name);
+        path.with_extension(std::env::consts::EXE_EXTENSION)
+    };
+    let path = match name {
+        "img" | "img-info" | "img-convert" => built(name),
+        _ => link(&built("img"), &profile.join("links"), name),
+    };
     assert!(
         path.exists(),
         "{} is missing: run cargo build --examples",
         path.display()
     );
     path
+}
+
+/// A link to `program` by another name, made by whichever test needs it first.
+fn link(program: &Path, folder: &Path, name: &str) -> PathBuf {
+    std::fs::create_dir_all(folder).unwrap();
+    let link = folder.join(name);
+    #[cfg(unix)]
+    let made = std::os::unix::fs::symlink(program, &link);
+    #[cfg(windows)]
+    let made = std::os::windows::fs::symlink_file(program, &link);
+    if let Err(error) = made {
+        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists, "{error}");
+    }
+    link
 }
 
 /// Returns true if qemu-img is installed.

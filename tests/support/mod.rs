@@ -1,6 +1,13 @@
 //! What several test crates share: where things are, what is true of them, and how to patch them.
 
-#![allow(dead_code, unreachable_pub, clippy::print_stderr)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    unused_macros,
+    clippy::print_stderr,
+    reason = "each program uses what it needs"
+)]
 
 pub mod appliance;
 pub mod command;
@@ -29,7 +36,7 @@ use sha2::{Digest, Sha256};
 macro_rules! fails {
     ($result:expr, $kind:pat, $words:expr) => {
         match $result {
-            Err(error @ ($kind)) => assert!(error.to_string().contains($words), "{error}"),
+            Err(error @ $kind) => assert!(error.to_string().contains($words), "{error}"),
             other => panic!("not refused so: {:?}", other.map(drop)),
         }
     };

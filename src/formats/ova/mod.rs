@@ -35,7 +35,6 @@ use crate::source::BlockSource;
 pub(crate) use header::is_apple_double;
 
 pub use appliance::{Appliance, Verification};
-pub use open::OvaImage;
 pub use ovf::{Attachment, Package, PackageDisk, PackageFile, VirtualSystem};
 pub use write::{Controller, OvaOptions};
 
@@ -74,7 +73,7 @@ impl Format for Ova {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(OvaImage::open(source, request)?))
+        open::open(source, request)
     }
 
     fn check(

@@ -5,28 +5,34 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::format_id::FormatId;
-use crate::image::{Image, ImageInfo, Request};
+use crate::image::{Disk, DiskImage, Image, ImageInfo, Request};
 use crate::name::ImageName;
+use crate::packed::PackedSource;
 use crate::reference::{DenyReferences, Reference, ReferenceKind};
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Salvageable, Stored};
+use crate::source::{BlockSource, Salvageable, Stored, check_extent};
 
 use super::appliance::{Appliance, Chosen, unpacked, whole_file};
 use super::describe::details;
 use super::ovf::{PackageDisk, PackageFile};
 use super::{OVA, archive};
 
-/// One disk of an appliance. An appliance that is only described may have none that is open.
+/// An appliance while it is opened. One that is only described may have no disk that is open.
 #[derive(Debug)]
-pub struct OvaImage {
-    file: Arc<dyn BlockSource>,
-    disk: Disk,
+struct Opening {
+    disk: State,
     references: Vec<Reference>,
     info: ImageInfo,
 }
 
 /// The disk that is read.
 #[derive(Debug)]
-enum Disk {
+struct OvaDisk {
+    state: State,
+    size: u64,
+}
+
+#[derive(Debug)]
+enum State {
     Open(Arc<dyn Image>),
     /// The caller left its file closed.
     Detached(Box<Reference>),
@@ -34,42 +40,53 @@ enum Disk {
     None(String),
 }
 
-impl OvaImage {
-    /// Opens the disk that the request wants of the appliance in `source`.
-    ///
-    /// # Errors
-    /// As [`Format::open`](crate::Format::open), and [`Error::DiskNotChosen`] if there are several disks
-    /// and none was named.
-    pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
-        if request.snapshot.is_some() {
-            return Err(Error::invalid("an appliance has no internal snapshots"));
-        }
-        let mut image = OvaImage {
-            file: Arc::clone(&source),
-            disk: Disk::None(String::new()),
-            references: Vec::new(),
-            info: ImageInfo {
-                unknown_to_qemu: true,
-                ..ImageInfo::default()
-            },
+/// Opens the disk that `request` means of the appliance in `source`.
+///
+/// # Errors
+/// As [`Format::open`](crate::Format::open), and [`Error::DiskNotChosen`] if there are several disks
+/// and none was named.
+pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+    if request.snapshot.is_some() {
+        return Err(Error::invalid("an appliance has no internal snapshots"));
+    }
+    let mut opening = Opening {
+        disk: State::None(String::new()),
+        references: Vec::new(),
+        info: ImageInfo {
+            unknown_to_qemu: true,
+            ..ImageInfo::default()
+        },
+    };
+    opening.read(&source, request)?;
+    let Opening {
+        disk: state,
+        references,
+        info,
+    } = opening;
+    let size = info.virtual_size;
+    let image = DiskImage::new(OVA, source, OvaDisk { state, size }, info);
+    Ok(Box::new(image.with_references(references)))
+}
+
+impl Opening {
+    fn read(&mut self, source: &Arc<dyn BlockSource>, request: &Request<'_>) -> Result<()> {
+        let opened = Appliance::open(Arc::clone(source), request.limits);
+        let Some(appliance) = self.told(request, opened)? else {
+            return Ok(());
         };
-        let opened = Appliance::open(source, request.limits);
-        let Some(appliance) = image.told(request, opened)? else {
-            return Ok(image);
-        };
-        image.info.warnings = appliance.package().warnings.clone();
-        image.info.details = Some(details(&appliance));
-        image.told(request, appliance.check_whole())?;
+        self.info.warnings = appliance.package().warnings.clone();
+        self.info.details = Some(details(&appliance));
+        self.told(request, appliance.check_whole())?;
         if request.verifies {
             let verified = appliance.verify().and_then(|verified| {
                 let chosen = appliance.choose(request.disk)?.file()?;
                 covers(&verified.checked, chosen)
             });
-            image.told(request, verified)?;
+            self.told(request, verified)?;
         }
-        let opened = image.open_disk(&appliance, request);
-        image.told(request, opened)?;
-        Ok(image)
+        let opened = self.open_disk(&appliance, request);
+        self.told(request, opened)?;
+        Ok(())
     }
 
     /// What went well; what did not is a warning where the appliance is only to be described.
@@ -82,7 +99,7 @@ impl OvaImage {
                 if !self.info.warnings.contains(&problem) {
                     self.info.warnings.push(problem.clone());
                 }
-                self.disk = Disk::None(problem);
+                self.disk = State::None(problem);
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -111,7 +128,7 @@ impl OvaImage {
                 .map_err(|error| about_disk(&file.href, error))?,
         };
         let Some(image) = image else {
-            self.disk = Disk::Detached(Box::new(reference(&file.href)));
+            self.disk = State::Detached(Box::new(reference(&file.href)));
             return Ok(());
         };
         self.compare(&chosen, image.as_ref());
@@ -123,7 +140,7 @@ impl OvaImage {
         self.info
             .warnings
             .extend(image.info().warnings.iter().cloned());
-        self.disk = Disk::Open(image);
+        self.disk = State::Open(image);
         Ok(())
     }
 
@@ -251,84 +268,60 @@ pub(super) fn whole_outside(
     }
 }
 
-impl OvaImage {
+impl OvaDisk {
     fn open_one(&self) -> Result<&Arc<dyn Image>> {
-        match &self.disk {
-            Disk::Open(image) => Ok(image),
-            Disk::Detached(reference) => Err(Error::Detached {
+        match &self.state {
+            State::Open(image) => Ok(image),
+            State::Detached(reference) => Err(Error::Detached {
                 reference: reference.clone(),
             }),
-            Disk::None(problem) => Err(Error::invalid(problem.clone())),
+            State::None(problem) => Err(Error::invalid(problem.clone())),
         }
-    }
-
-    /// The disk itself, if it is open.
-    pub fn disk(&self) -> Option<&Arc<dyn Image>> {
-        self.open_one().ok()
     }
 }
 
-impl BlockSource for OvaImage {
+#[deny(clippy::missing_trait_methods)]
+impl BlockSource for OvaDisk {
     fn size(&self) -> u64 {
-        self.info.virtual_size
+        self.size
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        if offset >= self.size() || buf.is_empty() {
+        if offset >= self.size || buf.is_empty() {
             return Ok(0);
         }
         self.open_one()?.read_at(buf, offset)
     }
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        crate::source::check_extent(offset, limit, self.size())?;
+        check_extent(offset, limit, self.size)?;
         self.open_one()?.extent_at(offset, limit)
     }
 
     fn block_size(&self) -> u64 {
-        self.disk().map_or(1, |disk| disk.block_size())
+        self.open_one().map_or(1, |disk| disk.block_size())
     }
 
     fn stored(&self) -> Option<&dyn Stored> {
-        Some(self)
+        self.open_one().ok()?.stored()
+    }
+
+    fn packed(&self) -> Option<&dyn PackedSource> {
+        self.open_one().ok()?.packed()
     }
 
     fn salvage(&self) -> Option<&dyn Salvageable> {
-        Some(self)
+        match self.open_one() {
+            Ok(disk) => disk.salvage(),
+            Err(_) => Some(self),
+        }
     }
 }
 
-impl Stored for OvaImage {
-    fn identity(&self) -> Option<FileIdentity> {
-        self.file.identity()
-    }
-
-    fn uses_file(&self, file: FileIdentity) -> bool {
-        self.file.uses_file(file) || self.disk().is_some_and(|disk| disk.uses_file(file))
-    }
-
-    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        (format == OVA && Stored::identity(self) == Some(file)).then_some(0)
-    }
-}
-
-impl Salvageable for OvaImage {
+impl Salvageable for OvaDisk {
     fn lost_with(&self, offset: u64) -> u64 {
-        let left = self.size().saturating_sub(offset).max(1);
-        self.disk().map_or(left, |disk| disk.lost_with(offset))
+        self.size.saturating_sub(offset).max(1)
     }
 }
 
-impl Image for OvaImage {
-    fn format(&self) -> FormatId {
-        OVA
-    }
-
-    fn info(&self) -> &ImageInfo {
-        &self.info
-    }
-
-    fn references(&self) -> &[Reference] {
-        &self.references
-    }
-}
+impl Disk for OvaDisk {}

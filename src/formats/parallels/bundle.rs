@@ -3,31 +3,19 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::extent::Extent;
-use crate::format_id::FormatId;
-use crate::image::{FileInfo, Image, ImageInfo, Request, SnapshotSelector, Value};
+use crate::image::{DiskImage, FileInfo, Image, ImageInfo, Request, SnapshotSelector, Value};
 use crate::map::{Below, Detached, Mapped};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Salvageable, Stored};
+use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 use crate::storage::{Concat, Slice};
 
 use super::PARALLELS;
 use super::descriptor::{Descriptor, Guid, ImageEntry, ImageKind, Storage};
 use super::open::Expandable;
 
-/// An open bundle.
-#[derive(Debug)]
-pub(super) struct Bundle {
-    /// The file of the descriptor.
-    file: Arc<dyn BlockSource>,
-    disk: Concat,
-    references: Vec<Reference>,
-    info: ImageInfo,
-}
-
 /// Opens the disk whose descriptor is in `file`.
-pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Bundle> {
+pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
     let limits = request.limits;
     let descriptor = Descriptor::read(&file, limits)?;
     limits.check_virtual_size(descriptor.size)?;
@@ -61,12 +49,8 @@ pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<
         details: Some(details),
         ..parts.info
     };
-    Ok(Bundle {
-        file,
-        disk,
-        references: parts.references,
-        info,
-    })
+    let image = DiskImage::new(PARALLELS, file, disk, info);
+    Ok(Box::new(image.with_references(parts.references)))
 }
 
 /// Hands out each expandable image of the disk whose descriptor is in `file`, of every state.
@@ -231,64 +215,4 @@ fn whole(
 fn malformed(entry: &ImageEntry, problem: &str) -> Error {
     let problem = format!("the file {} {problem}", entry.file.quoted());
     Error::malformed(PARALLELS, "DiskDescriptor.xml", None, problem)
-}
-
-impl BlockSource for Bundle {
-    fn size(&self) -> u64 {
-        self.disk.size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        self.disk.read_at(buf, offset)
-    }
-
-    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        self.disk.extent_at(offset, limit)
-    }
-
-    fn block_size(&self) -> u64 {
-        self.disk.block_size()
-    }
-
-    fn stored(&self) -> Option<&dyn Stored> {
-        Some(self)
-    }
-
-    fn salvage(&self) -> Option<&dyn Salvageable> {
-        Some(self)
-    }
-}
-
-impl Stored for Bundle {
-    fn identity(&self) -> Option<FileIdentity> {
-        self.file.identity()
-    }
-
-    fn uses_file(&self, file: FileIdentity) -> bool {
-        self.file.uses_file(file) || Stored::uses_file(&self.disk, file)
-    }
-
-    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        (format == PARALLELS && Stored::identity(self) == Some(file)).then_some(0)
-    }
-}
-
-impl Salvageable for Bundle {
-    fn lost_with(&self, offset: u64) -> u64 {
-        Salvageable::lost_with(&self.disk, offset)
-    }
-}
-
-impl Image for Bundle {
-    fn format(&self) -> FormatId {
-        PARALLELS
-    }
-
-    fn info(&self) -> &ImageInfo {
-        &self.info
-    }
-
-    fn references(&self) -> &[Reference] {
-        &self.references
-    }
 }

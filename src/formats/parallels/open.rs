@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Image, ImageInfo, Request};
-use crate::map::{MappedImage, TableReader};
+use crate::image::{DiskImage, Image, ImageInfo, Request};
+use crate::map::{Below, Mapped, TableReader};
 use crate::ondisk::{Order, values};
 use crate::source::BlockSource;
 
@@ -61,12 +61,12 @@ pub(super) fn read_bat(
 /// Opens the image in `file`: of one file, or of those that a descriptor lists.
 pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
     if descriptor::is_at_start(&file)? {
-        return Ok(Box::new(bundle::open(file, request)?));
+        return bundle::open(file, request);
     }
     if request.snapshot.is_some() {
         return Err(Error::invalid("a Parallels image has no snapshots"));
     }
     let Expandable { map, info } = Expandable::read(&file, request)?;
-    let image = MappedImage::open(PARALLELS, file, map, info, None, request)?;
-    Ok(Box::new(image))
+    let disk = Mapped::new(map, Arc::clone(&file), Below::Nothing, info.virtual_size);
+    Ok(Box::new(DiskImage::new(PARALLELS, file, disk, info)))
 }

@@ -55,7 +55,7 @@ impl Format for Qcow {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(open::open(source, request)?))
+        open::open(source, request)
     }
 
     fn check(

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use crate::codec::{UnpackError, Unpacker};
 use crate::error::{Error, Result};
-use crate::image::{Findings, ImageInfo, Request};
+use crate::image::{DiskImage, Findings, Image, ImageInfo, Request, Sealed};
 use crate::limits::Limits;
-use crate::map::{Cluster, Entries, MappedImage, Packing, Shape, TwoLevel};
+use crate::map::{Below, Cluster, Entries, Mapped, Packing, Regions, Shape, TwoLevel};
 use crate::ondisk::Order;
 use crate::packed::Codec;
 use crate::reference::{Reference, ReferenceKind};
@@ -72,10 +72,10 @@ fn tables(
     limits: &Limits,
     salvages: bool,
 ) -> Result<TwoLevel<QcowEntries>> {
-    let mut regions = vec![(0..RawHeader::LEN as u64, "header")];
+    let mut regions = vec![(0, RawHeader::LEN as u64, "header")];
     if let Some((offset, name)) = &header.backing_file {
         let end = offset.saturating_add(name.as_bytes().len() as u64);
-        regions.push((*offset..end, "backing file's name"));
+        regions.push((*offset, end, "backing file's name"));
     }
     let shape = Shape {
         format: QCOW,
@@ -87,7 +87,8 @@ fn tables(
         virtual_size: header.size,
         l1_offset: header.l1_table_offset,
         l1_size: 0,
-        regions,
+        // The name often follows the header at once, and may stand in what is left of it.
+        regions: Regions::merged(regions, |_, _, _| {}),
     };
     let entries = QcowEntries {
         cluster_bits: header.cluster_bits,
@@ -107,10 +108,7 @@ pub(super) fn check(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Find
 }
 
 /// Opens the image in `file`.
-pub(super) fn open(
-    file: Arc<dyn BlockSource>,
-    request: &Request<'_>,
-) -> Result<MappedImage<TwoLevel<QcowEntries>>> {
+pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
     if request.snapshot.is_some() {
         return Err(Error::invalid("a qcow image has no snapshots"));
     }
@@ -125,8 +123,16 @@ pub(super) fn open(
         encryption: header.encrypted.then_some("aes"),
         ..ImageInfo::default()
     };
-    let sealed = header.encrypted.then_some("AES encryption");
-    Ok(MappedImage::open(QCOW, file, map, info, backing, request)?.sealed(sealed))
+    let sealed = header.encrypted.then_some(Sealed::Encrypted("AES"));
+    let parent = request.open_parent(backing.as_slice(), |_, _| Ok(()))?;
+    let disk = Mapped::new(
+        map,
+        Arc::clone(&file),
+        Below::from(&parent),
+        info.virtual_size,
+    );
+    let image = DiskImage::new(QCOW, file, disk, info);
+    Ok(Box::new(image.with_parent(parent).sealed(sealed)))
 }
 
 #[cfg(test)]

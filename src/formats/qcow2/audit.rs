@@ -3,17 +3,17 @@
 //! Without these rules a small file could hold a disk of any size, each range of it the same cluster,
 //! and a guest could read the tables that its own disk is made of.
 
-use std::collections::HashSet;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use crate::error::Result;
 use crate::limits::Limits;
-use crate::map::Claims;
+use crate::lock::lock;
+use crate::map::{Claim, Claims};
+use crate::ondisk::TableEntry;
 use crate::source::BlockSource;
 
-use super::entry::{COMPRESSED, L1_OFFSET, L2_OFFSET, REFCOUNT_OFFSET, ZERO};
+use super::entry::{L1Entry, L2Entry, L2Layout, RefcountTableEntry};
 use super::header::Header;
-use super::map::be_u64;
 use super::refcount;
 
 /// The clusters of an image that hold tables, and those that were found to hold data.
@@ -21,35 +21,24 @@ use super::refcount;
 pub(super) struct Audit {
     cluster_bits: u32,
     file_size: u64,
+    layout: L2Layout,
     /// Host offsets of the L2 tables, in order, each as often as an L1 entry has it.
     l2_tables: Vec<u64>,
     /// Host offsets of the refcount blocks, in order.
     refcount_blocks: Vec<u64>,
-    claimed: Mutex<Claimed>,
-    /// Who has which clusters in all tables, once that was asked for.
-    owners: OnceLock<Owners>,
+    counted: Mutex<Counted>,
+    /// The clusters that entries of all tables have for themselves, once that was asked for.
+    owned: OnceLock<Claims>,
 }
 
-/// Clusters that an entry says it has for itself, and others.
+/// The entries that were counted: with the flag they have their cluster for themselves, without it they share
+/// it.
 #[derive(Debug, Default)]
-struct Claimed {
-    /// L2 tables whose entries are counted.
-    tables: HashSet<u64>,
+struct Counted {
     clusters: Claims,
-    /// Clusters of entries that do not say so.
-    shared: Claims,
-    /// Clusters in which packed data begins.
-    packed_in: Claims,
     /// Entries with data of their own, and with packed data.
     stored: u64,
     packed: u64,
-}
-
-/// Clusters that entries have for themselves, and of these those that several have.
-#[derive(Debug, Default)]
-struct Owners {
-    own: Claims,
-    contested: Claims,
 }
 
 /// The fewest bytes that a packed cluster can take up: the shortest frame of zstd has some more, the
@@ -60,9 +49,8 @@ impl Audit {
     /// Learns where the tables of the state with this L1 table are. A refcount table that cannot be
     /// read, or makes no sense, is left out: the data can be read without it.
     pub(super) fn new(header: &Header, l1: &[u8], file: &dyn BlockSource, limits: &Limits) -> Self {
-        let offsets = |table: &[u8], mask: u64| {
-            let entries = table.chunks_exact(8).filter_map(|entry| be_u64(entry, 0));
-            let mut offsets: Vec<u64> = entries.map(|e| e & mask).filter(|at| *at != 0).collect();
+        let sorted = |offsets: &mut dyn Iterator<Item = u64>| {
+            let mut offsets: Vec<u64> = offsets.filter(|at| *at != 0).collect();
             offsets.sort_unstable();
             offsets
         };
@@ -70,10 +58,13 @@ impl Audit {
         Audit {
             cluster_bits: header.cluster_bits,
             file_size: file.size(),
-            l2_tables: offsets(l1, L1_OFFSET),
-            refcount_blocks: offsets(&table, REFCOUNT_OFFSET),
-            claimed: Mutex::default(),
-            owners: OnceLock::new(),
+            layout: L2Layout::of(header),
+            l2_tables: sorted(&mut L1Entry::all(l1).map(L1Entry::offset)),
+            refcount_blocks: sorted(
+                &mut RefcountTableEntry::all(&table).map(RefcountTableEntry::offset),
+            ),
+            counted: Mutex::default(),
+            owned: OnceLock::new(),
         }
     }
 
@@ -96,8 +87,7 @@ impl Audit {
     }
 
     /// Counts what the entries of an L2 table have for themselves; the problem, if an entry has what
-    /// another one has. `stride` is how many numbers an entry is long, `own` tells the cluster that an
-    /// entry has for itself, and `packed_at` where the data of a packed one begins.
+    /// another one has. `own` tells the cluster that an entry has for itself.
     ///
     /// Where no flag says that a cluster is an entry's own, two may have it: some day somebody may have
     /// written such a file. But then there are no more of them than the file has room for. What one entry
@@ -106,53 +96,60 @@ impl Audit {
         &self,
         table_offset: u64,
         table: &[u8],
-        stride: usize,
-        own: &dyn Fn(u64) -> Option<u64>,
-        packed_at: &dyn Fn(u64) -> u64,
+        own: &dyn Fn(L2Entry) -> Option<u64>,
         limits: &Limits,
     ) -> Result<Option<String>> {
-        let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
-        if !claimed.tables.insert(table_offset) {
+        let mut counted = lock(&self.counted);
+        if counted.clusters.is_counted(table_offset) {
             return Ok(None);
         }
-        let problem = self.count_new(&mut claimed, table, stride, own, packed_at, limits)?;
-        if problem.is_some() {
-            // Asked again, it has to say so again.
-            claimed.tables.remove(&table_offset);
+        let problem = self.count_new(&mut counted, table, own, limits)?;
+        if problem.is_none() {
+            counted.clusters.set_counted(table_offset);
         }
         Ok(problem)
     }
 
     fn count_new(
         &self,
-        claimed: &mut Claimed,
+        counted: &mut Counted,
         table: &[u8],
-        stride: usize,
-        own: &dyn Fn(u64) -> Option<u64>,
-        packed_at: &dyn Fn(u64) -> u64,
+        own: &dyn Fn(L2Entry) -> Option<u64>,
         limits: &Limits,
     ) -> Result<Option<String>> {
         let mut packed = Vec::new();
-        let entries = table
-            .chunks_exact(8 * stride)
-            .filter_map(|entry| be_u64(entry, 0));
-        for entry in entries.filter(|entry| *entry != 0) {
-            let host = entry & L2_OFFSET;
-            if entry & COMPRESSED != 0 {
-                packed.push(packed_at(entry));
+        for entry in self.layout.all(table) {
+            if let Some(descriptor) = entry.descriptor() {
+                packed.push(self.layout.data(descriptor).0);
                 continue;
             }
-            if host != 0 && entry & ZERO == 0 {
-                claimed.stored += 1;
+            let host = entry.offset();
+            if host != 0 && !self.layout.is_zero(entry) {
+                counted.stored += 1;
             }
-            if let Some(problem) = self.claim(claimed, own(entry), host, limits)? {
-                return Ok(Some(problem));
+            let claim = match own(entry) {
+                Some(_) => Claim::Own,
+                None => Claim::Shared,
+            };
+            let cluster = host >> self.cluster_bits;
+            if host == 0
+                || counted
+                    .clusters
+                    .claim(cluster..cluster + 1, claim, limits)?
+            {
+                continue;
             }
+            return Ok(Some(match counted.clusters.has(cluster, Claim::Packed) {
+                true => among_packed(host),
+                false => format!(
+                    "an entry says that the cluster at byte {host} is its own, and another one has it"
+                ),
+            }));
         }
         for host in &packed {
             let cluster = host >> self.cluster_bits;
-            claimed.packed_in.claim(cluster, limits)?;
-            if claimed.clusters.has(cluster) || claimed.shared.has(cluster) {
+            let units = cluster..cluster + 1;
+            if !counted.clusters.claim(units, Claim::Packed, limits)? {
                 return Ok(Some(among_packed(*host)));
             }
         }
@@ -163,40 +160,11 @@ impl Audit {
                 "two entries have the packed cluster at byte {host}"
             )));
         }
-        claimed.packed += packed.len() as u64;
-        let too_many = claimed.stored > (self.file_size >> self.cluster_bits) + 1
-            || claimed.packed > self.file_size / PACKED_LEAST;
+        counted.packed += packed.len() as u64;
+        let too_many = counted.stored > (self.file_size >> self.cluster_bits) + 1
+            || counted.packed > self.file_size / PACKED_LEAST;
         Ok(too_many
             .then(|| "there are more entries with data than the file has room for".to_owned()))
-    }
-
-    /// Claims the cluster of an entry that is not packed, where it has one; the problem, if another entry
-    /// has it and one of the two says that it is its own.
-    fn claim(
-        &self,
-        claimed: &mut Claimed,
-        own: Option<u64>,
-        host: u64,
-        limits: &Limits,
-    ) -> Result<Option<String>> {
-        if host == 0 {
-            return Ok(None);
-        }
-        let cluster = host >> self.cluster_bits;
-        let taken = match own {
-            Some(_) => !claimed.clusters.claim(cluster, limits)? || claimed.shared.has(cluster),
-            None => {
-                claimed.shared.claim(cluster, limits)?;
-                claimed.clusters.has(cluster)
-            }
-        };
-        if taken {
-            return Ok(Some(format!(
-                "an entry says that the cluster at byte {host} is its own, and another one has it"
-            )));
-        }
-        let packed = claimed.packed_in.has(cluster);
-        Ok(packed.then(|| among_packed(host)))
     }
 
     /// Whether the cluster at `host` belongs to several entries of the state's tables or, if the one who asks
@@ -206,59 +174,46 @@ impl Audit {
         &self,
         host: u64,
         is_own: bool,
-        own: &dyn Fn(u64) -> Option<u64>,
+        own: &dyn Fn(L2Entry) -> Option<u64>,
         read: &dyn Fn(&mut [u8], u64) -> usize,
         limits: &Limits,
-        stride: usize,
     ) -> Result<bool> {
-        let owners = match self.owners.get() {
-            Some(owners) => owners,
+        let owned = match self.owned.get() {
+            Some(owned) => owned,
             None => {
-                let found = self.find_owners(own, read, limits, stride)?;
-                self.owners.get_or_init(|| found)
+                let found = self.find_owned(own, read, limits)?;
+                self.owned.get_or_init(|| found)
             }
         };
-        let clusters = match is_own {
-            true => &owners.contested,
-            false => &owners.own,
-        };
-        Ok(clusters.has(host >> self.cluster_bits))
+        let cluster = host >> self.cluster_bits;
+        Ok(match is_own {
+            true => owned.is_contested(cluster),
+            false => owned.has(cluster, Claim::Own),
+        })
     }
 
-    fn find_owners(
+    fn find_owned(
         &self,
-        own: &dyn Fn(u64) -> Option<u64>,
+        own: &dyn Fn(L2Entry) -> Option<u64>,
         read: &dyn Fn(&mut [u8], u64) -> usize,
         limits: &Limits,
-        stride: usize,
-    ) -> Result<Owners> {
-        let mut owners = Owners::default();
+    ) -> Result<Claims> {
+        let mut owned = Claims::default();
         let mut table = vec![0; 1 << self.cluster_bits];
         for offset in &self.l2_tables {
             let n = read(&mut table, *offset);
-            for host in owned(table.get(..n).unwrap_or_default(), stride, own) {
+            let entries = self.layout.all(table.get(..n).unwrap_or_default());
+            for host in entries.filter_map(own) {
                 let cluster = host >> self.cluster_bits;
-                if !owners.own.claim(cluster, limits)? {
-                    owners.contested.claim(cluster, limits)?;
-                }
+                owned.claim(cluster..cluster + 1, Claim::Own, limits)?;
             }
         }
-        Ok(owners)
+        Ok(owned)
     }
 }
 
 fn among_packed(host: u64) -> String {
     format!("one entry has the cluster around byte {host}, and another one packed data in it")
-}
-
-/// The clusters that a table's entries have for themselves.
-fn owned(
-    table: &[u8],
-    stride: usize,
-    own: &dyn Fn(u64) -> Option<u64>,
-) -> impl Iterator<Item = u64> {
-    let entries = table.chunks_exact(8 * stride);
-    entries.filter_map(move |entry| own(be_u64(entry, 0)?))
 }
 
 /// The thing that an entry is there to point to.

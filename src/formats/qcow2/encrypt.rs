@@ -36,17 +36,15 @@ pub(super) fn describe(
         info.insert("format", scheme.name());
         return Ok(info);
     }
-    let Some(pointer) = header.extension(extension::FULL_DISK_ENCRYPTION) else {
+    let Some((offset, len)) = header_place(header)? else {
         let problem =
             "no full disk encryption header pointer, and the image is encrypted with LUKS";
         return Err(Error::malformed(QCOW2, "header extensions", None, problem));
     };
-    let pointer = HeaderPointer::parse(pointer, 0)?;
-    let inside = pointer
-        .offset
-        .checked_add(pointer.length)
+    let inside = offset
+        .checked_add(len)
         .is_some_and(|end| end <= file.size());
-    if !inside || pointer.length < luks::HEADER_LEN as u64 {
+    if !inside || len < luks::HEADER_LEN as u64 {
         return Err(HeaderPointer::malformed(
             0,
             "offset",
@@ -54,6 +52,6 @@ pub(super) fn describe(
         ));
     }
     let mut bytes = [0; luks::HEADER_LEN];
-    file.read_exact_at(&mut bytes, pointer.offset)?;
-    luks::describe(&bytes, pointer.offset)
+    file.read_exact_at(&mut bytes, offset)?;
+    luks::describe(&bytes, offset)
 }

@@ -67,12 +67,28 @@ pub(super) mod extension {
     pub(in super::super) const EXTERNAL_DATA_FILE: u32 = 0x4441_5441;
 }
 
-/// Length of the version 3 header as the specification requires it at least: both tables.
-pub(super) const V3_LEN: u32 = 104;
-/// Where `compression_type`, one byte, stands in headers that are long enough for it.
-pub(super) const COMPRESSION_TYPE_OFFSET: usize = 104;
-/// Length of the header with `compression_type` and its padding.
-pub(super) const V3_LEN_WITH_COMPRESSION: u32 = 112;
+on_disk! {
+    /// Section "Header", the additional fields, in a header that is long enough for them. Their offsets are
+    /// from byte 104 of the file.
+    pub(super) struct HeaderAdditional in QCOW2, "header", Big, 8 bytes {
+        compression_type: u8 = 0,
+    }
+}
+
+impl HeaderV3 {
+    /// Place in the file.
+    pub(super) const AT: u64 = 72;
+}
+
+impl HeaderAdditional {
+    /// Place in the file.
+    pub(super) const AT: u64 = 104;
+}
+
+/// Least length of a header of version 3.
+const V3_LEN: u32 = 104;
+/// Length of a header with the additional fields.
+pub(super) const V3_LEN_WITH_ADDITIONAL: u32 = 112;
 
 /// How clusters are encrypted (`crypt_method`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,7 +241,7 @@ impl Header {
             2 => None,
             3 => Some(HeaderV3::parse(
                 bytes.get(HeaderV2::LEN..).unwrap_or_default(),
-                72,
+                HeaderV3::AT,
             )?),
             other => {
                 return Err(Error::Unsupported {
@@ -284,7 +300,7 @@ impl Header {
 
     /// Takes over the fields of version 3 and returns the compression type.
     fn read_v3(&mut self, v3: &HeaderV3, bytes: &[u8], cluster_size: u64) -> Result<u8> {
-        let bad = |field, problem: String| Err(HeaderV3::malformed(72, field, problem));
+        let bad = |field, problem: String| Err(HeaderV3::malformed(HeaderV3::AT, field, problem));
         let length = v3.header_length;
         if length < V3_LEN || length % 8 != 0 || u64::from(length) > cluster_size {
             return bad("header_length", format!("is {length}"));
@@ -303,8 +319,9 @@ impl Header {
         if length <= V3_LEN {
             return Ok(0);
         }
-        match bytes.get(COMPRESSION_TYPE_OFFSET) {
-            Some(value) => Ok(*value),
+        let rest = bytes.get(V3_LEN as usize..).unwrap_or_default();
+        match HeaderAdditional::compression_type.get(rest) {
+            Some(value) => Ok(value),
             None => bad(
                 "header_length",
                 "reaches past the end of the file".to_owned(),
@@ -418,13 +435,11 @@ fn compression(value: u8, features: Incompatible) -> Result<CompressionType> {
     match (value, flagged) {
         (0, false) => Ok(CompressionType::Zlib),
         (1, true) => Ok(CompressionType::Zstd),
-        (0 | 1, _) => Err(Error::Malformed {
-            format: QCOW2,
-            structure: "header",
-            field: Some("compression_type"),
-            offset: Some(COMPRESSION_TYPE_OFFSET as u64),
-            problem: "contradicts the compression type bit of incompatible_features".into(),
-        }),
+        (0 | 1, _) => Err(HeaderAdditional::malformed(
+            HeaderAdditional::AT,
+            "compression_type",
+            "contradicts the compression type bit of incompatible_features",
+        )),
         (other, _) => Err(Error::Unsupported {
             format: QCOW2,
             feature: format!("compression type {other}"),

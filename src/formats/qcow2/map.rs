@@ -6,18 +6,15 @@ use std::sync::{Arc, OnceLock};
 
 use crate::codec::{UnpackError, Unpacker};
 use crate::error::{Error, Result};
-use crate::map::{BlockMap, Held, Packing, Run, Table, TableReader};
+use crate::map::{BlockMap, Held, Packing, Regions, Run, Table, TableReader};
+use crate::ondisk::TableEntry;
 use crate::packed::Codec;
 use crate::source::BlockSource;
 
 use super::QCOW2;
 use super::audit::{Audit, Target};
-use super::entry::{
-    COMPRESSED, COPIED, CompressedLayout, L1_OFFSET, L1_RESERVED, L2_OFFSET, L2_RESERVED,
-    SUBCLUSTERS, ZERO,
-};
+use super::entry::{Copied, Descriptor, L1Entry, L2Entry, L2Layout, SUBCLUSTERS};
 use super::header::{CompressionType, Header};
-use super::layout::Regions;
 
 /// The tables of one state of an image: the active one, or a snapshot's.
 #[derive(Debug)]
@@ -30,23 +27,15 @@ pub(super) struct Qcow2Map {
     l1_offset: u64,
     reader: TableReader,
     cluster_bits: u32,
-    version: u32,
+    layout: L2Layout,
     extended_l2: bool,
     data_file: bool,
-    compressed: CompressedLayout,
     unpacker: Unpacker,
     /// Metadata that no entry may point into.
     regions: Regions,
     header: Header,
     /// Made when the first table is read: who only asks what an image is does not pay for it.
     audit: OnceLock<Audit>,
-}
-
-/// One L2 entry: the entry proper, and the bitmap of its subclusters where there is one.
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    entry: u64,
-    bitmap: u64,
 }
 
 impl Qcow2Map {
@@ -64,10 +53,9 @@ impl Qcow2Map {
             l1_offset,
             reader,
             cluster_bits: header.cluster_bits,
-            version: header.version,
+            layout: L2Layout::of(header),
             extended_l2: header.has_extended_l2(),
             data_file: header.has_data_file(),
-            compressed: CompressedLayout::new(header.cluster_bits),
             unpacker: match header.compression {
                 CompressionType::Zlib => Unpacker::deflate(),
                 CompressionType::Zstd => Unpacker::zstd(),
@@ -83,30 +71,20 @@ impl Qcow2Map {
             .get_or_init(|| Audit::new(&self.header, &self.l1, &self.file, self.reader.limits()))
     }
 
-    /// Bytes of an L2 entry, in numbers.
-    fn stride(&self) -> usize {
-        if self.extended_l2 { 2 } else { 1 }
-    }
-
     /// The cluster that an entry says it has for itself, if it says so and makes sense otherwise.
-    fn own_cluster(&self, entry: u64) -> Option<u64> {
-        let flag_zero = if self.extended_l2 || self.version < 3 {
-            0
-        } else {
-            ZERO
-        };
-        let host = entry & L2_OFFSET;
-        let own = entry & COMPRESSED == 0 && entry & COPIED != 0 && host != 0;
-        let sound = entry & L2_RESERVED & !flag_zero == 0 && host % self.cluster_size() == 0;
+    fn own_cluster(&self, entry: L2Entry) -> Option<u64> {
+        let host = entry.offset();
+        let own = entry.descriptor().is_none() && entry.is_copied() && host != 0;
+        let sound = !self.layout.has_reserved_bits(entry) && host % self.cluster_size() == 0;
         (own && (sound || !self.reader.salvages())).then_some(host)
     }
 
     /// Fails if the cluster of an entry is that of another one, too, which is found out about all of them
     /// before any is believed: else it would be the first that was asked for that is. If one of the two says
     /// that it is its own, that one is.
-    fn check_own(&self, entry: u64, guest: u64) -> Result<()> {
-        let host = entry & L2_OFFSET;
-        if self.data_file || host == 0 || entry & COMPRESSED != 0 {
+    fn check_own(&self, entry: L2Entry, guest: u64) -> Result<()> {
+        let host = entry.offset();
+        if self.data_file || host == 0 || entry.descriptor().is_some() {
             return Ok(());
         }
         let own = |entry| self.own_cluster(entry);
@@ -118,14 +96,11 @@ impl Qcow2Map {
             let read = self.reader.read(&self.file, there, at);
             read.map_or(0, |()| n)
         };
-        match self.audit().is_contested(
-            host,
-            is_own,
-            &own,
-            &read,
-            self.reader.limits(),
-            self.stride(),
-        )? {
+        let limits = self.reader.limits();
+        match self
+            .audit()
+            .is_contested(host, is_own, &own, &read, limits)?
+        {
             false => Ok(()),
             true => {
                 let problem = format!(
@@ -146,16 +121,6 @@ impl Qcow2Map {
         1 << self.cluster_bits
     }
 
-    /// Bytes of an L2 entry.
-    fn entry_size(&self) -> u64 {
-        if self.extended_l2 { 16 } else { 8 }
-    }
-
-    /// Guest bytes for which one L2 table answers.
-    fn table_span(&self) -> u64 {
-        (self.cluster_size() / self.entry_size()) << self.cluster_bits
-    }
-
     fn malformed(&self, structure: &'static str, guest: u64, problem: String) -> Error {
         let problem = format!("{problem} (guest offset {guest})");
         Error::malformed(QCOW2, structure, None, problem)
@@ -163,25 +128,23 @@ impl Qcow2Map {
 
     /// Host offset of the L2 table that answers for `guest`, if there is one.
     fn l2_offset(&self, guest: u64) -> Result<Option<u64>> {
-        let index = usize::try_from(guest / self.table_span()).unwrap_or(usize::MAX);
-        let place = self
-            .l1_offset
-            .saturating_add((index as u64).saturating_mul(8));
+        let index = guest / self.layout.table_span();
+        let place = self.l1_offset.saturating_add(index.saturating_mul(8));
         self.reader.check("L1 table", place, 8)?;
         // The L1 table may be shorter than the disk is after it was enlarged.
-        let Some(entry) = be_u64(&self.l1, index) else {
+        let Some(entry) = L1Entry::decode(&self.l1, index) else {
             if self.reader.salvages() {
                 let problem = format!("entry {index} is missing");
                 return Err(self.malformed("L1 table", guest, problem));
             }
             return Ok(None);
         };
-        let offset = entry & L1_OFFSET;
-        if entry & L1_RESERVED != 0 {
+        let offset = entry.offset();
+        if entry.has_reserved_bits() {
             let problem = format!("entry {index} is {entry:#x}, with reserved bits set");
             return Err(self.malformed("L1 table", guest, problem));
         }
-        if offset == 0 && entry & COPIED == 0 {
+        if offset == 0 && !entry.is_copied() {
             return Ok(None);
         }
         if offset == 0 {
@@ -212,9 +175,9 @@ impl Qcow2Map {
             }
             Ok(table)
         })?;
-        let start = guest - guest % self.table_span();
+        let start = guest - guest % self.layout.table_span();
         Ok(Some(Table {
-            guest: start..start.saturating_add(self.table_span()),
+            guest: start..start.saturating_add(self.layout.table_span()),
             host,
             entries,
         }))
@@ -231,9 +194,7 @@ impl Qcow2Map {
             return Ok(());
         }
         let own = |entry| self.own_cluster(entry);
-        let packed_at = |entry| self.compressed.decode(entry).0;
-        let (stride, limits) = (self.stride(), self.reader.limits());
-        match audit.count(host, table, stride, &own, &packed_at, limits)? {
+        match audit.count(host, table, &own, self.reader.limits())? {
             None => Ok(()),
             Some(problem) => Err(self.malformed("L2 table", guest, problem)),
         }
@@ -256,50 +217,32 @@ impl Qcow2Map {
         Ok(table)
     }
 
-    /// An entry of a table, if the table is so long.
-    fn entry(&self, table: &[u8], index: usize) -> Option<Entry> {
-        let at = self.stride() * index;
-        let bitmap = match self.extended_l2 {
-            true => be_u64(table, at + 1)?,
-            false => 0,
-        };
-        Some(Entry {
-            entry: be_u64(table, at)?,
-            bitmap,
-        })
-    }
-
     /// The status of one guest offset by its entry, and for how many bytes of the cluster, from
     /// there on, it holds.
-    fn decode(&self, entry: Option<Entry>, guest: u64) -> Result<(Run, u64)> {
+    fn decode(&self, entry: Option<L2Entry>, guest: u64) -> Result<(Run, u64)> {
         let Some(entry) = entry else {
             let problem = "lacks its entry: it was cut short".to_owned();
             return Err(self.malformed("L2 table", guest, problem));
         };
         if self.reader.salvages() {
-            self.check_own(entry.entry, guest)?;
+            self.check_own(entry, guest)?;
         }
         let into = guest % self.cluster_size();
         let rest = self.cluster_size() - into;
-        if entry.entry & COMPRESSED != 0 {
-            return Ok((self.decode_compressed(entry.entry, guest)?, rest));
+        if let Some(descriptor) = entry.descriptor() {
+            return Ok((self.decode_compressed(entry, descriptor, guest)?, rest));
         }
-        let Entry { entry, bitmap } = entry;
         let bad = |problem: &str| {
             let text = format!("entry {entry:#x} {problem}");
             Err(self.malformed("L2 table", guest, text))
         };
-        let flag_zero = if self.extended_l2 || self.version < 3 {
-            0
-        } else {
-            ZERO
-        };
-        if entry & L2_RESERVED & !flag_zero != 0 {
+        if self.layout.has_reserved_bits(entry) {
             return bad("has reserved bits set");
         }
-        let offset = entry & L2_OFFSET;
+        let offset = entry.offset();
+        let is_zero = self.layout.is_zero(entry);
         // Only in a data file can a cluster be at offset 0, and then bit 63 says that it is one.
-        let allocated = offset != 0 || (self.data_file && entry & COPIED != 0);
+        let allocated = offset != 0 || (self.data_file && entry.is_copied());
         if allocated {
             if offset % self.cluster_size() != 0 {
                 return bad("is not at the start of a cluster");
@@ -317,13 +260,13 @@ impl Qcow2Map {
             }
         }
         // The specification lets no cluster at offset 0 be an entry's own but in a data file.
-        if !allocated && entry & (COPIED | flag_zero) == COPIED {
+        if !allocated && entry.is_copied() && !is_zero {
             return bad("has a cluster of its own, and none");
         }
         if self.extended_l2 {
-            return self.decode_subclusters(entry, bitmap, offset, allocated, guest);
+            return self.decode_subclusters(entry, allocated, guest);
         }
-        let run = match (entry & flag_zero != 0, allocated) {
+        let run = match (is_zero, allocated) {
             (true, _) => Run::Zero,
             (false, true) => Run::Stored {
                 host: offset + into,
@@ -333,9 +276,9 @@ impl Qcow2Map {
         Ok((run, rest))
     }
 
-    fn decode_compressed(&self, entry: u64, guest: u64) -> Result<Run> {
-        let (host, max_len) = self.compressed.decode(entry);
-        if entry & COPIED != 0 || host >= self.compressed.limit() || self.data_file {
+    fn decode_compressed(&self, entry: L2Entry, descriptor: Descriptor, guest: u64) -> Result<Run> {
+        let (host, max_len) = self.layout.data(descriptor);
+        if entry.is_copied() || host >= self.layout.compressed_limit() || self.data_file {
             let problem = format!("entry {entry:#x} is no valid compressed cluster");
             return Err(self.malformed("L2 table", guest, problem));
         }
@@ -349,14 +292,13 @@ impl Qcow2Map {
     /// The status of the subclusters that begin with the one at `guest` and have the same.
     fn decode_subclusters(
         &self,
-        entry: u64,
-        bitmap: u64,
-        offset: u64,
+        entry: L2Entry,
         allocated: bool,
         guest: u64,
     ) -> Result<(Run, u64)> {
-        let [stored, zero] = [bitmap & 0xffff_ffff, bitmap >> 32];
+        let [stored, zero] = entry.subclusters();
         if stored & zero != 0 || (stored != 0 && !allocated) {
+            let bitmap = entry.bitmap;
             let problem = format!("bitmap {bitmap:#x} of entry {entry:#x} contradicts itself");
             return Err(self.malformed("L2 table", guest, problem));
         }
@@ -368,7 +310,7 @@ impl Qcow2Map {
         let (run, count) = if stored & 1 != 0 {
             (
                 Run::Stored {
-                    host: offset + into,
+                    host: entry.offset() + into,
                 },
                 stored.trailing_ones(),
             )
@@ -382,9 +324,10 @@ impl Qcow2Map {
     }
 
     /// For how many bytes from `guest` on the entries are all zero: most of a sparse image's are.
-    fn empty_span(&self, table: &[u8], index: usize, guest: u64) -> u64 {
-        let entry_size = usize::try_from(self.entry_size()).unwrap_or(16);
-        let entries = table.get(index * entry_size..).unwrap_or_default();
+    fn empty_span(&self, table: &[u8], index: u64, guest: u64) -> u64 {
+        let entry_size = self.layout.entry_len();
+        let start = usize::try_from(index * entry_size).unwrap_or(usize::MAX);
+        let entries = table.get(start..).unwrap_or_default();
         let mut zeros = 0;
         for block in entries.chunks(64) {
             if block.iter().fold(0, |or, byte| or | byte) != 0 {
@@ -393,7 +336,7 @@ impl Qcow2Map {
             }
             zeros += block.len();
         }
-        let count = (zeros / entry_size) as u64;
+        let count = zeros as u64 / entry_size;
         (count << self.cluster_bits) - guest % self.cluster_size()
     }
 }
@@ -405,16 +348,16 @@ impl BlockMap for Qcow2Map {
 
     fn step(&self, guest: u64, held: &mut Held) -> Result<(Run, u64)> {
         let Some(table) = held.table(guest, || self.l2_table(guest))? else {
-            let span = self.table_span();
+            let span = self.layout.table_span();
             return Ok((Run::Unallocated, span - guest % span));
         };
-        let into = (guest - table.guest.start) >> self.cluster_bits;
-        let place = table.host + into * self.entry_size();
-        self.reader.check("L2 table", place, self.entry_size())?;
-        let index = usize::try_from(into).unwrap_or(usize::MAX);
-        let entry = self.entry(&table.entries, index);
+        let index = (guest - table.guest.start) >> self.cluster_bits;
+        let place = table.host + index * self.layout.entry_len();
+        self.reader
+            .check("L2 table", place, self.layout.entry_len())?;
+        let entry = self.layout.decode(&table.entries, index);
         let (run, len) = self.decode(entry, guest)?;
-        let empty = entry.is_some_and(|entry| entry.entry == 0 && entry.bitmap == 0);
+        let empty = entry.is_some_and(L2Entry::is_empty);
         // What could not be read is zeros, too.
         if empty && !self.reader.is_unread(table.host, self.cluster_size()) {
             return Ok((run, self.empty_span(&table.entries, index, guest)));
@@ -425,14 +368,15 @@ impl BlockMap for Qcow2Map {
     fn lost_with(&self, guest: u64) -> u64 {
         let answers = match self.l2_table(guest) {
             Ok(_) => self.cluster_size(),
-            Err(_) => self.table_span(),
+            Err(_) => self.layout.table_span(),
         };
         answers - guest % answers
     }
 
     fn tables(&self) -> Vec<(u64, u64)> {
-        let entries = self.l1.chunks_exact(8).filter_map(|entry| be_u64(entry, 0));
-        let tables = entries.map(|entry| entry & L1_OFFSET).filter(|at| *at != 0);
+        let tables = L1Entry::all(&self.l1)
+            .map(L1Entry::offset)
+            .filter(|at| *at != 0);
         tables.map(|at| (at, at + self.cluster_size())).collect()
     }
 
@@ -471,10 +415,4 @@ impl Packing for Qcow2Map {
                 },
             })
     }
-}
-
-/// The `index`th big-endian number of a table.
-pub(super) fn be_u64(table: &[u8], index: usize) -> Option<u64> {
-    let raw = table.get(index.checked_mul(8)?..)?.first_chunk()?;
-    Some(u64::from_be_bytes(*raw))
 }

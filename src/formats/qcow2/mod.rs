@@ -28,7 +28,6 @@ use crate::source::BlockSource;
 
 pub use feature::{Autoclear, Compatible, Incompatible};
 pub use header::{CompressionType, Encryption, Header, HeaderExtension};
-pub use open::Qcow2Image;
 pub use write::{Preallocation, Qcow2Options, Version};
 
 /// `qcow2`.
@@ -68,7 +67,7 @@ impl Format for Qcow2 {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(Qcow2Image::open(source, request)?))
+        open::open(source, request)
     }
 
     fn check(

@@ -3,200 +3,75 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::extent::Extent;
-use crate::format_id::FormatId;
-use crate::image::{BitmapInfo, Image, ImageInfo, Request, Value};
-use crate::map::{Below, Detached, Mapped, TableReader};
-use crate::name::ImageName;
-use crate::packed::PackedSource;
+use crate::image::{BitmapInfo, DiskImage, Image, ImageInfo, Request, Sealed, Value};
+use crate::map::{Below, Detached, Mapped, Regions, TableReader};
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
+use crate::source::{BlockSource, BlockSourceExt};
 
 use super::header::{Encryption, Header, HeaderV2};
-use super::layout::Regions;
+use super::layout;
 use super::map::Qcow2Map;
 use super::snapshot::{self, Snapshot};
 use super::{Autoclear, Compatible, Incompatible, QCOW2, bitmap, encrypt};
 
-/// An open qcow2 image.
-#[derive(Debug)]
-pub struct Qcow2Image {
-    file: Arc<dyn BlockSource>,
-    header: Header,
-    mapped: Mapped<Qcow2Map>,
-    backing: Option<Arc<dyn Image>>,
-    references: Vec<Reference>,
-    info: ImageInfo,
-}
+/// Opens the image in `source`.
+///
+/// # Errors
+/// As [`Format::open`](crate::Format::open).
+pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+    let (limits, salvages) = (request.limits, request.salvages);
+    let header = read_header(&source)?;
+    let mut regions = layout::of_header(&header, source.size(), salvages)?;
+    let mut left_out = Vec::new();
+    let snapshots = snapshot::read_table(&header, &source, limits);
+    let (snapshots, table_end) = match salvages && request.snapshot.is_none() {
+        true => or_nothing("snapshots", snapshots, &mut left_out),
+        false => snapshots?,
+    };
+    let selected = request
+        .snapshot
+        .map(|s| snapshot::find(&snapshots, s))
+        .transpose()?;
+    let size = selected.map_or(header.size, |snapshot| snapshot.info.virtual_size);
+    let l1 = L1 {
+        header: &header,
+        selected,
+        size,
+    };
+    let reader = TableReader::of(QCOW2, request);
+    let l1 = l1.read(&source, &regions, &reader)?;
 
-impl Qcow2Image {
-    /// Opens the image in `source`.
-    ///
-    /// # Errors
-    /// As [`Format::open`](crate::Format::open).
-    pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
-        let (limits, salvages) = (request.limits, request.salvages);
-        let header = read_header(&source)?;
-        let mut regions = Regions::of(&header, source.size(), salvages)?;
-        let mut left_out = Vec::new();
-        let snapshots = snapshot::read_table(&header, &source, limits);
-        let (snapshots, table_end) = match salvages && request.snapshot.is_none() {
-            true => or_nothing("snapshots", snapshots, &mut left_out),
-            false => snapshots?,
-        };
-        let selected = request
-            .snapshot
-            .map(|s| snapshot::find(&snapshots, s))
-            .transpose()?;
-        let size = selected.map_or(header.size, |snapshot| snapshot.info.virtual_size);
-        let l1 = L1 {
-            header: &header,
-            selected,
-            size,
-        };
-        let reader = TableReader::of(QCOW2, request);
-        let l1 = l1.read(&source, &regions, &reader)?;
-
-        let mut references = Vec::new();
-        let data = open_data_file(&header, &source, request, &mut references)?;
-        let (below, backing) = open_backing(&header, request, &mut references)?;
-        let bitmaps = bitmap::read_directory(&header, &source, limits);
-        let directory = match salvages {
-            true => or_nothing("bitmaps", bitmaps, &mut left_out),
-            false => bitmaps?,
-        };
-        regions.add_listed((header.snapshots_offset, table_end), &snapshots, &directory);
-        let bitmaps = directory
-            .bitmaps
-            .into_iter()
-            .map(|bitmap| bitmap.info)
-            .collect();
-        let mut info = describe(&header, &source, &snapshots, bitmaps)?;
-        info.virtual_size = size;
-        info.warnings.extend(left_out);
-        let map = Qcow2Map::new(&header, Arc::clone(&source), l1, regions, reader);
-        let mapped = Mapped::new(map, data, below, size);
-        Ok(Qcow2Image {
-            file: source,
-            header,
-            mapped,
-            backing,
-            references,
-            info,
-        })
-    }
-
-    /// The header, parsed.
-    pub fn header(&self) -> &Header {
-        &self.header
-    }
-
-    /// Fails if the guest's data is encrypted.
-    fn check_readable(&self) -> Result<()> {
-        let Some(scheme) = self.header.encryption else {
-            return Ok(());
-        };
-        let feature = match scheme {
-            Encryption::Aes => "AES encryption",
-            Encryption::Luks => "LUKS encryption",
-        };
-        Err(Error::Unsupported {
-            format: QCOW2,
-            feature: format!("reading through {feature}"),
-            hint: Some("decrypt it with a tool that has the key".into()),
-        })
-    }
-}
-
-impl BlockSource for Qcow2Image {
-    fn size(&self) -> u64 {
-        self.mapped.size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        self.check_readable()?;
-        self.mapped.read_at(buf, offset)
-    }
-
-    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        self.check_readable()?;
-        self.mapped.extent_at(offset, limit)
-    }
-
-    fn block_size(&self) -> u64 {
-        self.header.cluster_size()
-    }
-
-    fn packed(&self) -> Option<&dyn PackedSource> {
-        self.mapped
-            .packed()
-            .filter(|_| self.header.encryption.is_none())
-    }
-
-    fn stored(&self) -> Option<&dyn Stored> {
-        Some(self)
-    }
-
-    fn salvage(&self) -> Option<&dyn Salvageable> {
-        Some(self)
-    }
-}
-
-impl Stored for Qcow2Image {
-    fn identity(&self) -> Option<FileIdentity> {
-        self.file.identity()
-    }
-
-    fn uses_file(&self, file: FileIdentity) -> bool {
-        self.file.uses_file(file) || Stored::uses_file(&self.mapped, file)
-    }
-
-    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        if format == QCOW2 && Stored::identity(self) == Some(file) {
-            Some(0)
-        } else {
-            Stored::depth_of(&self.mapped, file, format)
-        }
-    }
-
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
-        self.check_readable().ok()?;
-        Stored::place_of(&self.mapped, offset, limit)
-    }
-}
-
-impl Salvageable for Qcow2Image {
-    fn lost_with(&self, offset: u64) -> u64 {
-        Salvageable::lost_with(&self.mapped, offset)
-    }
-}
-
-impl Image for Qcow2Image {
-    fn format(&self) -> FormatId {
-        QCOW2
-    }
-
-    fn info(&self) -> &ImageInfo {
-        &self.info
-    }
-
-    fn tables(&self) -> Vec<(u64, u64)> {
-        self.mapped.tables()
-    }
-
-    fn references(&self) -> &[Reference] {
-        &self.references
-    }
-
-    fn file_of(&self, _: u64) -> Option<&ImageName> {
-        let mut references = self.references.iter();
-        let data = references.find(|reference| reference.kind == ReferenceKind::DataFile);
-        data.map(|reference| &reference.name)
-    }
-
-    fn backing(&self) -> Option<&Arc<dyn Image>> {
-        self.backing.as_ref()
-    }
+    let mut references = Vec::new();
+    let data = open_data_file(&header, &source, request, &mut references)?;
+    let backing = header.backing_file.clone().map(|name| {
+        let reference = Reference::new(ReferenceKind::BackingFile, name);
+        reference.with_format(header.backing_format())
+    });
+    let parent = request.open_parent(backing.as_slice(), |_, _| Ok(()))?;
+    let bitmaps = bitmap::read_directory(&header, &source, limits);
+    let directory = match salvages {
+        true => or_nothing("bitmaps", bitmaps, &mut left_out),
+        false => bitmaps?,
+    };
+    let table = (header.snapshots_offset, table_end);
+    layout::add_listed(&mut regions, table, &snapshots, &directory);
+    let bitmaps = directory
+        .bitmaps
+        .into_iter()
+        .map(|bitmap| bitmap.info)
+        .collect();
+    let mut info = describe(&header, &source, &snapshots, bitmaps)?;
+    info.virtual_size = size;
+    info.warnings.extend(left_out);
+    let map = Qcow2Map::new(&header, Arc::clone(&source), l1, regions, reader);
+    let disk = Mapped::new(map, data, Below::from(&parent), size);
+    let sealed = header.encryption.map(|scheme| match scheme {
+        Encryption::Aes => Sealed::Encrypted("AES"),
+        Encryption::Luks => Sealed::Encrypted("LUKS"),
+    });
+    let image = DiskImage::new(QCOW2, source, disk, info);
+    let image = image.with_references(references).with_parent(parent);
+    Ok(Box::new(image.sealed(sealed)))
 }
 
 /// Reads and parses the header: what lies in the first cluster, whose size its own fifth field gives.
@@ -303,23 +178,6 @@ fn open_data_file(
             reference: Box::new(reference),
             size: header.size,
         }),
-    })
-}
-
-fn open_backing(
-    header: &Header,
-    request: &Request<'_>,
-    references: &mut Vec<Reference>,
-) -> Result<(Below, Option<Arc<dyn Image>>)> {
-    let Some(name) = header.backing_file.clone() else {
-        return Ok((Below::Nothing, None));
-    };
-    let reference = Reference::new(ReferenceKind::BackingFile, name);
-    let reference = reference.with_format(header.backing_format());
-    references.push(reference.clone());
-    Ok(match request.opener.open_image(&reference)? {
-        None => (Below::Detached(Box::new(reference)), None),
-        Some(image) => (Below::Image(Arc::new(Arc::clone(&image))), Some(image)),
     })
 }
 

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::map::TableCache;
+use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::QCOW2;
-use super::entry::REFCOUNT_OFFSET;
+use super::entry::RefcountTableEntry;
 use super::header::Header;
-use super::map::be_u64;
 
 /// How counts of one width stand in a refcount block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,15 +149,14 @@ impl StoredCounts {
         self.table.len() as u64 / 8
     }
 
-    /// An entry of the refcount table; 0 beyond its end.
-    pub(super) fn entry(&self, range: u64) -> u64 {
-        let index = usize::try_from(range).unwrap_or(usize::MAX);
-        be_u64(&self.table, index).unwrap_or(0)
+    /// Reads an entry of the refcount table; an empty one beyond its end.
+    pub(super) fn entry(&self, range: u64) -> RefcountTableEntry {
+        RefcountTableEntry::decode(&self.table, range).unwrap_or_default()
     }
 
     /// Where the block of a range is, if it has one that can be read.
     pub(super) fn block_at(&self, range: u64) -> Option<u64> {
-        let offset = self.entry(range) & REFCOUNT_OFFSET;
+        let offset = self.entry(range).offset();
         let aligned = offset % (1 << self.cluster_bits) == 0;
         (offset != 0 && aligned && offset < self.file.size()).then_some(offset)
     }

@@ -48,7 +48,7 @@ impl Format for Qed {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(open::open(source, request)?))
+        open::open(source, request)
     }
 
     fn check(

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::image::{Findings, ImageInfo, Request};
+use crate::image::{DiskImage, Findings, Image, ImageInfo, Request};
 use crate::limits::Limits;
-use crate::map::{Cluster, Entries, MappedImage, Shape, TwoLevel};
+use crate::map::{Below, Cluster, Entries, Mapped, Regions, Shape, TwoLevel};
 use crate::name::ImageName;
 use crate::ondisk::Order;
 use crate::reference::{Reference, ReferenceKind};
@@ -44,7 +44,7 @@ pub(super) fn tables(
         virtual_size: header.image_size,
         l1_offset: header.l1_table_offset,
         l1_size: header.table_size,
-        regions: vec![(0..header.header_size, "header")],
+        regions: Regions::merged(vec![(0, header.header_size, "header")], |_, _, _| {}),
     };
     TwoLevel::open(shape, QedEntries, file, limits, salvages)
 }
@@ -65,10 +65,7 @@ pub(super) fn check(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Find
 }
 
 /// Opens the image in `file`.
-pub(super) fn open(
-    file: Arc<dyn BlockSource>,
-    request: &Request<'_>,
-) -> Result<MappedImage<TwoLevel<QedEntries>>> {
+pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
     if request.snapshot.is_some() {
         return Err(Error::invalid("a QED image has no snapshots"));
     }
@@ -93,5 +90,13 @@ pub(super) fn open(
             false => reference.with_format_in_name(),
         }
     });
-    MappedImage::open(QED, file, map, info, backing, request)
+    let parent = request.open_parent(backing.as_slice(), |_, _| Ok(()))?;
+    let disk = Mapped::new(
+        map,
+        Arc::clone(&file),
+        Below::from(&parent),
+        info.virtual_size,
+    );
+    let image = DiskImage::new(QED, file, disk, info);
+    Ok(Box::new(image.with_parent(parent)))
 }

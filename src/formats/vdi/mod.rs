@@ -23,7 +23,6 @@ use crate::limits::Limits;
 use crate::source::BlockSource;
 
 pub use header::ImageType;
-pub use open::VdiImage;
 pub use write::VdiOptions;
 
 /// `vdi`.
@@ -69,7 +68,7 @@ impl Format for Vdi {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VdiImage::open(source, request)?))
+        open::open(source, request)
     }
 
     fn check(

@@ -3,141 +3,39 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::extent::Extent;
-use crate::format_id::FormatId;
 use crate::formats::identity::{NIL, Uuid, mixed_endian, to_text};
-use crate::image::{Image, ImageInfo, Request, Value};
+use crate::image::{DiskImage, Image, ImageInfo, Request, Value};
 use crate::map::{Below, Mapped};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
+use crate::source::BlockSource;
 
 use super::VDI;
-use super::header::{Header, Header1, ImageType, PreHeader};
+use super::header::{Header, Header1, PreHeader};
 use super::map::VdiMap;
 
-/// An open VDI.
-#[derive(Debug)]
-pub struct VdiImage {
-    file: Arc<dyn BlockSource>,
-    kind: ImageType,
-    mapped: Mapped<VdiMap>,
-    backing: Option<Arc<dyn Image>>,
-    references: Vec<Reference>,
-    info: ImageInfo,
-}
-
-impl VdiImage {
-    /// Opens the image in `source`.
-    ///
-    /// # Errors
-    /// As [`Format::open`](crate::Format::open).
-    pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
-        let limits = request.limits;
-        let header = Header::read(&source)?;
-        limits.check_virtual_size(header.disk_size)?;
-        let map = VdiMap::read(&source, &header, request)?;
-        let mut info = describe(&header);
-        info.warnings.extend(wrong_length(&header, source.size()));
-        let (mut below, mut backing, mut references) = (Below::Nothing, None, Vec::new());
-        if let Some(parent) = header.uuid_linkage {
-            let reference = reference(parent);
-            references.push(reference.clone());
-            match request.opener.open_image(&reference)? {
-                None => below = Below::Detached(Box::new(reference)),
-                Some(image) => {
-                    check_parent(&*image, &header, parent, &mut info)?;
-                    below = Below::Image(Arc::new(Arc::clone(&image)));
-                    backing = Some(image);
-                }
-            }
-        }
-        Ok(VdiImage {
-            kind: header.kind,
-            mapped: Mapped::new(map, Arc::clone(&source), below, header.disk_size),
-            file: source,
-            backing,
-            references,
-            info,
-        })
-    }
-
-    /// What kind of VDI it is.
-    pub fn image_type(&self) -> ImageType {
-        self.kind
-    }
-}
-
-impl BlockSource for VdiImage {
-    fn size(&self) -> u64 {
-        self.mapped.size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        self.mapped.read_at(buf, offset)
-    }
-
-    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        self.mapped.extent_at(offset, limit)
-    }
-
-    fn block_size(&self) -> u64 {
-        self.mapped.block_size()
-    }
-
-    fn stored(&self) -> Option<&dyn Stored> {
-        Some(self)
-    }
-
-    fn salvage(&self) -> Option<&dyn Salvageable> {
-        Some(self)
-    }
-}
-
-impl Stored for VdiImage {
-    fn identity(&self) -> Option<FileIdentity> {
-        self.file.identity()
-    }
-
-    fn uses_file(&self, file: FileIdentity) -> bool {
-        self.file.uses_file(file) || Stored::uses_file(&self.mapped, file)
-    }
-
-    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        if format == VDI && Stored::identity(self) == Some(file) {
-            Some(0)
-        } else {
-            Stored::depth_of(&self.mapped, file, format)
-        }
-    }
-
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
-        Stored::place_of(&self.mapped, offset, limit)
-    }
-}
-
-impl Salvageable for VdiImage {
-    fn lost_with(&self, offset: u64) -> u64 {
-        Salvageable::lost_with(&self.mapped, offset)
-    }
-}
-
-impl Image for VdiImage {
-    fn format(&self) -> FormatId {
-        VDI
-    }
-
-    fn info(&self) -> &ImageInfo {
-        &self.info
-    }
-
-    fn references(&self) -> &[Reference] {
-        &self.references
-    }
-
-    fn backing(&self) -> Option<&Arc<dyn Image>> {
-        self.backing.as_ref()
-    }
+/// Opens the image in `source`.
+///
+/// # Errors
+/// As [`Format::open`](crate::Format::open).
+pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+    let limits = request.limits;
+    let header = Header::read(&source)?;
+    limits.check_virtual_size(header.disk_size)?;
+    let map = VdiMap::read(&source, &header, request)?;
+    let mut info = describe(&header);
+    info.warnings.extend(wrong_length(&header, source.size()));
+    let names: Vec<Reference> = header.uuid_linkage.map(reference).into_iter().collect();
+    let parent =
+        request.open_parent(&names, |parent, _| check_parent(parent, &header, &mut info))?;
+    let disk = Mapped::new(
+        map,
+        Arc::clone(&source),
+        Below::from(&parent),
+        header.disk_size,
+    );
+    let image = DiskImage::new(VDI, source, disk, info);
+    Ok(Box::new(image.with_parent(parent)))
 }
 
 /// The parent. An image knows it by its UUID alone, and VirtualBox keeps a list of its disks; the name
@@ -148,12 +46,7 @@ fn reference(parent: Uuid) -> Reference {
     reference.with_format(Some(ImageName::from(VDI.as_str())))
 }
 
-fn check_parent(
-    parent: &dyn Image,
-    header: &Header,
-    linkage: Uuid,
-    info: &mut ImageInfo,
-) -> Result<()> {
+fn check_parent(parent: &dyn Image, header: &Header, info: &mut ImageInfo) -> Result<()> {
     let ids = &parent.info().ids;
     let at = PreHeader::LEN as u64;
     let mismatch = |field, ours: Uuid, found: Uuid| {
@@ -164,10 +57,12 @@ fn check_parent(
         );
         Err(Header1::malformed(at, field, problem))
     };
-    match ids.uuid {
-        Some(found) if found != linkage => return mismatch("uuid_linkage", linkage, found),
-        Some(_) => {}
-        None => info
+    match (header.uuid_linkage, ids.uuid) {
+        (Some(linkage), Some(found)) if found != linkage => {
+            return mismatch("uuid_linkage", linkage, found);
+        }
+        (_, Some(_)) => {}
+        (_, None) => info
             .warnings
             .push("the parent has no UUID, so nothing tells that it is the right one".to_owned()),
     }

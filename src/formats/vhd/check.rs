@@ -52,9 +52,9 @@ pub(super) fn check(source: &dyn BlockSource, request: &Request<'_>) -> Result<F
     let batmap = findings.sound(read_batmap(source, &footers.footer, &tables, limits))?;
     let stored = bitmap_len(tables.block_size) + tables.block_size;
     let mut usage = Usage::new(footers.data_end, stored, limits);
-    for (start, end, name) in regions.taken() {
-        if *start < footers.data_end {
-            usage.structure(name, *start, end - start, &mut findings)?;
+    for (start, len, name) in regions.iter() {
+        if start < footers.data_end {
+            usage.structure(name, start, len, &mut findings)?;
         }
     }
     usage.settle(&mut findings);

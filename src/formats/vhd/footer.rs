@@ -193,7 +193,15 @@ impl Copy {
 impl Footers {
     /// Reads both copies and decides which one counts: the one at the end, unless it is lost.
     pub(super) fn read(source: &dyn BlockSource) -> Result<Self> {
-        let end = Copy::read_at_end(source)?;
+        Footers::read_with(source, Copy::read_at_end(source)?)
+    }
+
+    /// Reads the copy at the start of a file whose end has not arrived.
+    pub(super) fn read_start(source: &dyn BlockSource) -> Result<Self> {
+        Footers::read_with(source, Copy::Absent)
+    }
+
+    fn read_with(source: &dyn BlockSource, end: Copy) -> Result<Self> {
         let data_end = end.place().unwrap_or(source.size());
         let mut warnings = Vec::new();
         let (mut damaged, mut differ) = (false, false);

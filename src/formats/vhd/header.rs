@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::Request;
-use crate::map::TableReader;
+use crate::map::{Regions, TableReader};
 use crate::ondisk::on_disk;
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -144,7 +144,7 @@ impl Tables {
     ) -> Result<(Self, Regions)> {
         let at = footers.footer.data_offset;
         // It has to be in the file, and apart from the footer.
-        Regions::of_headers(source.size(), at)?;
+        Metadata::of_headers(source.size(), at)?;
         let mut bytes = [0; Header::LEN];
         source.read_exact_at(&mut bytes, at)?;
         let header = Header::parse(&bytes, at)?;
@@ -173,7 +173,7 @@ impl Tables {
         request: &Request<'_>,
     ) -> Result<(Self, Regions)> {
         let at = footers.footer.data_offset;
-        let mut regions = Regions::of_headers(source.size(), at)?;
+        let mut metadata = Metadata::of_headers(source.size(), at)?;
         let block_size = u64::from(header.block_size);
         if !block_size.is_power_of_two() || !(SECTOR..=MAX_BLOCK).contains(&block_size) {
             let problem =
@@ -188,14 +188,14 @@ impl Tables {
         }
         let limits = request.limits;
         limits.check_metadata("the block allocation table", entries * 4)?;
-        regions.claim("block allocation table", header.table_offset, entries * 4)?;
+        metadata.claim("block allocation table", header.table_offset, entries * 4)?;
         if header.table_offset % SECTOR != 0 {
             let problem = format!("is {}, no multiple of a sector", header.table_offset);
             return Err(Header::malformed(at, "table_offset", problem));
         }
         for locator in header.locators(at)? {
             // A locator that leads nowhere keeps the parent from being found, not the blocks.
-            let _ = regions.claim(
+            let _ = metadata.claim(
                 "parent locator",
                 locator.data_offset,
                 locator.data_length.into(),
@@ -218,9 +218,9 @@ impl Tables {
             bat,
         };
         if footers.data_end < source.size() {
-            regions.claim("footer", footers.data_end, source.size() - footers.data_end)?;
+            metadata.claim("footer", footers.data_end, source.size() - footers.data_end)?;
         }
-        Ok((tables, regions))
+        Ok((tables, metadata.regions))
     }
 
     /// Bytes of a block in the file, as far as the disk needs them: the last one may end early.
@@ -262,7 +262,7 @@ impl Tables {
         for (sector, index) in blocks {
             let (start, index) = (u64::from(sector) * SECTOR, u64::from(index));
             let end = start + self.stored_len(index, size);
-            let other = regions.overlapping(start, end);
+            let other = regions.overlapping(start, end - start);
             let overlaps = start < end_before;
             if salvages {
                 shared.extend((other.is_some() || overlaps).then_some(index));
@@ -289,55 +289,38 @@ impl Tables {
     }
 }
 
-/// Where the metadata is, so that nothing else may be there.
+/// The ranges of the file that are metadata: none lies in another one, or past the end.
 #[derive(Debug)]
-pub(super) struct Regions {
+struct Metadata {
     file_size: u64,
-    taken: Vec<(u64, u64, &'static str)>,
+    regions: Regions,
 }
 
-impl Regions {
-    /// The ranges, each a start, an end and a name.
-    pub(super) fn taken(&self) -> &[(u64, u64, &'static str)] {
-        &self.taken
-    }
-
+impl Metadata {
     /// The copy of the footer and the header, which is at `at`.
     fn of_headers(file_size: u64, at: u64) -> Result<Self> {
-        let mut regions = Regions {
+        let mut metadata = Metadata {
             file_size,
-            taken: Vec::new(),
+            regions: Regions::default(),
         };
-        regions.claim("copy of the footer", 0, SECTOR)?;
-        regions.claim("dynamic disk header", at, Header::LEN as u64)?;
-        Ok(regions)
+        metadata.claim("copy of the footer", 0, SECTOR)?;
+        metadata.claim("dynamic disk header", at, Header::LEN as u64)?;
+        Ok(metadata)
     }
 
     fn claim(&mut self, name: &'static str, start: u64, len: u64) -> Result<()> {
-        let Some(end) = start.checked_add(len).filter(|end| *end <= self.file_size) else {
-            let problem = format!(
+        let end = start.checked_add(len);
+        let problem = if end.is_none_or(|end| end > self.file_size) {
+            format!(
                 "{len} bytes long, reaches past the end of the file at {}",
                 self.file_size
-            );
-            return Err(Error::malformed(VHD, name, start, problem));
+            )
+        } else {
+            match self.regions.add(start, len, name) {
+                Ok(()) => return Ok(()),
+                Err(other) => format!("lies in the {other}"),
+            }
         };
-        if let Some(other) = self.overlapping(start, end) {
-            return Err(Error::malformed(
-                VHD,
-                name,
-                start,
-                format!("lies in the {other}"),
-            ));
-        }
-        self.taken.push((start, end, name));
-        Ok(())
-    }
-
-    fn overlapping(&self, start: u64, end: u64) -> Option<&'static str> {
-        let hit = self
-            .taken
-            .iter()
-            .find(|(from, to, _)| start < *to && *from < end);
-        hit.map(|(_, _, name)| *name)
+        Err(Error::malformed(VHD, name, start, problem))
     }
 }

@@ -31,7 +31,6 @@ use crate::source::BlockSource;
 
 pub use footer::DiskType;
 pub use geometry::Geometry;
-pub use open::VhdImage;
 pub use write::{Subformat, VhdOptions};
 
 /// `vhd`.
@@ -71,7 +70,10 @@ impl Format for Vhd {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VhdImage::open(source, request)?))
+        match request.arriving {
+            true => arriving::open(source, request),
+            false => open::open(source, request),
+        }
     }
 
     fn check(
@@ -84,14 +86,6 @@ impl Format for Vhd {
 
     fn repairs(&self) -> &'static [(Scope, RepairFn)] {
         &[(Scope::All, repair::repair)]
-    }
-
-    fn open_arriving(
-        &self,
-        source: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Box<dyn Image>> {
-        arriving::open(source, request)
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -2,17 +2,14 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
-use crate::extent::Extent;
-use crate::format_id::FormatId;
+use crate::error::Result;
 use crate::formats::identity::{NIL, to_text};
-use crate::image::{Image, ImageInfo, Request, Value};
+use crate::image::{DiskImage, Image, ImageInfo, Parent, Request, Sealed, Value};
 use crate::limits::Limits;
 use crate::map::{Below, Mapped, Missing};
 use crate::name::ImageName;
 use crate::ondisk::on_disk;
-use crate::reference::Reference;
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
+use crate::source::{BlockSource, BlockSourceExt};
 use crate::storage::{Concat, Slice};
 
 use super::footer::{self, DiskType, Footer, Footers};
@@ -31,226 +28,88 @@ on_disk! {
     }
 }
 
-/// An open VHD.
-#[derive(Debug)]
-pub struct VhdImage {
-    file: Arc<dyn BlockSource>,
-    kind: DiskType,
-    disk: Disk,
-    /// What has a wrong checksum, and where it is: it can be described, and not believed.
-    damaged: Option<(&'static str, u64)>,
-    backing: Option<Arc<dyn Image>>,
-    references: Vec<Reference>,
-    info: ImageInfo,
-}
-
-#[derive(Debug)]
-enum Disk {
-    Fixed(Concat),
-    Sparse(Box<Mapped<VhdMap>>),
-}
-
-impl VhdImage {
-    /// Opens the image in `source`.
-    ///
-    /// # Errors
-    /// As [`Format::open`](crate::Format::open).
-    pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
-        let footers = Footers::read(&source)?;
-        let size = footers.footer.virtual_size();
-        request.limits.check_virtual_size(size)?;
-        let mut info = describe(&footers, size);
-        if footers.kind == DiskType::Fixed {
-            if size > footers.data_end && !request.salvages {
-                return Err(Footer::malformed(
-                    footers.at,
-                    "current_size",
-                    cut_short(&footers, size),
-                ));
-            }
-            let there = size.min(footers.data_end);
-            let missing = Missing {
-                size: size - there,
-                format: VHD,
-                structure: "disk",
-                problem: cut_short(&footers, size),
-            };
-            let there = Slice::new(Arc::clone(&source), 0, there)?;
-            let disk = Disk::Fixed(Concat::new([
-                Arc::new(there) as Arc<dyn BlockSource>,
-                Arc::new(missing),
-            ])?);
-            return Ok(VhdImage {
-                file: source,
-                kind: footers.kind,
-                disk,
-                damaged: None,
-                backing: None,
-                references: Vec::new(),
-                info,
-            });
-        }
-        Self::open_sparse(source, request, &footers, size, &mut info)
-    }
-
-    fn open_sparse(
-        source: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-        footers: &Footers,
-        size: u64,
-        info: &mut ImageInfo,
-    ) -> Result<Self> {
-        let limits = request.limits;
-        // What a child does not record its parent has, whose name only the header tells.
-        let may_find = request.salvages && footers.kind == DiskType::Dynamic && !footers.damaged;
-        let (tables, word) = match may_find {
-            true => Tables::read_or_find(&source, footers, size, request)?,
-            false => (Tables::read(&source, footers, size, request)?, None),
-        };
-        info.warnings.extend(word.map(str::to_owned));
-        let damaged = match (footers.damaged, tables.damaged) {
-            (true, _) => Some(("footer", footers.at)),
-            (false, true) => Some(("dynamic disk header", tables.at)),
-            (false, false) => None,
-        };
-        describe_tables(&tables, footers.kind, info);
-        if let Some((what, _)) = damaged {
-            info.corrupt = true;
-            info.warnings.push(format!(
-                "the checksum of the {what} is wrong: the disk cannot be read"
+/// Opens the image in `source`.
+///
+/// # Errors
+/// As [`Format::open`](crate::Format::open).
+pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+    let footers = match request.arriving {
+        true => Footers::read_start(&source)?,
+        false => Footers::read(&source)?,
+    };
+    let size = footers.footer.virtual_size();
+    request.limits.check_virtual_size(size)?;
+    let info = describe(&footers, size);
+    if footers.kind == DiskType::Fixed {
+        if size > footers.data_end && !request.salvages {
+            return Err(Footer::malformed(
+                footers.at,
+                "current_size",
+                cut_short(&footers, size),
             ));
         }
-        let mut references = Vec::new();
-        let (mut below, mut backing, mut sectors) = (Below::Nothing, None, None);
-        if footers.kind == DiskType::Differencing {
-            references = locator::references(&source, &tables.header, tables.at, limits)?;
-            if damaged.is_none() {
-                backing = open_parent(request, &references, &tables, info)?;
-            }
-            below = match (&backing, references.first()) {
-                (Some(image), _) => Below::Image(Arc::new(Arc::clone(image))),
-                (None, Some(reference)) => Below::Detached(Box::new(reference.clone())),
-                (None, None) => Below::Nothing,
-            };
-            let full_blocks = read_batmap(&source, &footers.footer, &tables, limits)?;
-            sectors = Some(SectorBitmaps {
-                lsb_first: is_lsb_first(&footers.footer),
-                full_blocks,
-            });
-        }
-        let map = VhdMap::new(Arc::clone(&source), tables, size, footers.data_end, sectors);
-        Ok(VhdImage {
-            kind: footers.kind,
-            disk: Disk::Sparse(Box::new(Mapped::new(map, Arc::clone(&source), below, size))),
-            file: source,
-            damaged,
-            backing,
-            references,
-            info: std::mem::take(info),
-        })
-    }
-
-    /// What kind of VHD it is.
-    pub fn disk_type(&self) -> DiskType {
-        self.kind
-    }
-
-    fn source(&self) -> Result<&dyn BlockSource> {
-        if let Some((what, at)) = self.damaged {
-            return Err(Error::malformed(VHD, what, at, "has a wrong checksum"));
-        }
-        Ok(match &self.disk {
-            Disk::Fixed(disk) => disk,
-            Disk::Sparse(disk) => disk,
-        })
-    }
-}
-
-impl BlockSource for VhdImage {
-    fn size(&self) -> u64 {
-        match &self.disk {
-            Disk::Fixed(disk) => disk.size(),
-            Disk::Sparse(disk) => disk.size(),
-        }
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        self.source()?.read_at(buf, offset)
-    }
-
-    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        self.source()?.extent_at(offset, limit)
-    }
-
-    fn block_size(&self) -> u64 {
-        match &self.disk {
-            Disk::Fixed(disk) => disk.block_size(),
-            Disk::Sparse(disk) => disk.block_size(),
-        }
-    }
-
-    fn stored(&self) -> Option<&dyn Stored> {
-        Some(self)
-    }
-
-    fn salvage(&self) -> Option<&dyn Salvageable> {
-        Some(self)
-    }
-}
-
-impl Stored for VhdImage {
-    fn identity(&self) -> Option<FileIdentity> {
-        self.file.identity()
-    }
-
-    fn uses_file(&self, file: FileIdentity) -> bool {
-        let below = match &self.disk {
-            Disk::Fixed(_) => false,
-            Disk::Sparse(disk) => disk.uses_file(file),
+        let there = size.min(footers.data_end);
+        let missing = Missing {
+            size: size - there,
+            format: VHD,
+            structure: "disk",
+            problem: cut_short(&footers, size),
         };
-        below || self.file.uses_file(file)
+        let there = Slice::new(Arc::clone(&source), 0, there)?;
+        let disk = Concat::new([Arc::new(there) as Arc<dyn BlockSource>, Arc::new(missing)])?;
+        return Ok(Box::new(DiskImage::new(VHD, source, disk, info)));
     }
-
-    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        if format == VHD && Stored::identity(self) == Some(file) {
-            return Some(0);
-        }
-        match &self.disk {
-            Disk::Fixed(_) => None,
-            Disk::Sparse(disk) => disk.depth_of(file, format),
-        }
-    }
-
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
-        self.source().ok()?.place_of(offset, limit)
-    }
+    open_sparse(source, request, &footers, size, info)
 }
 
-impl Salvageable for VhdImage {
-    fn lost_with(&self, offset: u64) -> u64 {
-        match &self.disk {
-            Disk::Fixed(disk) => Salvageable::lost_with(disk, offset),
-            Disk::Sparse(disk) => Salvageable::lost_with(&**disk, offset),
-        }
+fn open_sparse(
+    source: Arc<dyn BlockSource>,
+    request: &Request<'_>,
+    footers: &Footers,
+    size: u64,
+    mut info: ImageInfo,
+) -> Result<Box<dyn Image>> {
+    let limits = request.limits;
+    // What a child does not record its parent has, whose name only the header tells.
+    let may_find = request.salvages && footers.kind == DiskType::Dynamic && !footers.damaged;
+    let (tables, word) = match may_find {
+        true => Tables::read_or_find(&source, footers, size, request)?,
+        false => (Tables::read(&source, footers, size, request)?, None),
+    };
+    info.warnings.extend(word.map(str::to_owned));
+    let damaged = match (footers.damaged, tables.damaged) {
+        (true, _) => Some(Sealed::Damaged("footer", footers.at)),
+        (false, true) => Some(Sealed::Damaged("dynamic disk header", tables.at)),
+        (false, false) => None,
+    };
+    describe_tables(&tables, footers.kind, &mut info);
+    if let Some(Sealed::Damaged(what, _)) = damaged {
+        info.corrupt = true;
+        info.warnings.push(format!(
+            "the checksum of the {what} is wrong: the disk cannot be read"
+        ));
     }
-}
-
-impl Image for VhdImage {
-    fn format(&self) -> FormatId {
-        VHD
+    let mut references = Vec::new();
+    let (mut parent, mut sectors) = (Parent::default(), None);
+    if footers.kind == DiskType::Differencing {
+        references = locator::references(&source, &tables.header, tables.at, limits)?;
+        parent = match damaged {
+            Some(_) => Parent::closed(&references),
+            None => request.open_parent(&references, |found, _| {
+                check_parent(found, &tables, &mut info)
+            })?,
+        };
+        let full_blocks = read_batmap(&source, &footers.footer, &tables, limits)?;
+        sectors = Some(SectorBitmaps {
+            lsb_first: is_lsb_first(&footers.footer),
+            full_blocks,
+        });
     }
-
-    fn info(&self) -> &ImageInfo {
-        &self.info
-    }
-
-    fn references(&self) -> &[Reference] {
-        &self.references
-    }
-
-    fn backing(&self) -> Option<&Arc<dyn Image>> {
-        self.backing.as_ref()
-    }
+    let map = VhdMap::new(Arc::clone(&source), tables, size, footers.data_end, sectors);
+    let disk = Mapped::new(map, Arc::clone(&source), Below::from(&parent), size);
+    let image = DiskImage::new(VHD, source, disk, info).sealed(damaged);
+    let image = image.with_references(references).with_backing(parent.image);
+    Ok(Box::new(image))
 }
 
 fn cut_short(footers: &Footers, size: u64) -> String {
@@ -258,20 +117,6 @@ fn cut_short(footers: &Footers, size: u64) -> String {
         "is {size}, and the file has {} bytes of data: it was cut short",
         footers.data_end
     )
-}
-
-/// Opens the parent by the first of its names that leads to a file, and makes sure that it is the one.
-fn open_parent(
-    request: &Request<'_>,
-    references: &[Reference],
-    tables: &Tables,
-    info: &mut ImageInfo,
-) -> Result<Option<Arc<dyn Image>>> {
-    let Some((_, parent)) = request.opener.open_first(references)? else {
-        return Ok(None);
-    };
-    check_parent(&*parent, tables, info)?;
-    Ok(Some(parent))
 }
 
 fn check_parent(parent: &dyn Image, tables: &Tables, info: &mut ImageInfo) -> Result<()> {

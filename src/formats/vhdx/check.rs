@@ -5,15 +5,15 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::image::{Finding, Findings};
 use crate::limits::Limits;
+use crate::map::{self, Claim, Claims};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::bat::{self, BITMAP_BLOCK, Geometry, State};
-use super::claims::Claims;
 use super::header::{self, MIB};
 use super::log;
 use super::metadata::read_metadata;
 use super::open::parent_locator;
-use super::region::{Region, Taken, read_regions};
+use super::region::{Region, read_regions};
 
 /// Bytes of the table that are read at once.
 const PIECE: u64 = 64 << 10;
@@ -77,7 +77,7 @@ struct Table {
     file: Arc<dyn BlockSource>,
     geometry: Geometry,
     bat: Region,
-    taken: Taken,
+    taken: map::Regions,
     claims: Claims,
     limits: Limits,
     findings: Findings,
@@ -171,7 +171,10 @@ impl Table {
                 entry,
                 "and the block there reaches past the end of the file",
             );
-        } else if !self.claims.claim(start / MIB, len / MIB, &self.limits)? {
+        } else if !self
+            .claims
+            .claim(start / MIB..(start + len) / MIB, Claim::Own, &self.limits)?
+        {
             self.damaged(index, entry, "where another block is, too");
         }
         Ok(())

@@ -1,16 +1,17 @@
 //! Where a guest range lives: the block allocation table and the sector bitmaps, read as needed.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::error::{Error, Result};
-use crate::map::{BlockMap, Held, Run, Table, TableReader};
+use crate::lock::lock;
+use crate::map::{BlockMap, Claim, Claims, Held, Regions, Run, Table, TableReader};
 use crate::source::BlockSource;
 
 use super::VHDX;
 use super::bat::{self, BITMAP_BLOCK, CHUNK_SECTORS, Geometry, State};
-use super::claims::Claims;
 use super::header::{MIB, read};
-use super::region::{Region, Taken};
+use super::region::Region;
 
 /// Bytes of the table, or of a sector bitmap, that are read and kept at once.
 const PAGE: u64 = 64 << 10;
@@ -24,10 +25,10 @@ pub(super) struct VhdxMap {
     bat: Region,
     reader: TableReader,
     /// Metadata that no block may share bytes with.
-    taken: Taken,
+    taken: Regions,
     claims: Mutex<Claims>,
-    /// Entries of blocks that share bytes with others, in order, once that was asked for.
-    contested: OnceLock<Vec<u64>>,
+    /// The blocks of the whole table, once that was asked for, if the image is salvaged.
+    all_claims: OnceLock<Claims>,
 }
 
 impl VhdxMap {
@@ -35,7 +36,7 @@ impl VhdxMap {
         file: Arc<dyn BlockSource>,
         geometry: Geometry,
         bat: Region,
-        taken: Taken,
+        taken: Regions,
         reader: TableReader,
     ) -> Result<Self> {
         let entries = geometry.entries();
@@ -54,7 +55,7 @@ impl VhdxMap {
             reader,
             taken,
             claims: Mutex::default(),
-            contested: OnceLock::new(),
+            all_claims: OnceLock::new(),
         })
     }
 
@@ -111,18 +112,18 @@ impl VhdxMap {
 
     /// Claims the blocks of a page of the table that is read for the first time.
     fn claim_page(&self, page: &[u8], number: u64) -> Result<()> {
-        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        if claims.is_done(number) {
+        let mut claims = lock(&self.claims);
+        if claims.is_counted(number) {
             return Ok(());
         }
         for (index, start) in self.blocks_of(page, number) {
-            let len = self.block_len(index);
-            if !claims.claim(start / MIB, len / MIB, self.reader.limits())? {
+            let block = self.mebibytes(index, start);
+            if !claims.claim(block, Claim::Own, self.reader.limits())? {
                 let problem = format!("is at byte {start}, where another block is, too");
                 return Err(self.malformed(index, problem));
             }
         }
-        claims.set_done(number);
+        claims.set_counted(number);
         Ok(())
     }
 
@@ -146,48 +147,43 @@ impl VhdxMap {
     }
 
     /// Fails if the block of an entry shares bytes with another one, for which the whole table is read once.
-    fn check_alone(&self, index: u64) -> Result<()> {
-        let contested = match self.contested.get() {
-            Some(contested) => contested,
+    fn check_alone(&self, index: u64, start: u64) -> Result<()> {
+        let claims = match self.all_claims.get() {
+            Some(claims) => claims,
             None => {
-                let found = self.find_contested()?;
-                self.contested.get_or_init(|| found)
+                let found = self.claim_all()?;
+                self.all_claims.get_or_init(|| found)
             }
         };
-        match contested.binary_search(&index) {
-            Err(_) => Ok(()),
-            Ok(_) => Err(self.malformed(index, "has bytes that are another block's, too".into())),
+        match self
+            .mebibytes(index, start)
+            .any(|at| claims.is_contested(at))
+        {
+            false => Ok(()),
+            true => Err(self.malformed(index, "has bytes that are another block's, too".into())),
         }
     }
 
-    fn find_contested(&self) -> Result<Vec<u64>> {
-        let mut blocks = Vec::new();
+    fn claim_all(&self) -> Result<Claims> {
+        let mut claims = Claims::default();
         for number in 0..self.geometry.entries().div_ceil(PAGE_ENTRIES) {
             // What cannot be read has nothing.
             let Ok(page) = self.read_page(self.bat.offset + number * PAGE, number) else {
                 continue;
             };
             for (index, start) in self.blocks_of(&page, number) {
-                let len = self.block_len(index);
+                let (block, len) = (self.mebibytes(index, start), self.block_len(index));
                 if self.taken.overlapping(start, len).is_none() {
-                    blocks.push((start, start + len, index));
+                    claims.claim(block, Claim::Own, self.reader.limits())?;
                 }
             }
-            let bytes = blocks.len() as u64 * 24;
-            self.reader
-                .limits()
-                .check_metadata("the list of the blocks in use", bytes)?;
         }
-        blocks.sort_unstable();
-        let (mut contested, mut before) = (Vec::new(), (0, 0));
-        for (start, end, index) in blocks {
-            if start < before.0 {
-                contested.extend([before.1, index]);
-            }
-            before = before.max((end, index));
-        }
-        contested.sort_unstable();
-        Ok(contested)
+        Ok(claims)
+    }
+
+    /// The mebibytes of the file that the block of an entry takes up.
+    fn mebibytes(&self, index: u64, start: u64) -> Range<u64> {
+        start / MIB..(start + self.block_len(index)) / MIB
     }
 
     /// Bytes of the block that an entry is about.
@@ -239,7 +235,7 @@ impl VhdxMap {
             Some(State::FullyPresent | State::PartiallyPresent)
         );
         if self.reader.salvages() && in_file {
-            self.check_alone(index)?;
+            self.check_alone(index, bat::host(entry))?;
         }
         match bat::state(entry) {
             None => Err(self.malformed(index, format!("is {entry:#x}, in a state that is none"))),

@@ -5,7 +5,6 @@
 
 mod bat;
 mod check;
-mod claims;
 mod guid;
 mod header;
 mod locator;
@@ -29,7 +28,6 @@ use crate::image::{
 use crate::limits::Limits;
 use crate::source::BlockSource;
 
-pub use open::VhdxImage;
 pub use write::{Guids, Subformat, VhdxOptions};
 
 /// `vhdx`.
@@ -66,7 +64,7 @@ impl Format for Vhdx {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VhdxImage::open(source, request)?))
+        open::open(source, request)
     }
 
     fn check(

@@ -3,13 +3,11 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::extent::Extent;
-use crate::format_id::FormatId;
-use crate::image::{Image, ImageIds, ImageInfo, Request, Value};
+use crate::image::{DiskImage, Image, ImageIds, ImageInfo, Request, Value};
 use crate::map::{Below, Mapped, TableReader};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
+use crate::source::BlockSource;
 
 use super::VHDX;
 use super::bat::Geometry;
@@ -21,158 +19,66 @@ use super::map::VhdxMap;
 use super::metadata::{FileFlags, Metadata, find_metadata, read_metadata};
 use super::region::read_regions;
 
-/// An open VHDX image.
-#[derive(Debug)]
-pub struct VhdxImage {
-    file: Arc<dyn BlockSource>,
-    mapped: Mapped<VhdxMap>,
-    backing: Option<Arc<dyn Image>>,
-    references: Vec<Reference>,
-    info: ImageInfo,
-}
-
-impl VhdxImage {
-    /// Opens the image in `source`. What its log holds is applied in memory; the file stays as it is.
-    ///
-    /// # Errors
-    /// As [`Format::open`](crate::Format::open).
-    pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
-        let limits = request.limits;
-        header::check_identifier(&*source)?;
-        let Current {
-            header,
-            offset: header_at,
-            warning,
-        } = header::read_current(&*source)?;
-        let mut warnings: Vec<String> = warning.into_iter().collect();
-        let overlay = log::replay(&header, header_at, &source, limits)?;
-        let dirty = overlay.is_some();
-        let file: Arc<dyn BlockSource> = match overlay {
-            None => Arc::clone(&source),
-            Some(overlay) => {
-                warnings.push(
-                    "the image was not closed: the writes in its log are applied in memory".into(),
-                );
-                Arc::new(overlay)
-            }
-        };
-        let regions = read_regions(&*file, &header, header_at)?;
-        warnings.extend(regions.warning);
-        let metadata = match read_metadata(&*file, regions.metadata) {
-            Err(error @ (Error::Io { .. } | Error::Malformed { .. })) if request.salvages => {
-                let found = find_metadata(&*file, regions.metadata)?;
-                warnings.push(format!(
-                    "the items of metadata are where writers put them: {error}"
-                ));
-                found.ok_or(error)?
-            }
-            metadata => metadata?,
-        };
-        let parent = parent_locator(&metadata)?;
-        let geometry = Geometry {
-            virtual_size: metadata.virtual_disk_size,
-            block_size: metadata.block_size,
-            sector_size: u64::from(metadata.logical_sector_size),
-            has_parent: parent.is_some(),
-        };
-        let map = VhdxMap::new(
-            Arc::clone(&file),
-            geometry,
-            regions.bat,
-            regions.taken,
-            TableReader::of(VHDX, request),
-        )?;
-        let mut references = Vec::new();
-        let (below, backing) = match &parent {
-            None => (Below::Nothing, None),
-            Some(locator) => open_parent(locator, &metadata, request, &mut references)?,
-        };
-        let mut info = describe(&header, &metadata, parent.as_ref(), dirty);
-        info.warnings = warnings;
-        Ok(VhdxImage {
-            file: source,
-            mapped: Mapped::new(map, file, below, metadata.virtual_disk_size),
-            backing,
-            references,
-            info,
-        })
-    }
-}
-
-impl BlockSource for VhdxImage {
-    fn size(&self) -> u64 {
-        self.mapped.size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        self.mapped.read_at(buf, offset)
-    }
-
-    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        self.mapped.extent_at(offset, limit)
-    }
-
-    fn block_size(&self) -> u64 {
-        self.mapped.block_size()
-    }
-
-    fn stored(&self) -> Option<&dyn Stored> {
-        Some(self)
-    }
-
-    fn salvage(&self) -> Option<&dyn Salvageable> {
-        Some(self)
-    }
-}
-
-impl Stored for VhdxImage {
-    fn identity(&self) -> Option<FileIdentity> {
-        self.file.identity()
-    }
-
-    fn uses_file(&self, file: FileIdentity) -> bool {
-        self.file.uses_file(file) || Stored::uses_file(&self.mapped, file)
-    }
-
-    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        if Stored::identity(self) == Some(file) && format == VHDX {
-            Some(0)
-        } else {
-            Stored::depth_of(&self.mapped, file, format)
+/// Opens the image in `source`. What its log holds is applied in memory; the file stays as it is.
+///
+/// # Errors
+/// As [`Format::open`](crate::Format::open).
+pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+    let limits = request.limits;
+    header::check_identifier(&*source)?;
+    let Current {
+        header,
+        offset: header_at,
+        warning,
+    } = header::read_current(&*source)?;
+    let mut warnings: Vec<String> = warning.into_iter().collect();
+    let overlay = log::replay(&header, header_at, &source, limits)?;
+    let dirty = overlay.is_some();
+    let file: Arc<dyn BlockSource> = match overlay {
+        None => Arc::clone(&source),
+        Some(overlay) => {
+            warnings.push(
+                "the image was not closed: the writes in its log are applied in memory".into(),
+            );
+            Arc::new(overlay)
         }
-    }
-
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
-        Stored::place_of(&self.mapped, offset, limit)
-    }
-}
-
-impl Salvageable for VhdxImage {
-    fn lost_with(&self, offset: u64) -> u64 {
-        Salvageable::lost_with(&self.mapped, offset)
-    }
-}
-
-impl Image for VhdxImage {
-    fn format(&self) -> FormatId {
-        VHDX
-    }
-
-    fn info(&self) -> &ImageInfo {
-        &self.info
-    }
-
-    fn tables(&self) -> Vec<(u64, u64)> {
-        self.mapped.tables()
-    }
-
-    fn references(&self) -> &[Reference] {
-        &self.references
-    }
-
-    fn backing(&self) -> Option<&Arc<dyn Image>> {
-        self.backing.as_ref()
-    }
+    };
+    let regions = read_regions(&*file, &header, header_at)?;
+    warnings.extend(regions.warning);
+    let metadata = match read_metadata(&*file, regions.metadata) {
+        Err(error @ (Error::Io { .. } | Error::Malformed { .. })) if request.salvages => {
+            let found = find_metadata(&*file, regions.metadata)?;
+            warnings.push(format!(
+                "the items of metadata are where writers put them: {error}"
+            ));
+            found.ok_or(error)?
+        }
+        metadata => metadata?,
+    };
+    let parent = parent_locator(&metadata)?;
+    let geometry = Geometry {
+        virtual_size: metadata.virtual_disk_size,
+        block_size: metadata.block_size,
+        sector_size: u64::from(metadata.logical_sector_size),
+        has_parent: parent.is_some(),
+    };
+    let map = VhdxMap::new(
+        Arc::clone(&file),
+        geometry,
+        regions.bat,
+        regions.taken,
+        TableReader::of(VHDX, request),
+    )?;
+    let names = parent.as_ref().map_or(Ok(Vec::new()), names_of)?;
+    let below = request.open_parent(&names, |found, reference| match &parent {
+        Some(locator) => check_parent(found, locator, &metadata, reference),
+        None => Ok(()),
+    })?;
+    let mut info = describe(&header, &metadata, parent.as_ref(), dirty);
+    info.warnings = warnings;
+    let disk = Mapped::new(map, file, Below::from(&below), metadata.virtual_disk_size);
+    let image = DiskImage::new(VHDX, source, disk, info);
+    Ok(Box::new(image.with_parent(below)))
 }
 
 /// The parent locator, if the image is a differencing one. Nothing protects the flag that says so by a
@@ -193,37 +99,18 @@ pub(super) fn parent_locator(metadata: &Metadata) -> Result<Option<ParentLocator
     }
 }
 
-type Parent = (Below, Option<Arc<dyn Image>>);
-
-/// Opens the parent under the first of its names that there is, and checks that it is the one meant.
-fn open_parent(
-    locator: &ParentLocator,
-    metadata: &Metadata,
-    request: &Request<'_>,
-    references: &mut Vec<Reference>,
-) -> Result<Parent> {
+/// Names of the parent, in the order in which they are tried.
+fn names_of(locator: &ParentLocator) -> Result<Vec<Reference>> {
     let named = |name: &String| {
         let reference = Reference::new(ReferenceKind::BackingFile, locator::as_path(name));
         reference.with_format(Some(ImageName::from(VHDX.as_str())))
     };
-    let all: Vec<Reference> = locator.names.iter().map(named).collect();
-    let Some(first) = all.first() else {
-        return Err(Error::malformed(
-            VHDX,
-            "parent locator",
-            None,
-            "names no parent",
-        ));
-    };
-    *references = vec![first.clone()];
-    let Some((index, image)) = request.opener.open_first(&all)? else {
-        return Ok((Below::Detached(Box::new(first.clone())), None));
-    };
-    if let Some(reference) = all.get(index) {
-        check_parent(&*image, locator, metadata, reference)?;
-        *references = vec![reference.clone()];
+    let names: Vec<Reference> = locator.names.iter().map(named).collect();
+    if names.is_empty() {
+        let problem = "names no parent";
+        return Err(Error::malformed(VHDX, "parent locator", None, problem));
     }
-    Ok((Below::Image(Arc::new(Arc::clone(&image))), Some(image)))
+    Ok(names)
 }
 
 /// Fails if the parent is not the one, in the state, that the image was made over.

@@ -1,6 +1,7 @@
 //! The region tables, and which ranges of a file are taken by metadata (MS-VHDX 2.2.3).
 
 use crate::error::{Error, Result};
+use crate::map;
 use crate::ondisk::on_disk;
 use crate::source::BlockSource;
 
@@ -68,37 +69,7 @@ pub(super) struct Regions {
     /// Damage of the other copy.
     pub(super) warning: Option<String>,
     /// Everything that is not a block, in order.
-    pub(super) taken: Taken,
-}
-
-/// Ranges of the file that are metadata, in order and apart from each other.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Taken(Vec<(u64, u64, &'static str)>);
-
-impl Taken {
-    /// Takes a range; the name of another one that shares bytes with it if there is one.
-    pub(super) fn take(
-        &mut self,
-        start: u64,
-        len: u64,
-        name: &'static str,
-    ) -> Result<(), &'static str> {
-        let end = start.saturating_add(len);
-        if let Some(other) = self.overlapping(start, len) {
-            return Err(other);
-        }
-        let place = self.0.partition_point(|(other, ..)| *other < start);
-        self.0.insert(place, (start, end, name));
-        Ok(())
-    }
-
-    /// The name of a range that shares bytes with the `len` bytes at `start`.
-    pub(super) fn overlapping(&self, start: u64, len: u64) -> Option<&'static str> {
-        let end = start.saturating_add(len);
-        let after = self.0.partition_point(|(other, ..)| *other < end);
-        let (_, other_end, name) = self.0.get(after.checked_sub(1)?)?;
-        (*other_end > start).then_some(*name)
-    }
+    pub(super) taken: map::Regions,
 }
 
 /// Reads the region table, from whichever copy is valid.
@@ -121,9 +92,9 @@ pub(super) fn read_regions(
         (Err(problem), Ok(entries)) => (entries, REGION_TABLES[1], damaged_copy(problem)?),
         (Err(problem), Err(_)) => return Err(problem),
     };
-    let mut taken = Taken::default();
+    let mut taken = map::Regions::default();
     // Nothing is in the way of the first range.
-    let _ = taken.take(0, MIB, "header section");
+    let _ = taken.add(0, MIB, "header section");
     take_log(&mut taken, header, header_at)?;
     let (mut bat, mut metadata) = (None, None);
     for (i, entry) in entries.iter().enumerate() {
@@ -203,7 +174,7 @@ fn read_copy(source: &dyn BlockSource, offset: u64) -> Result<Vec<RegionTableEnt
         .collect()
 }
 
-fn take_log(taken: &mut Taken, header: &Header, at: u64) -> Result<()> {
+fn take_log(taken: &mut map::Regions, header: &Header, at: u64) -> Result<()> {
     let (start, len) = (header.log_offset, u64::from(header.log_length));
     if len == 0 {
         return Ok(());
@@ -217,7 +188,7 @@ fn take_log(taken: &mut Taken, header: &Header, at: u64) -> Result<()> {
         return Err(Header::malformed(at, "log_length", problem));
     }
     taken
-        .take(start, len, "log")
+        .add(start, len, "log")
         .map_err(|other| Header::malformed(at, "log_offset", format!("{start} is in the {other}")))
 }
 
@@ -225,7 +196,7 @@ fn check(
     entry: &RegionTableEntry,
     at: u64,
     name: &'static str,
-    taken: &mut Taken,
+    taken: &mut map::Regions,
     file_size: u64,
 ) -> Result<Region> {
     let (offset, len) = (entry.file_offset, u64::from(entry.length));
@@ -244,34 +215,11 @@ fn check(
         );
         return Err(RegionTableEntry::malformed(at, "file_offset", problem));
     }
-    match taken.take(offset, len, name) {
+    match taken.add(offset, len, name) {
         Ok(()) => Ok(Region { offset, len }),
         Err(other) => {
             let problem = format!("the {name} at byte {offset} is in the {other}");
             Err(RegionTableEntry::malformed(at, "file_offset", problem))
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_that_touch_do_not_overlap() {
-        let mut taken = Taken::default();
-        assert_eq!(taken.take(10, 10, "a"), Ok(()));
-        assert_eq!(taken.take(0, 10, "b"), Ok(()));
-        assert_eq!(taken.take(20, 5, "c"), Ok(()));
-        for (start, len, name) in [
-            (0, 1, Some("b")),
-            (9, 2, Some("a")),
-            (0, 100, Some("c")),
-            (25, 5, None),
-            (24, u64::MAX, Some("c")),
-        ] {
-            assert_eq!(taken.overlapping(start, len), name, "{start} {len}");
-        }
-        assert_eq!(taken.take(19, 1, "d"), Err("a"));
     }
 }

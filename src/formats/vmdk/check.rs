@@ -408,7 +408,7 @@ impl<'a> Walk<'a> {
             true => 1,
         };
         let end = host.checked_add(needed)?;
-        let sound = end <= self.file.size() && !self.usage.is_in_structure(host, end);
+        let sound = end <= self.file.size() && !self.usage.is_in_structure(host, needed);
         sound.then_some(grain)
     }
 

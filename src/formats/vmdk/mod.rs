@@ -29,7 +29,6 @@ use crate::image::{
 use crate::limits::Limits;
 use crate::source::BlockSource;
 
-pub use open::VmdkImage;
 pub use write::{AdapterType, Subformat, VmdkOptions};
 
 /// `vmdk`.
@@ -82,7 +81,7 @@ impl Format for Vmdk {
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VmdkImage::open(source, request)?))
+        open::open(source, request)
     }
 
     fn check(
@@ -98,14 +97,6 @@ impl Format for Vmdk {
             (Scope::All, repair::repair),
             (Scope::Redundant, repair::repair_from_redundant),
         ]
-    }
-
-    fn open_arriving(
-        &self,
-        source: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Box<dyn Image>> {
-        Ok(Box::new(VmdkImage::open_arriving(source, request)?))
     }
 
     fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {

@@ -1,17 +1,15 @@
 //! Opening a disk, and what it says of itself.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::extent::Extent;
-use crate::format_id::FormatId;
-use crate::image::{FileInfo, Image, ImageInfo, Probe, Request, Value};
+use crate::image::{Disk, DiskImage, FileInfo, Image, ImageInfo, Probe, Request, Value};
 use crate::limits::Limits;
 use crate::map::{Below, Missing, read_what_is_left};
 use crate::name::ImageName;
-use crate::packed::PackedSource;
 use crate::reference::{Reference, ReferenceKind};
-use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
+use crate::source::{BlockSource, BlockSourceExt, forward_source};
 use crate::storage::Concat;
 
 use super::VMDK;
@@ -25,204 +23,186 @@ use super::properties;
 use super::sparse::{self, InForce};
 use super::walk::Walk;
 
-/// An open VMDK.
+/// Extents of a disk, one behind the other.
 #[derive(Debug)]
-pub struct VmdkImage {
-    file: Arc<dyn BlockSource>,
-    disk: Concat,
-    /// Where each extent ends, in bytes of the disk, and the name of its file, if it has one of its
-    /// own.
+struct VmdkDisk {
+    parts: Concat,
+    /// End of each extent, in bytes of the disk, and the name of its file, if it has one of its own.
     extents: Vec<(u64, Option<ImageName>)>,
-    backing: Option<Arc<dyn Image>>,
-    references: Vec<Reference>,
-    info: ImageInfo,
-    /// How its grains are found while it arrives.
+    /// The walk by which grains are found while they arrive.
     walk: Option<Walk>,
-    /// Where its tables are, if they are in its own file.
+    /// Places of the tables, if they are in the image's own file.
     tables: Vec<(u64, u64)>,
 }
 
-impl VmdkImage {
-    /// Opens the disk whose descriptor, or whose only extent, is in `source`.
-    ///
-    /// # Errors
-    /// As [`Format::open`](crate::Format::open).
-    pub fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
-        Self::open_any(source, request, false)
+/// Opens the disk whose descriptor, or whose only extent, is in `source`.
+///
+/// # Errors
+/// As [`Format::open`](crate::Format::open).
+pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+    if request.snapshot.is_some() {
+        return Err(Error::invalid(
+            "a VMDK has no internal snapshots: each is a disk of its own",
+        ));
     }
-
-    /// Opens a disk that arrives.
-    ///
-    /// # Errors
-    /// As [`Format::open_arriving`](crate::Format::open_arriving).
-    pub(super) fn open_arriving(
-        source: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Self> {
-        Self::open_any(source, request, true)
+    let mut magic = [0; 8];
+    let n = source.read_at(&mut magic, 0)?;
+    let starts = |known: &[u8]| n >= known.len() && magic.starts_with(known);
+    if starts(&SPARSE_MAGIC) {
+        open_monolithic(source, request)
+    } else if starts(&COWD_MAGIC) {
+        open_bare_cowd(source, request)
+    } else if starts(&SE_SPARSE_MAGIC) {
+        Err(extent_alone("a seSparse extent without its descriptor"))
+    } else if starts(&CHANGE_TRACKING_MAGIC) {
+        Err(unsupported("a change-tracking file".into()))
+    } else {
+        let text = read_text_file(&source, request.limits)?;
+        open_text(source, &text, request)
     }
+}
 
-    fn open_any(
-        source: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-        arriving: bool,
-    ) -> Result<Self> {
-        if request.snapshot.is_some() {
-            return Err(Error::invalid(
-                "a VMDK has no internal snapshots: each is a disk of its own",
+/// A hosted sparse extent with the descriptor in it.
+fn open_monolithic(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+    let header = sparse::read_header(&source)?;
+    let text = embedded_text(&source, &header, request.limits);
+    if header.capacity == 0 && header.descriptor_offset > 0 {
+        return open_text(source, &text?, request);
+    }
+    let parsed = text.and_then(|text| Descriptor::parse(&text, request.limits));
+    let left = || left_of_text(&source, &header, request.limits);
+    let (descriptor, lost) = match parsed {
+        Err(error @ (Error::Malformed { .. } | Error::Io { .. })) if request.salvages => {
+            (Descriptor::parse(b"", request.limits)?, Some(error))
+        }
+        parsed => (parsed?, None),
+    };
+    let says_nothing = descriptor.create_type().is_none() && descriptor.cid.is_none();
+    let lost = match lost {
+        None if !says_nothing => None,
+        // The extents of a disk in several have room for a descriptor, and nothing there.
+        None if !request.salvages || left()?.iter().all(|byte| *byte == 0) => {
+            return Err(extent_alone("an extent file of a disk in several"));
+        }
+        None => Some(malformed("has neither a createType nor a CID")),
+        lost => lost,
+    };
+    if descriptor.extents.len() > 1 {
+        return Err(malformed(format!(
+            "is within one extent and lists {}",
+            descriptor.extents.len()
+        )));
+    }
+    // The footer counts, where there is one and it has arrived.
+    let found = match request.arriving && header.is_walkable() {
+        true => None,
+        false => Some(InForce::of(Arc::clone(&source), &header, request)?),
+    };
+    let size = found
+        .as_ref()
+        .map_or(header.capacity * SECTOR, InForce::capacity);
+    let mut disk = Opening::new(&descriptor, request)?;
+    if let Some(error) = lost {
+        disk.go_on_without(&error, size, &left()?);
+    }
+    let mut builder = disk.builder(request);
+    // The name in the line is what the file was once called.
+    let own = own_extent(size);
+    let (part, walk) = match found {
+        None => builder
+            .walked(own, Arc::clone(&source), &header)
+            .map(|(p, w)| (p, Some(w)))?,
+        Some(found) => (builder.hosted(own, Arc::clone(&source), found)?, None),
+    };
+    if let Some(line) = descriptor.extents.first() {
+        let described = line.sectors * SECTOR;
+        if described != size {
+            disk.warnings.push(format!(
+                "the descriptor says that the disk has {described} bytes, the header {size}"
             ));
         }
-        let mut magic = [0; 8];
-        let n = source.read_at(&mut magic, 0)?;
-        let starts = |known: &[u8]| n >= known.len() && magic.starts_with(known);
-        if starts(&SPARSE_MAGIC) {
-            Self::open_monolithic(source, request, arriving)
-        } else if starts(&COWD_MAGIC) {
-            Self::open_bare_cowd(source, request)
-        } else if starts(&SE_SPARSE_MAGIC) {
-            Err(extent_alone("a seSparse extent without its descriptor"))
-        } else if starts(&CHANGE_TRACKING_MAGIC) {
-            Err(unsupported("a change-tracking file".into()))
-        } else {
-            let text = read_text_file(&source, request.limits)?;
-            Self::open_text(source, &text, request)
-        }
     }
+    let create_type = match part.info.compressed {
+        true => "streamOptimized",
+        false => "monolithicSparse",
+    };
+    let tables = part.tables.clone();
+    disk.finish(
+        source,
+        vec![part],
+        create_type.into(),
+        &descriptor,
+        (walk, tables),
+    )
+}
 
-    /// A hosted sparse extent with the descriptor in it.
-    fn open_monolithic(
-        source: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-        arriving: bool,
-    ) -> Result<Self> {
-        let header = sparse::read_header(&source)?;
-        let text = embedded_text(&source, &header, request.limits);
-        if header.capacity == 0 && header.descriptor_offset > 0 {
-            return Self::open_text(source, &text?, request);
-        }
-        let parsed = text.and_then(|text| Descriptor::parse(&text, request.limits));
-        let left = || left_of_text(&source, &header, request.limits);
-        let (descriptor, lost) = match parsed {
-            Err(error @ (Error::Malformed { .. } | Error::Io { .. })) if request.salvages => {
-                (Descriptor::parse(b"", request.limits)?, Some(error))
-            }
-            parsed => (parsed?, None),
-        };
-        let says_nothing = descriptor.create_type().is_none() && descriptor.cid.is_none();
-        let lost = match lost {
-            None if !says_nothing => None,
-            // The extents of a disk in several have room for a descriptor, and nothing there.
-            None if !request.salvages || left()?.iter().all(|byte| *byte == 0) => {
-                return Err(extent_alone("an extent file of a disk in several"));
-            }
-            None => Some(malformed("has neither a createType nor a CID")),
-            lost => lost,
-        };
-        if descriptor.extents.len() > 1 {
-            return Err(malformed(format!(
-                "is within one extent and lists {}",
-                descriptor.extents.len()
-            )));
-        }
-        // The footer counts, where there is one and it has arrived.
-        let found = match arriving && header.is_walkable() {
-            true => None,
-            false => Some(InForce::of(Arc::clone(&source), &header, request)?),
-        };
-        let size = found
-            .as_ref()
-            .map_or(header.capacity * SECTOR, InForce::capacity);
-        let mut disk = Opening::new(&descriptor, request)?;
-        if let Some(error) = lost {
-            disk.go_on_without(&error, size, &left()?);
-        }
-        let mut builder = disk.builder(request);
-        // The name in the line is what the file was once called.
-        let own = own_extent(size);
-        let (part, walk) = match found {
-            None => builder
-                .walked(own, Arc::clone(&source), &header)
-                .map(|(p, w)| (p, Some(w)))?,
-            Some(found) => (builder.hosted(own, Arc::clone(&source), found)?, None),
-        };
-        if let Some(line) = descriptor.extents.first() {
-            let described = line.sectors * SECTOR;
-            if described != size {
-                disk.warnings.push(format!(
-                    "the descriptor says that the disk has {described} bytes, the header {size}"
-                ));
-            }
-        }
-        let create_type = match part.info.compressed {
-            true => "streamOptimized",
-            false => "monolithicSparse",
-        };
-        let tables = part.tables.clone();
-        let mut image = disk.finish(source, vec![part], create_type.into(), &descriptor)?;
-        (image.walk, image.tables) = (walk, tables);
-        Ok(image)
+/// A COWD extent, which has no descriptor in it.
+fn open_bare_cowd(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
+    let header = sparse::read_cowd_header(&source)?;
+    if header.names_parent() {
+        return Err(extent_alone(
+            "a COWD extent of a child without its descriptor",
+        ));
     }
+    let size = u64::from(header.num_sectors) * SECTOR;
+    let descriptor = Descriptor::parse(b"", request.limits)?;
+    let mut disk = Opening::new(&descriptor, request)?;
+    let map = sparse::open_cowd(Arc::clone(&source), &header, None, request)?;
+    let mut builder = disk.builder(request);
+    let part = builder.mapped(own_extent(size), Arc::clone(&source), map, Vec::new())?;
+    let tables = part.tables.clone();
+    disk.finish(
+        source,
+        vec![part],
+        "vmfsSparse".into(),
+        &descriptor,
+        (None, tables),
+    )
+}
 
-    /// A COWD extent, which has no descriptor in it.
-    fn open_bare_cowd(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Self> {
-        let header = sparse::read_cowd_header(&source)?;
-        if header.names_parent() {
-            return Err(extent_alone(
-                "a COWD extent of a child without its descriptor",
-            ));
-        }
-        let size = u64::from(header.num_sectors) * SECTOR;
-        let descriptor = Descriptor::parse(b"", request.limits)?;
-        let mut disk = Opening::new(&descriptor, request)?;
-        let map = sparse::open_cowd(Arc::clone(&source), &header, None, request)?;
-        let mut builder = disk.builder(request);
-        let part = builder.mapped(own_extent(size), Arc::clone(&source), map, Vec::new())?;
-        let tables = part.tables.clone();
-        let mut image = disk.finish(source, vec![part], "vmfsSparse".into(), &descriptor)?;
-        image.tables = tables;
-        Ok(image)
+/// A descriptor that names the extent files.
+fn open_text(
+    source: Arc<dyn BlockSource>,
+    text: &[u8],
+    request: &Request<'_>,
+) -> Result<Box<dyn Image>> {
+    let descriptor = Descriptor::parse(text, request.limits)?;
+    let Some(create_type) = descriptor.create_type() else {
+        return Err(malformed("has no createType"));
+    };
+    const DEVICES: [&[u8]; 7] = [
+        b"fulldevice",
+        b"partitioneddevice",
+        b"vmfsraw",
+        b"vmfsrdm",
+        b"vmfsrdmp",
+        b"vmfsrawdevicemap",
+        b"vmfspassthroughrawdevicemap",
+    ];
+    let create_type = ImageName::from(create_type);
+    let lower = create_type.as_bytes().to_ascii_lowercase();
+    if DEVICES.contains(&lower.as_slice()) {
+        let create_type = create_type.quoted();
+        return Err(unsupported(format!("a disk on a device ({create_type})")));
     }
-
-    /// A descriptor that names the extent files.
-    fn open_text(source: Arc<dyn BlockSource>, text: &[u8], request: &Request<'_>) -> Result<Self> {
-        let descriptor = Descriptor::parse(text, request.limits)?;
-        let Some(create_type) = descriptor.create_type() else {
-            return Err(malformed("has no createType"));
-        };
-        const DEVICES: [&[u8]; 7] = [
-            b"fulldevice",
-            b"partitioneddevice",
-            b"vmfsraw",
-            b"vmfsrdm",
-            b"vmfsrdmp",
-            b"vmfsrawdevicemap",
-            b"vmfspassthroughrawdevicemap",
-        ];
-        let create_type = ImageName::from(create_type);
-        let lower = create_type.as_bytes().to_ascii_lowercase();
-        if DEVICES.contains(&lower.as_slice()) {
-            let create_type = create_type.quoted();
-            return Err(unsupported(format!("a disk on a device ({create_type})")));
-        }
-        if descriptor.extents.iter().all(|line| line.sectors == 0) {
-            return Err(malformed("has no extents"));
-        }
-        let mut disk = Opening::new(&descriptor, request)?;
-        let mut builder = disk.builder(request);
-        let mut parts = Vec::new();
-        for line in descriptor.extents.iter().filter(|line| line.sectors > 0) {
-            let mut line = line.clone();
-            line.name = line.name.map(|name| descriptor.decoded(name));
-            parts.push(builder.open(&line)?);
-        }
-        if !descriptor.has_end() {
-            disk.warnings.push(
-                "the descriptor has no disk data base, its last section: lines may be missing"
-                    .to_owned(),
-            );
-        }
-        disk.finish(source, parts, create_type, &descriptor)
+    if descriptor.extents.iter().all(|line| line.sectors == 0) {
+        return Err(malformed("has no extents"));
     }
+    let mut disk = Opening::new(&descriptor, request)?;
+    let mut builder = disk.builder(request);
+    let mut parts = Vec::new();
+    for line in descriptor.extents.iter().filter(|line| line.sectors > 0) {
+        let mut line = line.clone();
+        line.name = line.name.map(|name| descriptor.decoded(name));
+        parts.push(builder.open(&line)?);
+    }
+    if !descriptor.has_end() {
+        disk.warnings.push(
+            "the descriptor has no disk data base, its last section: lines may be missing"
+                .to_owned(),
+        );
+    }
+    disk.finish(source, parts, create_type, &descriptor, (None, Vec::new()))
 }
 
 /// What a disk is made of, while it is opened.
@@ -257,14 +237,9 @@ impl Opening {
         let reference = Reference::new(ReferenceKind::BackingFile, descriptor.decoded(name))
             .with_format(Some(ImageName::from(VMDK.as_str())));
         opening.references.push(reference.clone());
-        match request.opener.open_image(&reference)? {
-            None => opening.below = Below::Detached(Box::new(reference)),
-            Some(image) => {
-                check_parent(descriptor, &*image)?;
-                opening.below = Below::Image(Arc::new(Arc::clone(&image)));
-                opening.backing = Some(image);
-            }
-        }
+        let parent =
+            request.open_parent(&[reference], |found, _| check_parent(descriptor, found))?;
+        (opening.below, opening.backing) = (Below::from(&parent), parent.image);
         Ok(opening)
     }
 
@@ -303,7 +278,8 @@ impl Opening {
         parts: Vec<Part>,
         create_type: ImageName,
         descriptor: &Descriptor,
-    ) -> Result<VmdkImage> {
+        (walk, tables): (Option<Walk>, Vec<(u64, u64)>),
+    ) -> Result<Box<dyn Image>> {
         let mut extents = Vec::new();
         let mut sources = Vec::new();
         let mut files = Vec::new();
@@ -316,7 +292,7 @@ impl Opening {
             extents.push(part.info);
             sources.push(part.source);
         }
-        let disk = Concat::new(sources)?;
+        let parts = Concat::new(sources)?;
         let mut end = 0;
         let ends = extents.iter().map(|extent: &ExtentInfo| {
             end += extent.size;
@@ -334,7 +310,7 @@ impl Opening {
         let values: Vec<Value> = extents.iter().map(ExtentInfo::value).collect();
         data.insert("extents", values);
         let mut info = ImageInfo {
-            virtual_size: disk.size(),
+            virtual_size: parts.size(),
             cluster_size: common_grain(&extents),
             warnings: self.warnings,
             files,
@@ -343,95 +319,29 @@ impl Opening {
             ..ImageInfo::default()
         };
         info.ids.content_id = descriptor.cid;
-        Ok(VmdkImage {
-            file,
-            disk,
+        let disk = VmdkDisk {
+            parts,
             extents: ends,
-            backing: self.backing,
-            references: self.references,
-            info,
-            walk: None,
-            tables: Vec::new(),
-        })
+            walk,
+            tables,
+        };
+        let image = DiskImage::new(VMDK, file, disk, info);
+        let image = image.with_references(self.references);
+        Ok(Box::new(image.with_backing(self.backing)))
     }
 }
 
-impl BlockSource for VmdkImage {
-    fn size(&self) -> u64 {
-        self.disk.size()
-    }
+impl Deref for VmdkDisk {
+    type Target = Concat;
 
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        self.disk.read_at(buf, offset)
-    }
-
-    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        self.disk.extent_at(offset, limit)
-    }
-
-    fn block_size(&self) -> u64 {
-        self.disk.block_size()
-    }
-
-    fn packed(&self) -> Option<&dyn PackedSource> {
-        self.disk.packed()
-    }
-
-    fn stored(&self) -> Option<&dyn Stored> {
-        Some(self)
-    }
-
-    fn salvage(&self) -> Option<&dyn Salvageable> {
-        Some(self)
+    fn deref(&self) -> &Concat {
+        &self.parts
     }
 }
 
-impl Stored for VmdkImage {
-    fn identity(&self) -> Option<FileIdentity> {
-        self.file.identity()
-    }
+forward_source!([] VmdkDisk);
 
-    fn uses_file(&self, file: FileIdentity) -> bool {
-        let backing = self.backing.as_ref();
-        self.file.uses_file(file)
-            || Stored::uses_file(&self.disk, file)
-            || backing.is_some_and(|image| image.uses_file(file))
-    }
-
-    fn depth_of(&self, file: FileIdentity, format: FormatId) -> Option<u16> {
-        if Stored::identity(self) == Some(file) && format == VMDK {
-            return Some(0);
-        }
-        self.backing
-            .as_ref()?
-            .depth_of(file, format)?
-            .checked_add(1)
-    }
-
-    fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
-        Stored::place_of(&self.disk, offset, limit)
-    }
-}
-
-impl Salvageable for VmdkImage {
-    fn lost_with(&self, offset: u64) -> u64 {
-        Salvageable::lost_with(&self.disk, offset)
-    }
-}
-
-impl Image for VmdkImage {
-    fn format(&self) -> FormatId {
-        VMDK
-    }
-
-    fn info(&self) -> &ImageInfo {
-        &self.info
-    }
-
-    fn references(&self) -> &[Reference] {
-        &self.references
-    }
-
+impl Disk for VmdkDisk {
     fn tables(&self) -> Vec<(u64, u64)> {
         self.tables.clone()
     }
@@ -445,19 +355,13 @@ impl Image for VmdkImage {
         source: Arc<dyn BlockSource>,
         request: &Request<'_>,
     ) -> Result<Option<Box<dyn Image>>> {
-        match &self.walk {
-            Some(walk) => Ok(Some(Box::new(walk.arrived(source, request)?))),
-            None => Ok(None),
-        }
+        let walk = self.walk.as_ref();
+        walk.map(|walk| walk.arrived(source, request)).transpose()
     }
 
     fn file_of(&self, guest: u64) -> Option<&ImageName> {
         let index = self.extents.partition_point(|(end, _)| *end <= guest);
         self.extents.get(index)?.1.as_ref()
-    }
-
-    fn backing(&self) -> Option<&Arc<dyn Image>> {
-        self.backing.as_ref()
     }
 }
 

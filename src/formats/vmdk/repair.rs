@@ -12,13 +12,13 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::image::{Fixed, Request};
 use crate::limits::Limits;
-use crate::map::Claims;
 use crate::map::edit::{Changes, Ordered, Rank, TableStore};
+use crate::map::{Claim, Claims, Regions};
 use crate::ondisk::{Field, TableEntry};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
 
-use super::alias::Regions;
+use super::alias::metadata;
 use super::entry::{Grain, GrainDirectoryEntry, GrainEntry};
 use super::header::{
     Flags, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader, unsupported,
@@ -95,9 +95,8 @@ struct Side {
     at: u64,
     /// The directory as it is in the file; `None` if it is not all there.
     directory: Option<Vec<u8>>,
-    /// Grains that entries refer to, and those that several do.
+    /// Grains that entries refer to.
     grains: Claims,
-    contested: Claims,
 }
 
 impl Side {
@@ -151,7 +150,6 @@ impl<'a> Extent<'a> {
                 at,
                 directory: there.then_some(directory),
                 grains: Claims::default(),
-                contested: Claims::default(),
             })
         };
         let mut sides = [
@@ -201,7 +199,7 @@ impl<'a> Extent<'a> {
             }
         }
         self.overlapping.sort_unstable();
-        self.regions = Regions::of_any(ranges);
+        self.regions = metadata(ranges).0;
     }
 
     /// A table of a side, if it is in the file and shares no bytes with other metadata.
@@ -222,11 +220,9 @@ impl<'a> Extent<'a> {
             let table = self.table(side, index)?.unwrap_or_default();
             for (entry, guest) in self.entries(&table, index) {
                 let grain = self.grain_of(entry);
-                let Some(grain) = grain.filter(|_| self.is_sound(entry, guest)) else {
-                    continue;
-                };
-                if !side.grains.claim(grain, self.limits)? {
-                    side.contested.claim(grain, self.limits)?;
+                if let Some(grain) = grain.filter(|_| self.is_sound(entry, guest)) {
+                    let units = grain..grain + 1;
+                    side.grains.claim(units, Claim::Own, self.limits)?;
                 }
             }
         }
@@ -259,13 +255,13 @@ impl<'a> Extent<'a> {
         };
         let left = self.layout.capacity.saturating_sub(guest);
         let end = start + left.min(self.layout.grain);
-        left > 0 && end <= self.size && !self.regions.overlap(start, end)
+        left > 0 && end <= self.size && self.regions.overlapping(start, end - start).is_none()
     }
 
     /// Whether an entry of a side makes sense, and is the only one there with its grain.
     fn is_good(&self, side: &Side, entry: GrainEntry, guest: u64) -> bool {
         let grain = self.grain_of(entry);
-        self.is_sound(entry, guest) && grain.is_none_or(|grain| !side.contested.has(grain))
+        self.is_sound(entry, guest) && grain.is_none_or(|grain| !side.grains.is_contested(grain))
     }
 
     /// Repairs one side by the other. Returns the number of tables and directories that were changed.
@@ -310,7 +306,8 @@ impl<'a> Extent<'a> {
             .zip(self.entries(theirs, index));
         for (at, ((old, guest), (new, _))) in (0..).zip(pairs) {
             // A grain that another entry has would only move the damage.
-            let is_free = |grain| !own.grains.has(grain) || own.contested.has(grain);
+            let is_free =
+                |grain| !own.grains.has(grain, Claim::Own) || own.grains.is_contested(grain);
             let wanted = !self.is_good(own, old, guest) || old.raw() == 0 && fills;
             if wanted && self.is_good(other, new, guest) && self.grain_of(new).is_none_or(is_free) {
                 new.put(&mut ours, at);
@@ -331,7 +328,7 @@ impl<'a> Extent<'a> {
             && entries.all(|(entry, guest)| {
                 let grain = self.grain_of(entry);
                 self.is_good(redundant, entry, guest)
-                    && grain.is_none_or(|grain| !first.grains.has(grain))
+                    && grain.is_none_or(|grain| !first.grains.has(grain, Claim::Own))
             })
     }
 
@@ -371,7 +368,7 @@ impl<'a> Extent<'a> {
             if self.table(side, neighbour)?.is_none() || at == 0 || end > self.size {
                 continue;
             }
-            if self.regions.overlap(at, end) {
+            if self.regions.overlapping(at, end - at).is_some() {
                 continue;
             }
             let mut there = vec![0; table.len()];

@@ -11,7 +11,7 @@ use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::VMDK;
-use super::alias::{Regions, Seen};
+use super::alias::{Seen, metadata};
 use super::entry::{Grain, SeDirectoryEntry, SeGrainEntry};
 use super::header::{
     SE_SPARSE_MAGIC, SE_SPARSE_VOLATILE_MAGIC, SECTOR, SECTOR_LEN, SeSparseConstHeader,
@@ -45,7 +45,7 @@ impl Tables for SeSparseTables {
     fn entry(&self, raw: &[u8]) -> Result<Grain> {
         let entry = SeGrainEntry::decode(raw, 0).unwrap_or_default();
         entry.grain(self.grains_start, self.grain).ok_or_else(|| {
-            let problem = format!("has the entry {:#x}, which is not known", entry.raw());
+            let problem = format!("has the entry {entry:#x}, which is not known");
             malformed("grain table", 0, problem)
         })
     }
@@ -61,10 +61,7 @@ impl SeSparseTables {
             .map(|number| self.tables_start + number * self.table_len);
         let start = start.filter(|start| start + self.table_len <= self.tables_end);
         start.map(Some).ok_or_else(|| {
-            let problem = format!(
-                "has the entry {:#x}, which means no grain table",
-                entry.raw()
-            );
+            let problem = format!("has the entry {entry:#x}, which means no grain table");
             malformed("grain directory", 0, problem)
         })
     }
@@ -159,12 +156,13 @@ pub(super) fn open(
         grain,
         entries,
     } = load(&file, limits)?;
-    let regions = Regions::new(reserved).map_err(|at| {
+    let (regions, overlap) = metadata(reserved);
+    if let Some(at) = overlap {
         let problem = format!("overlap at byte {at}");
-        malformed("seSparse directory and tables", 0, problem)
-    })?;
+        return Err(malformed("seSparse directory and tables", 0, problem));
+    }
     refuse_shared_tables(&tables)?;
-    let seen = Seen::new(grain, file.size());
+    let seen = Seen::new(grain, file.size(), limits);
     Ok(GrainMap {
         file,
         tables,
@@ -178,7 +176,7 @@ pub(super) fn open(
         first_grain: 0,
         marked_tables: false,
         compares: false,
-        contested: OnceLock::new(),
+        all_claims: OnceLock::new(),
     })
 }
 

@@ -6,12 +6,12 @@ use std::sync::{Arc, OnceLock};
 use crate::error::{Error, Result};
 use crate::image::Request;
 use crate::limits::Limits;
-use crate::map::{TableReader, read_what_is_left};
+use crate::map::{Regions, TableReader, read_what_is_left};
 use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::zero::is_zero;
 
-use super::alias::{Regions, Seen};
+use super::alias::{Seen, metadata};
 use super::entry::{Grain, GrainDirectoryEntry, GrainEntry};
 use super::header::{
     COWD_TABLE_ENTRIES, CowdHeader, Flags, GD_AT_END, SECTOR, SECTOR_LEN, SparseExtentHeader,
@@ -201,7 +201,7 @@ pub(super) fn open_hosted(
     } else {
         layout.grain
     };
-    let seen = Seen::new(unit, file.size());
+    let seen = Seen::new(unit, file.size(), limits);
     let tables = SectorTables {
         file: Arc::clone(&file),
         directory,
@@ -224,7 +224,7 @@ pub(super) fn open_hosted(
         regions,
         seen,
         reader: TableReader::of(VMDK, request),
-        contested: OnceLock::new(),
+        all_claims: OnceLock::new(),
     };
     Ok(SparseExtent { map, warnings })
 }
@@ -266,7 +266,7 @@ pub(super) fn open_cowd(
         found => found?,
     };
     let (directory, regions) = found;
-    let seen = Seen::new(layout.grain, file.size());
+    let seen = Seen::new(layout.grain, file.size(), limits);
     Ok(GrainMap {
         tables: SectorTables {
             file: Arc::clone(&file),
@@ -287,7 +287,7 @@ pub(super) fn open_cowd(
         regions,
         seen,
         reader: TableReader::of(VMDK, request),
-        contested: OnceLock::new(),
+        all_claims: OnceLock::new(),
     })
 }
 
@@ -380,7 +380,7 @@ impl Layout {
         Ok(WhatIsLeft {
             directory,
             unread,
-            regions: Regions::of_any(ranges),
+            regions: metadata(ranges).0,
         })
     }
 
@@ -429,11 +429,13 @@ impl Layout {
             }
             ranges.push((table, table + table_len));
         }
-        let regions = Regions::new(ranges).map_err(|at| {
-            let problem = format!("or one of its tables overlaps other metadata at byte {at}");
-            malformed("grain directory", start, problem)
-        })?;
-        Ok((directory, regions))
+        match metadata(ranges) {
+            (regions, None) => Ok((directory, regions)),
+            (_, Some(at)) => {
+                let problem = format!("or one of its tables overlaps other metadata at byte {at}");
+                Err(malformed("grain directory", start, problem))
+            }
+        }
     }
 
     /// Fails where a directory has no table and its copy at byte `second` has one with grains: which of

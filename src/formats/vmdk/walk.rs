@@ -2,12 +2,13 @@
 //! the grains, need not be there.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::image::Request;
+use crate::image::{Image, Request};
 use crate::limits::Limits;
+use crate::lock::lock;
 use crate::map::{self, BlockMap, Packing, Run};
 use crate::source::{BlockSource, BlockSourceExt, readable};
 
@@ -16,7 +17,7 @@ use super::header::{
     SECTOR, SparseExtentHeader,
 };
 use super::map::{GrainPacking, grain_past_end, malformed};
-use super::open::VmdkImage;
+use super::open;
 use super::stream;
 
 /// How many grains that went by are remembered: the data of a segment is read after all of it was
@@ -84,8 +85,7 @@ impl Walk {
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
-        let progress = self.0.progress.lock();
-        progress.unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.progress)
     }
 
     /// The whole image, read by its tables, of which those are at hand that went by.
@@ -93,7 +93,7 @@ impl Walk {
         &self,
         file: Arc<dyn BlockSource>,
         request: &Request<'_>,
-    ) -> Result<VmdkImage> {
+    ) -> Result<Box<dyn Image>> {
         let mut progress = self.progress();
         while progress.end.is_none() {
             self.0.step(&mut progress)?;
@@ -110,7 +110,7 @@ impl Walk {
         }
         let tables = std::mem::take(&mut progress.tables);
         let held = Held { file, size, tables };
-        VmdkImage::open(Arc::new(held), request)
+        open::open(Arc::new(held), request)
     }
 }
 

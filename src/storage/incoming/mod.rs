@@ -2,40 +2,30 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, Read};
+use std::io::Read;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::digest::{Digest, Hasher};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::extent::Extent;
 use crate::progress::Cancel;
 use crate::source::{BlockSource, stored_extent};
-use crate::storage::kept::Kept;
 use crate::storage::spill::Spill;
+use crate::storage::window::{Length, Window};
 
 mod state;
 
 use state::State;
 
-/// What the size of a stream is taken for until its end is seen: more than any table needs, and so far
-/// below the largest offset that sums do not overflow.
-pub(crate) const UNKNOWN_SIZE: u64 = 1 << 62;
-/// How far from that a place counts as one at the end.
-const END_ZONE: u64 = 1 << 40;
 /// By how much the stream may be ahead of what was asked for.
 const AHEAD: u64 = 4 << 20;
-
-/// Whether a size is that of a stream whose end was not seen.
-pub(crate) fn is_unknown(size: u64) -> bool {
-    size > UNKNOWN_SIZE - END_ZONE
-}
 
 /// An [`io::Read`] as a source that is read about in its order.
 ///
 /// The bytes before the furthest one that was asked for are at hand for the length of a window, and so is
 /// what was read as a [table](Self::keep), for good. Bytes that went by are an [`Error::OutOfOrder`],
-/// unless there is a spill file. Until the end is seen the size is [`UNKNOWN_SIZE`] and what is asked for
-/// at the end is zeros: whoever reads that has to ask again when the end [was seen](Self::ended).
+/// unless there is a spill file, and so are tables that are far ahead. Until the end is seen
+/// the size is the [bound](Length::bound) of all streams.
 pub(crate) struct Incoming {
     state: Mutex<State>,
 }
@@ -44,8 +34,7 @@ impl fmt::Debug for Incoming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.lock();
         f.debug_struct("Incoming")
-            .field("position", &state.position)
-            .field("size", &state.size)
+            .field("length", &state.arrived.length())
             .finish_non_exhaustive()
     }
 }
@@ -71,23 +60,18 @@ impl Incoming {
         cancel: Cancel,
     ) -> Result<Self> {
         let window = room.window.max(AHEAD);
-        let len = usize::try_from(window + AHEAD).unwrap_or(usize::MAX);
-        let mut ring = Vec::new();
-        ring.try_reserve_exact(len)
-            .map_err(|e| Error::io("keep a part of the stream", io::Error::other(e)))?;
+        let recent = usize::try_from(window + AHEAD).unwrap_or(usize::MAX);
+        let mut arrived = Window::new(recent, room.tables);
+        arrived.room(0)?;
         Ok(Incoming {
             state: Mutex::new(State {
                 reader,
-                ring,
-                ring_len: len,
-                position: 0,
+                arrived,
                 demanded: 0,
                 window,
-                size: None,
-                kept: Kept::new(room.tables),
+                tables: room.tables,
                 keeps: true,
                 begun: false,
-                owed: VecDeque::new(),
                 refused: 0,
                 block: 1,
                 blocks: VecDeque::new(),
@@ -113,9 +97,12 @@ impl Incoming {
     /// Sees to it that these ranges of bytes are kept when they come by.
     ///
     /// # Errors
-    /// [`Error::LimitExceeded`] if those that are here already are too many.
+    /// [`Error::LimitExceeded`] if they are too many.
     pub(crate) fn owe(&self, ranges: Vec<(u64, u64)>) -> Result<()> {
-        self.lock().owe(ranges)
+        let mut state = self.lock();
+        ranges
+            .into_iter()
+            .try_for_each(|(start, end)| state.owe(start, end))
     }
 
     /// Says of how many bytes the blocks are in which packed units lie together.
@@ -123,14 +110,18 @@ impl Incoming {
         self.lock().block = bytes.clamp(64 << 10, 2 << 20);
     }
 
-    /// Whether the end was seen, so that the size is known.
-    pub(crate) fn ended(&self) -> bool {
-        self.lock().size.is_some()
+    pub(crate) fn length(&self) -> Length {
+        self.lock().arrived.length()
+    }
+
+    /// Returns true if the end was seen.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.lock().ended()
     }
 
     /// Bytes of memory that the window takes.
     pub(crate) fn memory(&self) -> u64 {
-        self.lock().ring_len as u64
+        self.lock().arrived.recent_len()
     }
 
     pub(crate) fn spills(&self) -> bool {
@@ -143,7 +134,7 @@ impl Incoming {
     /// What the reader fails with.
     pub(crate) fn arrive(&self, end: u64) -> Result<()> {
         let mut state = self.lock();
-        while state.position < end && state.size.is_none() {
+        while state.arrived.position() < end && !state.ended() {
             state.fill(false)?;
         }
         Ok(())
@@ -159,7 +150,7 @@ impl Incoming {
             let from = state.gap_start();
             state.spill_window(from)?;
         }
-        while state.size.is_none() {
+        while !state.ended() {
             state.fill(spilled)?;
         }
         Ok(())
@@ -174,7 +165,7 @@ impl Incoming {
 
 impl BlockSource for Incoming {
     fn size(&self) -> u64 {
-        self.lock().size()
+        self.length().bound()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
@@ -190,6 +181,8 @@ impl BlockSource for Incoming {
 mod tests {
     use super::*;
     use crate::digest::Algorithm;
+    use crate::error::Error;
+    use std::io;
 
     /// Gives as many bytes at a time as it says.
     struct Cut {
@@ -238,13 +231,13 @@ mod tests {
         const MIB: u64 = 1 << 20;
         for size in [4099, 1 << 30] {
             let stream = incoming(20 * MIB, size, None);
-            assert!(is_unknown(stream.size()));
+            assert_eq!(stream.length(), Length::AtLeast(0));
             // A table, which stays.
             assert_eq!(read(&stream, 100, 5000).unwrap(), 5000);
-            // What is told by the end is not known.
-            let mut end = [1; 512];
-            stream.read_at(&mut end, stream.size() - 512).unwrap();
-            assert_eq!(end, [0; 512]);
+            // What is at the end has not arrived.
+            let end = stream.size() - 512;
+            let error = stream.read_at(&mut [0; 512], end).unwrap_err();
+            assert!(matches!(error, Error::OutOfOrder { offset, .. } if offset == end));
             stream.owe(vec![(7 * MIB, 7 * MIB + 300)]).unwrap();
             stream.keep(false);
             for at in 0..11 {

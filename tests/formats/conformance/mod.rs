@@ -16,7 +16,7 @@ use blockform::storage::{
     Concat, FileStorage, ForwardTarget, Memory, PendingFile, SeekSource, SeekTarget, Slice,
     SourceReader,
 };
-use blockform::{BlockSource, BlockSourceExt, BlockTarget, ExtentKind, Zeroes};
+use blockform::{BlockSource, BlockSourceExt, BlockTarget, Error, ExtentKind, Zeroes};
 use target::Abilities;
 
 const GROWS: Abilities = Abilities {

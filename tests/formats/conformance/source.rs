@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use blockform::storage::SourceReader;
 use blockform::{BlockSource, BlockSourceExt, Error, Extent};
 
-use crate::support::{Rng, fails};
+use crate::support::Rng;
 
 /// Checks every promise of `BlockSource` for a source that has to hold `expected`.
 pub(crate) fn check(name: &str, source: &dyn BlockSource, expected: &[u8]) {

@@ -1,6 +1,6 @@
 //! What `BlockTarget` promises, as one suite over anything that is one.
 
-use blockform::{BlockSource, BlockSourceExt, BlockTarget, Zeroes};
+use blockform::{BlockSource, BlockSourceExt, BlockTarget, Error, Zeroes};
 
 use super::source;
 use crate::support::{Rng, fails};

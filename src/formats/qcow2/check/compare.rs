@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::image::{Finding, FindingKind};
 use crate::source::BlockSource;
 
+use super::super::entry::RefcountTableEntry;
 use super::Survey;
 use super::counts::PIECE;
 
@@ -63,7 +64,8 @@ impl Survey {
 
     /// The next range with an entry in the refcount table.
     fn next_entry(&self, from: u64) -> Option<u64> {
-        (from..self.stored.ranges()).find(|range| self.stored.entry(*range) != 0)
+        (from..self.stored.ranges())
+            .find(|range| self.stored.entry(*range) != RefcountTableEntry::default())
     }
 
     fn compare_block(&mut self, at: u64, first: u64, file_clusters: u64) -> Result<()> {

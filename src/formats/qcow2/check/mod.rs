@@ -21,7 +21,7 @@ use crate::image::{Clusters, Finding, Findings};
 use crate::limits::Limits;
 use crate::source::BlockSource;
 
-use super::entry::{REFCOUNT_OFFSET, REFCOUNT_RESERVED};
+use super::entry::RefcountTableEntry;
 use super::header::Header;
 use super::refcount::{self, StoredCounts};
 use super::{Autoclear, Incompatible, encrypt, open};
@@ -268,11 +268,11 @@ impl Survey {
         let end = self.file.size().next_multiple_of(cluster_size);
         for range in 0..self.stored.ranges() {
             let entry = self.stored.entry(range);
-            if entry == 0 {
+            if entry == RefcountTableEntry::default() {
                 continue;
             }
-            let offset = entry & REFCOUNT_OFFSET;
-            let problem = if entry & REFCOUNT_RESERVED != 0 {
+            let offset = entry.offset();
+            let problem = if entry.has_reserved_bits() {
                 format!("entry {range} is {entry:#x}, with reserved bits set")
             } else if offset % cluster_size != 0 {
                 format!("entry {range} is {entry:#x}, not at the start of a cluster")

@@ -6,7 +6,7 @@
 
 use crate::error::Result;
 
-use super::super::entry::CompressedLayout;
+use super::super::entry::{Descriptor, L2Layout};
 use super::Survey;
 use super::counts::Counts;
 
@@ -19,8 +19,8 @@ const ENTRY_BYTES: u64 = 8;
 pub(super) struct Packed {
     /// References by them.
     pub(super) counts: Counts,
-    /// Their entries.
-    entries: Vec<u64>,
+    /// Their descriptors.
+    entries: Vec<Descriptor>,
     /// Whether there were more than may be kept, so that none is.
     too_many: bool,
 }
@@ -29,7 +29,7 @@ impl Survey {
     /// Notes a packed cluster that so many entries refer to.
     pub(super) fn note_packed(
         &mut self,
-        entry: u64,
+        descriptor: Descriptor,
         host: u64,
         len: u64,
         times: u64,
@@ -44,7 +44,7 @@ impl Survey {
             return Ok(());
         }
         if self.budget.take(ENTRY_BYTES).is_ok() {
-            packed.entries.push(entry);
+            packed.entries.push(descriptor);
         } else {
             packed.too_many = true;
             let kept = packed.entries.len() as u64 + 1;
@@ -62,12 +62,12 @@ impl Survey {
             self.findings.note("packed cluster", problem);
         }
         let mut entries = std::mem::take(&mut self.packed.entries);
-        let layout = CompressedLayout::new(self.header.cluster_bits);
-        entries.sort_unstable_by_key(|entry| layout.decode(*entry));
+        let layout = L2Layout::of(&self.header);
+        entries.sort_unstable_by_key(|entry| layout.data(*entry));
         entries.dedup();
         let mut last: Option<(u64, u64)> = None;
         for entry in &entries {
-            let (start, len) = layout.decode(*entry);
+            let (start, len) = layout.data(*entry);
             let end = start + len;
             match last {
                 Some((other, other_end)) if start == other || start + SECTOR <= other_end => {

@@ -2,14 +2,15 @@
 
 use crate::error::{Error, Result};
 use crate::map::edit::{Changes, Rank};
+use crate::ondisk::TableEntry;
 use crate::source::BlockSource;
 
 use super::super::QCOW2;
+use super::super::entry::RefcountTableEntry;
+use super::super::header::HeaderV2;
 use super::counts::PIECE;
 use super::repair::Repair;
 
-/// Where `refcount_table_offset` and `refcount_table_clusters` stand in the header, side by side.
-const TABLE_AT: u64 = 48;
 /// The longest refcount table that QEMU reads, in bytes.
 const MAX_TABLE: u64 = 8 << 20;
 
@@ -61,21 +62,19 @@ impl Repair {
         for range in &with_blocks {
             let block = self.block(*range, per_block);
             self.store.put(Changes::of(Rank::Count, at, block))?;
-            let place = usize::try_from(range * 8).ok();
-            let place = place.and_then(|place| table.get_mut(place..)?.first_chunk_mut());
-            if let Some(place) = place {
-                *place = at.to_be_bytes();
-            }
+            RefcountTableEntry::from_raw(at).put(&mut table, *range);
             at += cluster_size;
         }
         self.store.put(Changes::of(Rank::Count, table_at, table))?;
-        let mut switch = [0; 12];
         let clusters = u32::try_from(table_clusters).unwrap_or(u32::MAX);
-        if let Some((offset, count)) = switch.split_first_chunk_mut::<8>() {
-            *offset = table_at.to_be_bytes();
-            count.copy_from_slice(&clusters.to_be_bytes());
-        }
-        self.store.put(Changes::of(Rank::Header, TABLE_AT, switch))
+        let (offset, count) = (
+            HeaderV2::refcount_table_offset,
+            HeaderV2::refcount_table_clusters,
+        );
+        // Side by side, so that one write puts both in force.
+        let switch = [offset.bytes(table_at).as_slice(), &count.bytes(clusters)].concat();
+        self.store
+            .put(Changes::of(Rank::Header, offset.at(0), switch))
     }
 
     /// The ranges in which clusters have references, in order.

@@ -13,20 +13,16 @@ use crate::error::Result;
 use crate::image::{Fixed, Request};
 use crate::limits::Limits;
 use crate::map::edit::{Changes, Ordered, Rank, TableStore};
+use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
 
-use super::super::entry::{COMPRESSED, COPIED, L1_OFFSET, L2_OFFSET};
-use super::super::header::{Header, HeaderV2};
-use super::super::map::be_u64;
+use super::super::entry::{Copied, L1Entry, L2Layout, set_copied};
+use super::super::header::{Header, HeaderV3};
 use super::super::refcount::read_padded;
 use super::super::{Autoclear, Incompatible};
 use super::Survey;
 use super::counts::{Counts, PIECE};
-
-/// Where `incompatible_features` and `autoclear_features` stand in the file.
-const INCOMPATIBLE_AT: u64 = HeaderV2::LEN as u64;
-const AUTOCLEAR_AT: u64 = HeaderV2::LEN as u64 + 16;
 
 /// Repairs only leaks.
 ///
@@ -83,7 +79,8 @@ fn clear_flags_of_damage(header: &Header) -> Changes {
         return Changes::default();
     }
     let bits = header.incompatible.difference(damage).bits();
-    Changes::of(Rank::Header, INCOMPATIBLE_AT, bits.to_be_bytes())
+    let field = HeaderV3::incompatible_features;
+    Changes::of(Rank::Header, field.at(HeaderV3::AT), field.bytes(bits))
 }
 
 /// Clears the bits of unknown features. Clusters of such a feature may be among the leaks, and the bit says to
@@ -93,7 +90,12 @@ fn clear_unknown_features(header: &Header) -> Changes {
     if header.version < 3 || known == header.autoclear {
         return Changes::default();
     }
-    Changes::of(Rank::Header, AUTOCLEAR_AT, known.bits().to_be_bytes())
+    let field = HeaderV3::autoclear_features;
+    Changes::of(
+        Rank::Header,
+        field.at(HeaderV3::AT),
+        field.bytes(known.bits()),
+    )
 }
 
 /// A repair on its way.
@@ -290,26 +292,26 @@ impl Repair {
         }
         let mut table = vec![0; usize::try_from(len).unwrap_or(0)];
         self.store.read_exact_at(&mut table, start)?;
-        self.put_entries(Rank::Root, start, table, 1, flags, |entry| {
-            self.wanted(entry & L1_OFFSET)
+        self.put_entries(Rank::Root, start, table, 8, flags, |raw| {
+            let entry = L1Entry::decode(raw, 0)?;
+            Some((entry.is_copied(), self.wanted(entry.offset())?))
         })
     }
 
     fn put_l2_flags(&mut self, offset: u64, flags: Flags) -> Result<()> {
         let header = &self.survey.header;
         let table = read_padded(&self.store, offset, header.cluster_size())?;
-        let stride = if header.has_extended_l2() { 2 } else { 1 };
-        let data_file = header.has_data_file();
-        self.put_entries(Rank::Leaf, offset, table, stride, flags, |entry| {
-            let offset = entry & L2_OFFSET;
-            if entry & COMPRESSED != 0 {
-                None
-            } else if data_file {
-                // Its clusters have no counts, and each has one entry.
-                (offset != 0).then_some(true)
-            } else {
-                self.wanted(offset)
-            }
+        let layout = L2Layout::of(header);
+        let len = layout.entry_len();
+        self.put_entries(Rank::Leaf, offset, table, len, flags, |raw| {
+            let entry = layout.decode(raw, 0)?;
+            let wanted = match entry.offset() {
+                _ if entry.descriptor().is_some() => None,
+                // Clusters of a data file have no counts, and each has one entry.
+                offset if header.has_data_file() => (offset != 0).then_some(true),
+                offset => self.wanted(offset),
+            };
+            Some((entry.is_copied(), wanted?))
         })
     }
 
@@ -326,25 +328,21 @@ impl Repair {
         rank: Rank,
         at: u64,
         mut table: Vec<u8>,
-        stride: usize,
+        entry_len: u64,
         flags: Flags,
-        wanted: impl Fn(u64) -> Option<bool>,
+        has_and_wanted: impl Fn(&[u8]) -> Option<(bool, bool)>,
     ) -> Result<()> {
         let mut changed = None;
-        let len = 8 * stride;
+        let len = usize::try_from(entry_len).unwrap_or(8);
         for (index, raw) in table.chunks_exact_mut(len).enumerate() {
-            let entry = be_u64(raw, 0).unwrap_or(0);
-            let has = entry & COPIED != 0;
-            let Some(wanted) = wanted(entry).filter(|wanted| *wanted != has) else {
+            let Some((has, wanted)) = has_and_wanted(raw) else {
                 continue;
             };
-            if wanted && flags == Flags::Clear {
+            if has == wanted || wanted && flags == Flags::Clear {
                 continue;
             }
-            if let Some(place) = raw.first_chunk_mut() {
-                *place = (entry ^ COPIED).to_be_bytes();
-                extend(&mut changed, index * len..index * len + 8);
-            }
+            set_copied(raw, wanted);
+            extend(&mut changed, index * len..index * len + 8);
         }
         self.put_range(rank, at, &table, changed)
     }

@@ -2,14 +2,11 @@
 
 use crate::error::{Error, Result};
 use crate::image::Clusters;
+use crate::ondisk::TableEntry;
 use crate::source::BlockSource;
 
 use super::super::bitmap;
-use super::super::entry::{
-    BITMAP_ALL_ONES, BITMAP_OFFSET, BITMAP_RESERVED, COMPRESSED, COPIED, CompressedLayout,
-    L1_OFFSET, L1_RESERVED, L2_OFFSET, L2_RESERVED, ZERO,
-};
-use super::super::map::be_u64;
+use super::super::entry::{BitmapTableEntry, Copied, Descriptor, L1Entry, L2Entry, L2Layout};
 use super::super::refcount::read_padded;
 use super::super::snapshot::{self, EXTRA_REQUIRED, Snapshot};
 use super::super::{QCOW2, header::HeaderV2};
@@ -17,14 +14,12 @@ use super::{Survey, TABLE_BYTES, Uses};
 
 /// Bytes of a bitmap's table, or of an L1 table, that are read at once.
 const PIECE: u64 = 1 << 20;
-/// Subclusters of a cluster that are stored, in the lower half of an entry's bitmap.
-const ALL_STORED: u64 = 0xffff_ffff;
 
 impl Survey {
     /// The L1 tables of the active state and of the snapshots.
     pub(super) fn look_at_l1_tables(&mut self) -> Result<()> {
         let (start, entries) = (self.header.l1_table_offset, self.header.l1_size);
-        let needed = u128::from(self.header.size).div_ceil(u128::from(self.table_span()));
+        let needed = u128::from(self.header.size).div_ceil(u128::from(self.layout().table_span()));
         if u128::from(entries) < needed {
             let problem = format!("is {entries}, and the disk needs {needed}");
             self.cannot_tell(HeaderV2::malformed(0, "l1_size", problem))?;
@@ -89,14 +84,8 @@ impl Survey {
         Ok(())
     }
 
-    /// Guest bytes for which one L2 table answers.
-    fn table_span(&self) -> u64 {
-        (self.cluster_size() / (8 * self.stride() as u64)) << self.header.cluster_bits
-    }
-
-    /// Numbers that an L2 entry is long.
-    fn stride(&self) -> usize {
-        if self.header.has_extended_l2() { 2 } else { 1 }
+    fn layout(&self) -> L2Layout {
+        L2Layout::of(&self.header)
     }
 
     /// An L1 table that so many states have.
@@ -106,13 +95,13 @@ impl Survey {
         self.refer("L1 table", start, len, states, None, true)?;
         let end = start.checked_add(len);
         self.incomplete |= end.is_none_or(|end| end > self.file.size());
-        let span = self.table_span();
+        let span = self.layout().table_span();
         let mut done = 0;
         while done < len {
             let piece_len = PIECE.min(len - done);
             let piece = self.read_table(start.saturating_add(done), piece_len)?;
-            for (index, entry) in (done / 8..).zip(numbers(&piece)) {
-                if entry != 0 {
+            for (index, entry) in (done / 8..).zip(L1Entry::all(&piece)) {
+                if entry != L1Entry::default() {
                     let at = start.saturating_add(index * 8);
                     let guest = index.saturating_mul(span);
                     self.look_at_l1_entry(entry, at, guest, active, states)?;
@@ -138,24 +127,24 @@ impl Survey {
 
     fn look_at_l1_entry(
         &mut self,
-        entry: u64,
+        entry: L1Entry,
         at: u64,
         guest: u64,
         active: bool,
         states: u64,
     ) -> Result<()> {
         let text = |problem: &str| format!("entry {entry:#x} {problem}");
-        if entry & L1_RESERVED != 0 {
+        if entry.has_reserved_bits() {
             let problem = text("has reserved bits set");
             self.corruption("L1 table", at, Some(guest), states, problem);
         }
-        let offset = entry & L1_OFFSET;
+        let offset = entry.offset();
         if offset == 0 {
             return Ok(());
         }
         if active {
             let count = self.stored.of(offset >> self.header.cluster_bits)?;
-            self.compare_copied("L1 table", entry, count, at, guest, 1);
+            self.compare_copied("L1 table", &entry, count, at, guest, 1);
         }
         let len = self.cluster_size();
         self.refer("L2 table", offset, len, states, Some(guest), true)?;
@@ -182,13 +171,13 @@ impl Survey {
     fn compare_copied(
         &mut self,
         structure: &'static str,
-        entry: u64,
+        entry: &dyn Copied,
         count: u64,
         at: u64,
         guest: u64,
         times: u64,
     ) {
-        if (count == 1) != (entry & COPIED != 0) {
+        if (count == 1) != entry.is_copied() {
             let has = if count == 1 { "lacks" } else { "has" };
             let problem =
                 format!("entry {entry:#x} {has} the copied flag, and the refcount is {count}");
@@ -208,31 +197,26 @@ impl Survey {
     }
 
     fn look_at_l2(&mut self, offset: u64, table: &[u8], uses: Uses) -> Result<()> {
-        let stride = self.stride();
+        let layout = self.layout();
         let mut follows = None;
-        for (index, raw) in table.chunks_exact(8 * stride).enumerate() {
-            let entry = be_u64(raw, 0).unwrap_or(0);
-            let bitmap = be_u64(raw, 1).unwrap_or(0);
-            if entry == 0 && bitmap == 0 {
+        for (index, entry) in (0_u64..).zip(layout.all(table)) {
+            if entry.is_empty() {
                 continue;
             }
             let place = Place {
-                at: offset + (index * 8 * stride) as u64,
-                guest: uses
-                    .guest
-                    .saturating_add((index as u64) << self.header.cluster_bits),
+                at: offset + index * layout.entry_len(),
+                guest: uses.guest.saturating_add(index << self.header.cluster_bits),
                 uses,
             };
-            if entry & COMPRESSED != 0 {
-                self.look_at_packed(entry, bitmap, place)?;
-            } else {
-                self.look_at_cluster(entry, bitmap, place, &mut follows)?;
+            match entry.descriptor() {
+                Some(descriptor) => self.look_at_packed(entry, descriptor, place)?,
+                None => self.look_at_cluster(entry, place, &mut follows)?,
             }
         }
         Ok(())
     }
 
-    fn damaged(&mut self, entry: u64, place: Place, problem: &str) {
+    fn damaged(&mut self, entry: L2Entry, place: Place, problem: &str) {
         let problem = format!("entry {entry:#x} {problem}");
         self.corruption(
             "L2 table",
@@ -247,15 +231,20 @@ impl Survey {
         self.findings.clusters.get_or_insert_default()
     }
 
-    fn look_at_packed(&mut self, entry: u64, bitmap: u64, place: Place) -> Result<()> {
-        if entry & COPIED != 0 {
+    fn look_at_packed(
+        &mut self,
+        entry: L2Entry,
+        descriptor: Descriptor,
+        place: Place,
+    ) -> Result<()> {
+        if entry.is_copied() {
             self.damaged(entry, place, "is packed and has the copied flag");
         }
         if self.header.has_data_file() {
             self.damaged(entry, place, "is packed, and the data is in a data file");
             return Ok(());
         }
-        if bitmap != 0 {
+        if entry.bitmap != 0 {
             self.damaged(entry, place, "is packed and has subclusters");
             return Ok(());
         }
@@ -265,41 +254,36 @@ impl Survey {
         clusters.compressed += active;
         // They share sectors, so that none follows another.
         clusters.fragmented += active;
-        let layout = CompressedLayout::new(self.header.cluster_bits);
-        let (host, len) = layout.decode(entry & !COPIED);
-        if host >= layout.limit() {
+        let layout = self.layout();
+        let (host, len) = layout.data(descriptor);
+        if host >= layout.compressed_limit() {
             self.damaged(entry, place, "has reserved bits of its offset set");
             return Ok(());
         }
         let guest = Some(place.guest);
         if self.refer("packed cluster", host, len, all, guest, false)? {
-            self.note_packed(entry & !COPIED, host, len, all)?;
+            self.note_packed(descriptor, host, len, all)?;
         }
         Ok(())
     }
 
     fn look_at_cluster(
         &mut self,
-        entry: u64,
-        bitmap: u64,
+        entry: L2Entry,
         place: Place,
         follows: &mut Option<u64>,
     ) -> Result<()> {
-        let extended = self.header.has_extended_l2();
-        let flag = if extended || self.header.version < 3 {
-            0
-        } else {
-            ZERO
-        };
-        if entry & L2_RESERVED & !flag != 0 {
+        let layout = self.layout();
+        let [stored, zero] = entry.subclusters();
+        if layout.has_reserved_bits(entry) {
             self.damaged(entry, place, "has reserved bits set");
         }
         let data_file = self.header.has_data_file();
-        let offset = entry & L2_OFFSET;
+        let offset = entry.offset();
         // Only in a data file can a cluster be at offset 0, and then bit 63 says that it is one.
-        let by_flag = data_file && entry & COPIED != 0 && entry & flag == 0;
+        let by_flag = data_file && entry.is_copied() && !layout.is_zero(entry);
         if offset == 0 && !by_flag {
-            if bitmap & ALL_STORED != 0 {
+            if stored != 0 {
                 self.damaged(entry, place, "has stored subclusters and no cluster");
             }
             return Ok(());
@@ -312,9 +296,9 @@ impl Survey {
         let Uses { all, active, .. } = place.uses;
         if active > 0 {
             let (at, guest) = (place.at, place.guest);
-            self.compare_copied("L2 table", entry, count, at, guest, active);
+            self.compare_copied("L2 table", &entry, count, at, guest, active);
         }
-        if bitmap & (bitmap >> 32) & ALL_STORED != 0 {
+        if stored & zero != 0 {
             self.damaged(entry, place, "has subclusters that are stored and zero");
         }
         if offset % cluster_size != 0 {
@@ -364,10 +348,12 @@ impl Survey {
         while done < len {
             let piece_len = PIECE.min(len - done);
             let piece = self.read_table(start + done, piece_len)?;
-            for (at, entry) in (start + done..).step_by(8).zip(numbers(&piece)) {
-                let offset = entry & BITMAP_OFFSET;
-                let with_flag = offset != 0 && entry & BITMAP_ALL_ONES != 0;
-                if entry & BITMAP_RESERVED != 0 || with_flag || offset % cluster_size != 0 {
+            for (at, entry) in (start + done..)
+                .step_by(8)
+                .zip(BitmapTableEntry::all(&piece))
+            {
+                let offset = entry.offset();
+                if entry.has_reserved_bits() || offset % cluster_size != 0 {
                     let problem =
                         format!("entry {entry:#x} has reserved bits set or is no cluster's start");
                     self.corruption("bitmap table", at, None, 1, problem);
@@ -387,9 +373,4 @@ struct Place {
     at: u64,
     guest: u64,
     uses: Uses,
-}
-
-fn numbers(table: &[u8]) -> impl Iterator<Item = u64> {
-    let entries = table.chunks_exact(8);
-    entries.map(|entry| be_u64(entry, 0).unwrap_or(0))
 }

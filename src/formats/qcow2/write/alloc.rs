@@ -6,7 +6,9 @@
 
 use crate::error::{Error, Result};
 use crate::image::Write;
+use crate::ondisk::TableEntry;
 
+use super::super::entry::RefcountTableEntry;
 use super::super::refcount::CountLayout;
 use super::bytes;
 
@@ -173,8 +175,8 @@ impl Allocator {
         let offset = self.reserve(clusters, tables)?;
         self.close_range(tables);
         let mut table = bytes::zeroed(clusters * self.cluster_size);
-        for (slot, block) in table.chunks_exact_mut(8).zip(&self.table) {
-            slot.copy_from_slice(&block.to_be_bytes());
+        for (index, block) in (0..).zip(&self.table) {
+            RefcountTableEntry::from_raw(*block).put(&mut table, index);
         }
         Write::push_table(tables, 0, offset, &table);
         Ok((offset, clusters))

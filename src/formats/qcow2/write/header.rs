@@ -3,11 +3,10 @@
 use crate::error::{Error, Result};
 use crate::formats::qcow2::feature::{Autoclear, Compatible, FeatureName, Incompatible, NAMES};
 use crate::formats::qcow2::header::{
-    COMPRESSION_TYPE_OFFSET, CompressionType, ExtensionHeader, HeaderV2, HeaderV3, MAGIC,
-    MAX_BACKING_NAME, V3_LEN_WITH_COMPRESSION, extension,
+    CompressionType, ExtensionHeader, HeaderAdditional, HeaderV2, HeaderV3, MAGIC,
+    MAX_BACKING_NAME, V3_LEN_WITH_ADDITIONAL, extension,
 };
 
-use super::bytes;
 use super::options::{Qcow2Options, Version};
 
 /// Where the tables are that the header leads to.
@@ -62,7 +61,8 @@ pub(super) fn encode(options: &Qcow2Options, virtual_size: u64, tables: Tables) 
     if !backing_name.is_empty() {
         let place = bytes.len() as u64;
         let len = u32::try_from(backing_name.len()).unwrap_or(MAX_BACKING_NAME);
-        set_backing(&mut bytes, place, len)?;
+        HeaderV2::backing_file_offset.put(&mut bytes, place);
+        HeaderV2::backing_file_size.put(&mut bytes, len);
         bytes.extend_from_slice(backing_name);
     }
     bytes.resize(cluster_size, 0);
@@ -107,30 +107,17 @@ fn fixed_part(options: &Qcow2Options, virtual_size: u64, tables: Tables) -> Vec<
         compatible_features: compatible.bits(),
         autoclear_features: autoclear.bits(),
         refcount_order: options.refcount_bits.trailing_zeros(),
-        header_length: V3_LEN_WITH_COMPRESSION,
+        header_length: V3_LEN_WITH_ADDITIONAL,
     };
     bytes.extend_from_slice(&v3.encode());
-    let mut rest =
-        bytes::zeroed(u64::from(V3_LEN_WITH_COMPRESSION) - COMPRESSION_TYPE_OFFSET as u64);
-    if let Some(kind) = rest.first_mut() {
-        *kind = match options.compression_type {
+    let additional = HeaderAdditional {
+        compression_type: match options.compression_type {
             CompressionType::Zlib => 0,
             CompressionType::Zstd => 1,
-        };
-    }
-    bytes.append(&mut rest);
+        },
+    };
+    bytes.extend_from_slice(&additional.encode());
     bytes
-}
-
-/// Fills in where the backing file's name is, which is known only behind the extensions.
-fn set_backing(bytes: &mut [u8], offset: u64, len: u32) -> Result<()> {
-    let mut header = HeaderV2::parse(bytes, 0)?;
-    header.backing_file_offset = offset;
-    header.backing_file_size = len;
-    if let Some(place) = bytes.get_mut(..HeaderV2::LEN) {
-        place.copy_from_slice(&header.encode());
-    }
-    Ok(())
 }
 
 /// Appends a header extension, padded to a multiple of 8 bytes.

@@ -1,8 +1,9 @@
 //! The L1 table and the one L2 table that is being filled.
 
 use crate::error::Result;
-use crate::formats::qcow2::entry::{COPIED, SUBCLUSTERS};
+use crate::formats::qcow2::entry::{L1Entry, L2Entry, L2Layout, SUBCLUSTERS};
 use crate::image::Write;
+use crate::ondisk::TableEntry;
 
 use super::alloc::Allocator;
 use super::bytes;
@@ -19,8 +20,8 @@ pub(super) enum Subcluster {
 /// Guest to host, as far as it is not yet written.
 #[derive(Debug)]
 pub(super) struct Mapping {
+    layout: L2Layout,
     cluster_size: u64,
-    extended: bool,
     /// The L1 table as it will stand in the file, padded to whole clusters.
     l1: Vec<u8>,
     /// The L2 table of the span `current`, likewise.
@@ -30,20 +31,11 @@ pub(super) struct Mapping {
     used: bool,
 }
 
-/// Guest bytes that one L2 table maps.
-pub(super) fn span(cluster_size: u64, extended: bool) -> u64 {
-    cluster_size / entry_len(extended) * cluster_size
-}
-
-fn entry_len(extended: bool) -> u64 {
-    if extended { 16 } else { 8 }
-}
-
 impl Mapping {
-    pub(super) fn new(cluster_size: u64, extended: bool, l1_clusters: u64) -> Self {
+    pub(super) fn new(layout: L2Layout, cluster_size: u64, l1_clusters: u64) -> Self {
         Mapping {
+            layout,
             cluster_size,
-            extended,
             l1: bytes::zeroed(l1_clusters * cluster_size),
             l2: bytes::zeroed(cluster_size),
             current: 0,
@@ -53,7 +45,7 @@ impl Mapping {
 
     /// Where the L2 table ends that maps `guest`, in guest bytes.
     pub(super) fn span_end(&self, guest: u64) -> u64 {
-        let span = span(self.cluster_size, self.extended);
+        let span = self.layout.table_span();
         (guest / span + 1).saturating_mul(span)
     }
 
@@ -64,7 +56,7 @@ impl Mapping {
         allocator: &mut Allocator,
         tables: &mut Vec<Write>,
     ) -> Result<()> {
-        let index = guest / span(self.cluster_size, self.extended);
+        let index = guest / self.layout.table_span();
         if index != self.current {
             self.leave(allocator, tables)?;
             self.current = index;
@@ -82,7 +74,7 @@ impl Mapping {
             return Ok(());
         }
         let (offset, _) = allocator.allocate(1, tables)?;
-        put(&mut self.l1, self.current * 8, offset | COPIED);
+        L1Entry::of(offset).put(&mut self.l1, self.current);
         Write::push_table(tables, 0, offset, &self.l2);
         self.l2.fill(0);
         self.used = false;
@@ -95,14 +87,21 @@ impl Mapping {
     }
 
     /// The entry of the cluster at `guest`, which the current L2 table maps.
-    pub(super) fn entry(&self, guest: u64) -> u64 {
-        get(&self.l2, self.entry_at(guest))
+    pub(super) fn entry(&self, guest: u64) -> L2Entry {
+        self.layout
+            .decode(&self.l2, self.index(guest))
+            .unwrap_or_default()
     }
 
-    /// Sets the entry of the cluster at `guest`, which the current L2 table maps.
-    pub(super) fn set_entry(&mut self, guest: u64, entry: u64) {
-        let at = self.entry_at(guest);
-        put(&mut self.l2, at, entry);
+    /// Sets the entry of the cluster at `guest`, which the current L2 table maps. Its subclusters stay.
+    pub(super) fn set_entry(&mut self, guest: u64, entry: L2Entry) {
+        let bitmap = self.entry(guest).bitmap;
+        self.put(guest, entry.with_bitmap(bitmap));
+    }
+
+    fn put(&mut self, guest: u64, entry: L2Entry) {
+        let index = self.index(guest);
+        self.layout.put(entry, &mut self.l2, index);
         self.used = true;
     }
 
@@ -117,35 +116,21 @@ impl Mapping {
             let first = at % self.cluster_size / unit;
             let count = (stop - at).div_ceil(unit);
             let bits = ((1_u64 << count) - 1) << first;
-            let bitmap_at = self.entry_at(at) + 8;
-            let bitmap = get(&self.l2, bitmap_at);
+            let entry = self.entry(at);
             let (set, clear) = match kind {
                 Subcluster::Allocated => (bits, bits << SUBCLUSTERS),
                 Subcluster::Zero => (bits << SUBCLUSTERS, bits),
             };
-            put(&mut self.l2, bitmap_at, (bitmap | set) & !clear);
-            self.used = true;
+            let bitmap = (entry.bitmap | set) & !clear;
+            self.put(at, entry.with_bitmap(bitmap));
             at = stop;
         }
     }
 
-    /// Where in the current L2 table the entry of the cluster at `guest` is, in bytes.
-    fn entry_at(&self, guest: u64) -> u64 {
-        let span = span(self.cluster_size, self.extended);
-        guest % span / self.cluster_size * entry_len(self.extended)
-    }
-}
-
-fn get(table: &[u8], at: u64) -> u64 {
-    let bytes = usize::try_from(at).ok().and_then(|at| table.get(at..));
-    let raw = bytes.and_then(|bytes| bytes.first_chunk());
-    raw.map_or(0, |raw| u64::from_be_bytes(*raw))
-}
-
-fn put(table: &mut [u8], at: u64, value: u64) {
-    let bytes = usize::try_from(at).ok().and_then(|at| table.get_mut(at..));
-    if let Some(raw) = bytes.and_then(|bytes| bytes.first_chunk_mut()) {
-        *raw = value.to_be_bytes();
+    /// Number of the entry of the cluster at `guest` in its L2 table.
+    fn index(&self, guest: u64) -> u64 {
+        let span = self.layout.table_span();
+        guest % span / self.cluster_size
     }
 }
 
@@ -155,11 +140,13 @@ mod tests {
 
     #[test]
     fn subclusters_are_marked_in_every_cluster_that_a_run_touches() {
-        let mut mapping = Mapping::new(16 << 10, true, 1);
+        let mut mapping = Mapping::new(L2Layout::new(14, true, 3), 16 << 10, 1);
         // The last subcluster of the first cluster, all of the second, a part of one of the third.
         mapping.set_subclusters(31 * 512, 512 + (16 << 10) + 1, Subcluster::Allocated);
         mapping.set_subclusters(32 * 512, 1024, Subcluster::Zero);
-        let bitmaps: Vec<u64> = [8, 24, 40].map(|at| get(&mapping.l2, at)).to_vec();
+        let bitmaps: Vec<u64> = (0..3)
+            .map(|cluster| mapping.entry(cluster << 14).bitmap)
+            .collect();
         assert_eq!(bitmaps, [1 << 31, 0x0000_0003_ffff_fffc, 1]);
     }
 }

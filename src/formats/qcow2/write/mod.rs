@@ -25,7 +25,7 @@ use crate::image::{
     WriteRun, WriteShape,
 };
 
-use super::entry::{COPIED, L2_OFFSET, SUBCLUSTERS, ZERO};
+use super::entry::{L2Entry, SUBCLUSTERS};
 use alloc::Allocator;
 use encoder::ClusterEncoder;
 use header::Tables;
@@ -73,8 +73,8 @@ impl Writer {
             virtual_size,
             position: 0,
             allocator,
-            mapping: Mapping::new(cluster_size, options.extended_l2, l1_clusters),
-            packing: Packing::new(cluster_size),
+            mapping: Mapping::new(options.l2_layout(), cluster_size, l1_clusters),
+            packing: Packing::new(cluster_size, options.l2_layout()),
             encoder,
             l1_size,
             l1_table_offset,
@@ -155,7 +155,7 @@ impl Writer {
             self.host_clusters(first, want, tables)?
         };
         for at in (0..count).map(|i| i * cluster_size) {
-            self.mapping.set_entry(first + at, (host + at) | COPIED);
+            self.mapping.set_entry(first + at, L2Entry::of(host + at));
         }
         Ok((host + within, len.min(count * cluster_size - within)))
     }
@@ -168,7 +168,7 @@ impl Writer {
         want: u64,
         tables: &mut Vec<Write>,
     ) -> Result<(u64, u64)> {
-        let open = self.mapping.entry(first) & L2_OFFSET;
+        let open = self.mapping.entry(first).offset();
         if open == 0 {
             return self.allocator.allocate(want, tables);
         }
@@ -240,7 +240,7 @@ impl Writer {
         } else if has_backing && self.options.version == Version::V3 {
             let clusters = taken.div_ceil(self.options.cluster_size);
             for at in (0..clusters).map(|i| i * self.options.cluster_size) {
-                self.mapping.set_entry(guest + at, ZERO);
+                self.mapping.set_entry(guest + at, L2Entry::ZERO);
             }
         }
         self.position = guest + taken;
@@ -323,7 +323,7 @@ impl Writer {
             Some(_) => 0,
             None => self.virtual_size.div_ceil(cluster_size),
         };
-        let span = mapping::span(cluster_size, self.options.extended_l2);
+        let span = self.options.l2_layout().table_span();
         let l2 = self.virtual_size.div_ceil(span);
         let l1 = (self.l1_size * 8).div_ceil(cluster_size);
         let counted = 1 + l1 + l2 + data;

@@ -1,6 +1,7 @@
 //! The options of a new image, under the names that `qemu-img create -o` has for them.
 
 use crate::error::{Error, Result};
+use crate::formats::qcow2::entry::L2Layout;
 use crate::formats::qcow2::header::{CompressionType, MAX_BACKING_NAME};
 use crate::image::{Backing, CreateOptions, ImageWriter};
 use crate::name::ImageName;
@@ -148,8 +149,19 @@ impl Qcow2Options {
     /// Number of entries of the L1 table that maps a disk of `virtual_size` bytes: one at least, for
     /// QEMU wants a table.
     pub(super) fn l1_size(&self, virtual_size: u64) -> u64 {
-        let span = super::mapping::span(self.cluster_size, self.extended_l2);
-        virtual_size.div_ceil(span).max(1)
+        virtual_size.div_ceil(self.l2_layout().table_span()).max(1)
+    }
+
+    pub(super) fn l2_layout(&self) -> L2Layout {
+        let version = match self.version {
+            Version::V2 => 2,
+            Version::V3 => 3,
+        };
+        L2Layout::new(
+            self.cluster_size.trailing_zeros(),
+            self.extended_l2,
+            version,
+        )
     }
 
     fn check_l1(&self, virtual_size: u64) -> Result<()> {

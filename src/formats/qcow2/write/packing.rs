@@ -1,7 +1,7 @@
 //! Packed clusters, byte behind byte across host clusters.
 
 use crate::error::{Error, Result};
-use crate::formats::qcow2::entry::CompressedLayout;
+use crate::formats::qcow2::entry::L2Layout;
 use crate::image::{CopiedPart, Part, Placed, Write};
 
 use super::alloc::Allocator;
@@ -11,7 +11,7 @@ use super::mapping::Mapping;
 #[derive(Debug)]
 pub(super) struct Packing {
     cluster_size: u64,
-    layout: CompressedLayout,
+    layout: L2Layout,
     /// The first free byte behind the last part.
     fill: u64,
     /// The end of the host cluster that `fill` is in, or that ends there.
@@ -34,10 +34,10 @@ fn too_large() -> Error {
 }
 
 impl Packing {
-    pub(super) fn new(cluster_size: u64) -> Self {
+    pub(super) fn new(cluster_size: u64, layout: L2Layout) -> Self {
         Packing {
             cluster_size,
-            layout: CompressedLayout::new(cluster_size.trailing_zeros()),
+            layout,
             fill: 0,
             end: 0,
         }
@@ -70,10 +70,10 @@ impl Packing {
             if placed.taken == 0 {
                 placed.host = host;
             }
-            if host + len > self.layout.limit() {
+            if host + len > self.layout.compressed_limit() {
                 return Err(too_large());
             }
-            mapping.set_entry(part.guest, self.layout.encode(host, len));
+            mapping.set_entry(part.guest, self.layout.compressed(host, len));
             placed.taken += 1;
         }
         Ok(placed)
@@ -115,10 +115,10 @@ impl Packing {
                 break;
             }
             let host = base + apart;
-            if host + part.len > self.layout.limit() {
+            if host + part.len > self.layout.compressed_limit() {
                 return Err(too_large());
             }
-            mapping.set_entry(part.guest, self.layout.encode(host, part.len));
+            mapping.set_entry(part.guest, self.layout.compressed(host, part.len));
             self.fill = self.fill.max(host + part.len);
             placed.taken += 1;
         }

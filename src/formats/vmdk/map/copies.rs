@@ -159,9 +159,12 @@ impl<T: Tables> GrainMap<T> {
         if self.is_marked() || self.reader.salvages() {
             return Ok(());
         }
-        self.seen.note(index, &grains).map_err(|at| {
-            let problem = format!("refers to byte {at}, and so does another entry");
-            malformed("grain table", host, problem)
-        })
+        match self.seen.note(index, &grains)? {
+            None => Ok(()),
+            Some(at) => {
+                let problem = format!("refers to byte {at}, and so does another entry");
+                Err(malformed("grain table", host, problem))
+            }
+        }
     }
 }

@@ -3,11 +3,11 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
-use crate::map::{BlockMap, Claims, Held, Packing, Run, Table, TableReader};
+use crate::map::{BlockMap, Claim, Claims, Held, Packing, Regions, Run, Table, TableReader};
 use crate::source::BlockSource;
 
 use super::VMDK;
-use super::alias::{Regions, Seen};
+use super::alias::Seen;
 use super::entry::Grain;
 use super::header::SECTOR;
 
@@ -56,8 +56,8 @@ pub(super) struct GrainMap<T> {
     pub(super) compares: bool,
     pub(super) seen: Seen,
     pub(super) reader: TableReader,
-    /// Units of the file that several entries refer to, once that was asked for by who salvages.
-    pub(super) contested: OnceLock<Claims>,
+    /// The grains of all tables, once that was asked for, if the extent is salvaged.
+    pub(super) all_claims: OnceLock<Claims>,
 }
 
 impl<T: Tables> GrainMap<T> {
@@ -147,7 +147,7 @@ impl<T: Tables> GrainMap<T> {
         };
         let problem = if !in_file {
             format!("refers to byte {at}, and the file ends at {file_size}")
-        } else if at < first_grain || self.regions.overlap(at, end) {
+        } else if at < first_grain || self.regions.overlapping(at, len).is_some() {
             format!("refers to byte {at}, which is metadata")
         } else {
             return Ok(grain);
@@ -195,31 +195,26 @@ impl<T: Tables> GrainMap<T> {
             None => self.grain,
             Some(_) => SECTOR,
         };
-        if let Some(contested) = self.contested.get() {
-            return Ok(contested.has(at / unit));
+        if let Some(claims) = self.all_claims.get() {
+            return Ok(claims.is_contested(at / unit));
         }
-        let (mut grains, mut contested) = (Claims::default(), Claims::default());
+        let mut claims = Claims::default();
         for index in 0..self.size.div_ceil(self.table_span()) {
             let Ok(Some(table)) = self.load(index) else {
                 continue;
             };
             let guests = (index * self.table_span()..self.size)
                 .step_by(usize::try_from(self.grain).unwrap_or(usize::MAX));
-            for (raw, guest) in table
-                .entries
-                .chunks_exact(self.tables.entry_len())
-                .zip(guests)
-            {
-                let Ok(Grain::At(at)) = self.decode(raw, guest) else {
-                    continue;
-                };
-                if !grains.claim(at / unit, self.reader.limits())? {
-                    contested.claim(at / unit, self.reader.limits())?;
+            let entries = table.entries.chunks_exact(self.tables.entry_len());
+            for (raw, guest) in entries.zip(guests) {
+                if let Ok(Grain::At(at)) = self.decode(raw, guest) {
+                    let units = at / unit..at / unit + 1;
+                    claims.claim(units, Claim::Own, self.reader.limits())?;
                 }
             }
         }
-        let contested = self.contested.get_or_init(|| contested);
-        Ok(contested.has(at / unit))
+        let claims = self.all_claims.get_or_init(|| claims);
+        Ok(claims.is_contested(at / unit))
     }
 
     /// The most bytes of the file that the packed grain at `guest` can take up: up to the next one, if

@@ -8,7 +8,7 @@ use std::time::Duration;
 use blockform::convert::Cancel;
 use blockform::{Error, OpenOptions, Result, StreamImage, StreamSource};
 
-use crate::arguments::Arguments;
+use super::arguments::Arguments;
 
 /// Bytes that are read at once.
 const CHUNK: usize = 256 << 10;
@@ -44,7 +44,7 @@ pub(crate) fn open(
         let beside = destination
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty());
-        let folder = match (crate::output::is_standard(destination), beside) {
+        let folder = match (super::stdout::is_standard(destination), beside) {
             (true, _) => std::env::temp_dir(),
             (false, Some(folder)) => folder.to_owned(),
             (false, None) => ".".into(),

@@ -2,15 +2,9 @@
 //! to standard output; from files, or from standard input.
 
 mod arguments;
-#[path = "../common/mod.rs"]
-mod common;
-mod input;
 mod losses;
-mod output;
-#[path = "../common/progress.rs"]
-mod progress;
-#[path = "../common/values.rs"]
-mod values;
+mod stdin;
+mod stdout;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -20,46 +14,36 @@ use std::time::Duration;
 
 use arguments::Arguments;
 use blockform::convert::{Cancel, Conversion, ConvertOptions, Input, Summary};
-use blockform::image::{Backing, parse_options};
+use blockform::image::Backing;
 use blockform::salvage::Salvage;
 use blockform::storage::Concat;
 use blockform::{
     BlockSource, Error, Image, ImageName, OpenOptions, PathResolver, Reference, ReferenceKind,
     Resolved, Resolver, Result,
 };
-use common::{complain, quoted};
-use progress::Meter;
-use values::CacheMode;
 
-const COMMAND: &str = "img-convert";
+use crate::command::{Call, about, complain, print, told, unwritten};
+use crate::progress::Meter;
+use crate::qemu::CacheMode;
+
 /// How long whoever reads standard output may take to notice that the conversion was stopped.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-fn main() -> ExitCode {
-    let arguments = match common::arguments::<Arguments>(COMMAND, ExitCode::FAILURE) {
-        Ok(arguments) => arguments,
-        Err(code) => return code,
-    };
-    match run(&arguments) {
-        Ok(code) => code,
-        Err(problem) => {
-            complain(COMMAND, &problem);
-            ExitCode::FAILURE
-        }
-    }
+pub(crate) fn main(call: Call) -> ExitCode {
+    call.run(1, |arguments: Arguments| run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let (sources, destination) = arguments.check()?;
     let cancel = Cancel::new();
     let stop = cancel.clone();
-    let to_stdout = output::is_standard(destination);
+    let to_stdout = stdout::is_standard(destination);
     ctrlc::set_handler(move || {
         stop.cancel();
         if to_stdout {
             // A reader that does not read would keep us for ever, and there is nothing to clear away.
             std::thread::sleep(PATIENCE);
-            complain(COMMAND, "cancelled");
+            complain("cancelled");
             std::process::exit(1);
         }
     })
@@ -68,9 +52,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let (mut salvage, mut stream) = (None, None);
     for path in sources {
         let options = open_options(arguments);
-        if output::is_standard(path) {
-            let image = input::open(&options, arguments, destination, &cancel);
-            stream = Some(image.map_err(|e| crate::common::told(&e))?);
+        if stdout::is_standard(path) {
+            let image = stdin::open(&options, arguments, destination, &cancel);
+            stream = Some(image.map_err(|e| told(&e))?);
         } else {
             let (image, file) = options
                 .open_path_and_file(path)
@@ -92,14 +76,14 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     if let Some((salvage, map)) = &salvage {
         losses::check_map(*map, &**salvage, destination)?;
     }
-    let joined = joined(images).map_err(|error| crate::common::told(&error))?;
+    let joined = joined(images).map_err(|error| told(&error))?;
     let source = match (&stream, &salvage) {
         (Some(stream), _) => Input::from(stream),
         (None, Some((salvage, _))) => Input::from(salvage),
         (None, None) => Input::from(&joined),
     };
     let converted = if to_stdout {
-        output::convert(&options, source)
+        stdout::convert(&options, source)
     } else if arguments.no_create {
         options.convert_into_existing(source, destination)
     } else if arguments.also.is_empty() {
@@ -108,7 +92,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
         convert_to_all((source, &files), options, destination, arguments, cancel)
     };
     meter.finish(converted.is_ok());
-    let summary = converted.map_err(|error| crate::common::told(&error))?;
+    let summary = converted.map_err(|error| told(&error))?;
     let code = match (&salvage, sources) {
         (Some((salvage, map)), [source]) => losses::tell(salvage, source, *map)?,
         _ => ExitCode::SUCCESS,
@@ -124,11 +108,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
         .chain(summary.target_digests.iter().map(|d| format!("target {d}")));
     let text: String = digests.map(|digest| digest + "\n").collect();
     // Where the image is on standard output, nothing else is.
-    let told = match to_stdout {
-        true => io::stderr().write_all(text.as_bytes()),
-        false => io::stdout().write_all(text.as_bytes()),
-    };
-    told.map_err(|e| format!("cannot write the digests: {e}"))?;
+    match to_stdout {
+        true => io::stderr().write_all(text.as_bytes()).map_err(unwritten)?,
+        false => print(&text)?,
+    }
     Ok(code)
 }
 
@@ -192,7 +175,7 @@ fn convert_to_all(
         }
     }
     failed.pop();
-    failed.iter().for_each(|problem| complain(COMMAND, problem));
+    failed.iter().for_each(|problem| complain(problem));
     let mut summary = first.unwrap_or_default();
     summary.file_digests = outcome.file_digests;
     last.map(|()| summary)
@@ -219,15 +202,10 @@ fn with_file_digests(
     options
 }
 
-fn about(path: &Path, error: &Error) -> String {
-    format!("{}: {}", quoted(path), crate::common::told(error))
-}
-
 fn open_options(arguments: &Arguments) -> OpenOptions {
-    let mut options = OpenOptions::new().references(arguments.allow_references.0.clone());
-    if let Some(format) = &arguments.source_format {
-        options = options.format(format);
-    }
+    let mut options = arguments
+        .opening
+        .options(arguments.source_format.as_deref());
     if let Some(snapshot) = &arguments.snapshot {
         options = options.snapshot(snapshot.clone());
     }
@@ -253,14 +231,14 @@ fn joined(images: Vec<Box<dyn BlockSource>>) -> Result<Box<dyn BlockSource>> {
 }
 
 fn options(arguments: &Arguments, destination: &Path) -> Result<ConvertOptions, String> {
-    let mut options = ConvertOptions::to(&arguments.output_format)
+    let (named, _) = arguments.target.options()?;
+    let mut options = ConvertOptions::to(&arguments.target.format)
+        .limits(arguments.opening.limits())
         .compress(arguments.compress)
         .target_is_zero(arguments.target_is_zero)
         .sync(arguments.cache != CacheMode::Unsafe);
-    for text in &arguments.options {
-        for (name, value) in parse_options(text).map_err(|e| crate::common::told(&e))? {
-            options = options.option(name, value);
-        }
+    for (name, value) in named {
+        options = options.option(name, value);
     }
     if let Some(threads) = arguments.threads {
         options = options.threads(threads);
@@ -280,15 +258,9 @@ fn options(arguments: &Arguments, destination: &Path) -> Result<ConvertOptions, 
     if let Some(bytes) = arguments.sparse_size {
         options = options.sparse_size(bytes);
     }
-    if let (Some(path), Some(format)) = (&arguments.backing, &arguments.backing_format) {
-        let name = ImageName::from(path.as_path());
-        let image = open_backing(&name, format, arguments, destination).map_err(|e| {
-            format!(
-                "backing file {}: {}",
-                name.quoted(),
-                crate::common::told(&e)
-            )
-        })?;
+    if let Some((name, format)) = arguments.backing()? {
+        let image = open_backing(&name, &format, arguments, destination)
+            .map_err(|e| format!("backing file {}: {}", name.quoted(), told(&e)))?;
         options = options.overlay(Backing::new(name, format), image);
     }
     Ok(options)
@@ -304,7 +276,7 @@ fn open_backing(
 ) -> Result<Arc<dyn Image>> {
     let reference = Reference::new(ReferenceKind::BackingFile, name.clone())
         .with_format(Some(ImageName::from(format)));
-    let policy = arguments.allow_references.0.clone();
+    let policy = arguments.opening.allow_references.0.clone();
     match PathResolver::new(destination, policy)?.resolve(&reference)? {
         Resolved::Open { source, within, .. } => {
             let options = OpenOptions::new().format(format).resolver(within);

@@ -1,31 +1,37 @@
 //! Compares two disk images as `qemu-img compare` does.
 
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../common/progress.rs"]
-mod progress;
-#[path = "../common/values.rs"]
-mod values;
-
-use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use blockform::compare::{CompareOptions, Comparison, Failure, Side};
-use blockform::{BlockSource, Image, OpenOptions};
-use clap::Parser;
-use common::{Policy, complain, quoted};
-use progress::Meter;
-use values::CacheMode;
+use blockform::{BlockSource, Image};
+use clap::{Args, Parser};
 
-const COMMAND: &str = "img-compare";
+use crate::arguments::{Opening, path};
+use crate::command::{Call, about, complain, print};
+use crate::progress::Meter;
+use crate::qemu::CacheMode;
+
+/// Cache mode of the sources.
+#[derive(Debug, Args)]
+pub(crate) struct SourceCache {
+    /// Accepted for compatibility with qemu-img: sources are read in one way
+    #[arg(
+        id = "source_cache",
+        short = 'T',
+        long = "cache",
+        value_name = "CACHE",
+        default_value = "writeback"
+    )]
+    mode: CacheMode,
+}
 
 /// Compares two disk images as `qemu-img compare` does: whether a guest would read the same from both.
 /// The exit status is 0 if they are the same, 1 if they differ, 2 if one cannot be opened, 3 and 4 if
 /// the status or the bytes of a range cannot be read.
 #[derive(Debug, Parser)]
-#[command(name = COMMAND, version)]
+#[command(version, args_override_self = true)]
 struct Arguments {
     /// The format of the first image; detected unless given
     #[arg(short = 'f', long = "a-format", value_name = "FMT")]
@@ -45,38 +51,21 @@ struct Arguments {
     /// How many threads work; as many as there are processors unless given
     #[arg(short = 'm', value_name = "THREADS")]
     threads: Option<NonZeroUsize>,
-    /// Accepted for the sake of qemu-img's users: how the images are read does not change
-    #[arg(
-        short = 'T',
-        long = "cache",
-        value_name = "CACHE",
-        default_value = "writeback"
-    )]
-    cache: CacheMode,
-    /// Accepted for the sake of qemu-img's users: images are never locked here
-    #[arg(short = 'U', long)]
-    force_share: bool,
-    /// Which of the files that the images refer to may be opened: none, same-dir, those below the
-    /// directory DIR, or anywhere
-    #[arg(
-        long,
-        value_name = "none|same-dir|DIR|anywhere",
-        default_value = "none"
-    )]
-    allow_references: Policy,
+    #[command(flatten)]
+    cache: SourceCache,
+    #[command(flatten)]
+    opening: Opening,
     /// The images
-    #[arg(value_names = ["FILE1", "FILE2"], required = true, num_args = 2, value_parser = common::path())]
+    #[arg(value_name = "FILE", required = true, value_parser = path())]
     files: Vec<PathBuf>,
 }
 
-fn main() -> ExitCode {
-    let arguments = match common::arguments::<Arguments>(COMMAND, ExitCode::from(2)) {
-        Ok(arguments) => arguments,
-        Err(code) => return code,
-    };
-    run(&arguments).unwrap_or_else(|(code, problem)| {
-        complain(COMMAND, &problem);
-        ExitCode::from(code)
+pub(crate) fn main(call: Call) -> ExitCode {
+    call.run(2, |arguments: Arguments| {
+        Ok(run(&arguments).unwrap_or_else(|(code, problem)| {
+            complain(&problem);
+            ExitCode::from(code)
+        }))
     })
 }
 
@@ -101,11 +90,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode, (u8, String)> {
         Failure::Read { side, source, .. } => (4, about(path_of(side, first, second), &source)),
         other => (2, other.to_string()),
     })?;
-    let text = told(comparison, one.size(), other.size());
     if !arguments.quiet {
-        let mut out = io::stdout().lock();
-        let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        printed.map_err(|e| (2, format!("cannot write the result: {e}")))?;
+        let text = text(comparison, one.size(), other.size());
+        print(&text).map_err(|problem| (2, problem))?;
     }
     Ok(match comparison {
         Comparison::Same => ExitCode::SUCCESS,
@@ -118,15 +105,8 @@ fn open(
     format: Option<&str>,
     arguments: &Arguments,
 ) -> Result<Box<dyn Image>, (u8, String)> {
-    let mut options = OpenOptions::new().references(arguments.allow_references.0.clone());
-    if let Some(format) = format {
-        options = options.format(format);
-    }
+    let options = arguments.opening.options(format);
     options.open_path(path).map_err(|e| (2, about(path, &e)))
-}
-
-fn about(path: &Path, error: &blockform::Error) -> String {
-    format!("{}: {}", quoted(path), crate::common::told(error))
 }
 
 fn path_of<'a>(side: Side, first: &'a Path, second: &'a Path) -> &'a Path {
@@ -137,7 +117,7 @@ fn path_of<'a>(side: Side, first: &'a Path, second: &'a Path) -> &'a Path {
 }
 
 /// The result in qemu-img's words.
-fn told(comparison: Comparison, first: u64, second: u64) -> String {
+fn text(comparison: Comparison, first: u64, second: u64) -> String {
     const LONGER: &str = "Warning: Image size mismatch!\n";
     let end = first.min(second);
     // To qemu-img the disks end with whole sectors, and a difference is where its sector starts.

@@ -1,63 +1,104 @@
 //! Checks a disk image as `qemu-img check` does, and repairs it.
 
-mod arguments;
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../common/values.rs"]
-mod values;
-
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use arguments::Arguments;
 use blockform::check::{Checked, Findings, Fixed, Repair, Scope};
 use blockform::{Error, ImageName, OpenOptions};
-use common::{complain, quoted};
-use values::Form;
+use clap::{Parser, ValueEnum};
 
-const COMMAND: &str = "img-check";
+use crate::arguments::{Opening, path};
+use crate::command::{Call, about, complain, print};
+use crate::compare::SourceCache;
+use crate::info::Form;
+
+/// Checks a disk image as `qemu-img check` does: whether its tables, counts and copies agree. The exit
+/// status is 0 if nothing is wrong, 1 if the check could not be completed, 2 if the image is corrupt, 3
+/// if it has leaked clusters and nothing worse, and 63 if its format has nothing to check.
+#[derive(Debug, Parser)]
+#[command(version, args_override_self = true)]
+struct Arguments {
+    /// The format of the image; detected unless given
+    #[arg(short, long, value_name = "FMT")]
+    format: Option<String>,
+    /// The form of what is printed
+    #[arg(long, value_name = "human|json", default_value = "human")]
+    output: Form,
+    /// Repairs the image: leaked clusters, all that can be mended, or also by what only a second copy has
+    #[arg(short, long, value_name = "leaks|all|redundant", requires = "where_to")]
+    repair: Option<Mended>,
+    /// Writes the repaired image to a new file
+    #[arg(long, value_name = "NEW", group = "where_to", requires = "repair", value_parser = path())]
+    to: Option<PathBuf>,
+    /// Repairs the image where it is
+    #[arg(long, group = "where_to", requires = "repair")]
+    in_place: bool,
+    /// Prints nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    cache: SourceCache,
+    #[command(flatten)]
+    opening: Opening,
+    /// The image
+    #[arg(value_name = "FILE", value_parser = path())]
+    file: PathBuf,
+}
+
+/// What is to be repaired.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Mended {
+    Leaks,
+    All,
+    Redundant,
+}
+
+impl Arguments {
+    /// What is to be repaired, if anything.
+    fn repair(&self) -> Option<Scope> {
+        self.repair.map(|mended| match mended {
+            Mended::Leaks => Scope::Leaks,
+            Mended::All => Scope::All,
+            Mended::Redundant => Scope::Redundant,
+        })
+    }
+
+    /// The image that was checked last.
+    fn result(&self) -> &PathBuf {
+        self.to.as_ref().unwrap_or(&self.file)
+    }
+}
 
 /// The check was not completed.
 const NOT_COMPLETED: u8 = 1;
 /// The format has nothing to check.
 const NOT_SUPPORTED: u8 = 63;
 
-fn main() -> ExitCode {
-    let wrong = ExitCode::from(NOT_COMPLETED);
-    let arguments = match common::arguments::<Arguments>(COMMAND, wrong) {
-        Ok(arguments) => arguments,
-        Err(code) => return code,
-    };
-    match run(&arguments) {
-        Ok(code) => ExitCode::from(code),
-        Err(problem) => {
-            complain(COMMAND, &problem);
-            wrong
-        }
-    }
+pub(crate) fn main(call: Call) -> ExitCode {
+    call.run(NOT_COMPLETED, |arguments: Arguments| {
+        run(&arguments).map(ExitCode::from)
+    })
 }
 
 fn run(arguments: &Arguments) -> Result<u8, String> {
-    let mut options = OpenOptions::new().references(arguments.allow_references.0.clone());
-    if let Some(format) = &arguments.format {
-        options = options.format(format.as_str());
-    }
+    let options = arguments.opening.options(arguments.format.as_deref());
     let (checked, fixed) = match arguments.repair() {
         None => {
             let checked = match Checked::of_path(&arguments.file, &options) {
                 // To qemu-img such a file is raw.
                 Err(error @ Error::Unrecognized) => {
-                    complain(COMMAND, &about(arguments, &error));
+                    complain(&about(&arguments.file, &error));
                     return Ok(NOT_SUPPORTED);
                 }
-                checked => checked.map_err(|e| about(arguments, &e))?,
+                checked => checked.map_err(|e| about(&arguments.file, &e))?,
             };
             (checked, Fixed::default())
         }
         Some(scope) => repair(arguments, options, scope)?,
     };
     let Some(findings) = &checked.findings else {
-        complain(COMMAND, "This image format does not support checks");
+        complain("This image format does not support checks");
         return Ok(NOT_SUPPORTED);
     };
     tell_findings(findings, arguments.quiet);
@@ -67,11 +108,9 @@ fn run(arguments: &Arguments) -> Result<u8, String> {
             checked.to_json(name, fixed) + "\n"
         }
         Form::Human if arguments.quiet => String::new(),
-        Form::Human => mended(fixed) + &told(findings),
+        Form::Human => repaired(fixed) + &text(findings),
     };
-    let mut out = io::stdout().lock();
-    let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    printed.map_err(|e| format!("cannot write the result: {e}"))?;
+    print(&text)?;
     if findings.errors > 0 {
         return Err("Check failed".to_owned());
     }
@@ -92,16 +131,8 @@ fn repair(
         Some(to) => repair.to_path(&arguments.file, to),
         None => repair.in_place(&arguments.file),
     };
-    let repaired = repaired.map_err(|e| about(arguments, &e))?;
+    let repaired = repaired.map_err(|e| about(&arguments.file, &e))?;
     Ok((repaired.checked, repaired.fixed))
-}
-
-fn about(arguments: &Arguments, error: &blockform::Error) -> String {
-    format!(
-        "{}: {}",
-        quoted(&arguments.file),
-        crate::common::told(error)
-    )
 }
 
 /// Tells on standard error what was found, one finding a line.
@@ -122,7 +153,7 @@ fn tell_findings(findings: &Findings, quiet: bool) {
 }
 
 /// What was mended, in qemu-img's words.
-fn mended(fixed: Fixed) -> String {
+fn repaired(fixed: Fixed) -> String {
     if fixed == Fixed::default() {
         return String::new();
     }
@@ -134,7 +165,7 @@ fn mended(fixed: Fixed) -> String {
 }
 
 /// The result in qemu-img's words.
-fn told(findings: &Findings) -> String {
+fn text(findings: &Findings) -> String {
     let mut text = String::new();
     if findings.is_clean() {
         text.push_str("No errors were found on the image.\n");

@@ -3,32 +3,30 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use blockform::ImageName;
 use blockform::digest::{Algorithm, ContentDigest, Digest};
-use blockform::image::{SnapshotSelector, parse_options, parse_size};
+use blockform::image::{SnapshotSelector, parse_options};
 use clap::Parser;
 
-use crate::common::{Policy, path};
-use crate::values::{CacheMode, size, snapshot};
+use crate::arguments::{Opening, path, size};
+use crate::command::told;
+use crate::qemu::{CacheMode, Target, snapshot, sparse_size};
 
 /// Converts disk images as `qemu-img convert` does. SRC and DST are paths and nothing else; several
 /// SRC are taken one behind the other. DST is replaced only when the whole of it is written. The SRC -
 /// is standard input, converted while it arrives. The DST - is standard output: whoever reads it has to
 /// look at the exit status.
 #[derive(Debug, Parser)]
-#[command(name = crate::COMMAND, version)]
+#[command(version, args_override_self = true)]
 pub(crate) struct Arguments {
     /// The format of the sources; detected unless given
     #[arg(short = 'f', value_name = "FMT")]
     pub(crate) source_format: Option<String>,
-    /// The format to write
-    #[arg(short = 'O', value_name = "FMT", default_value = "raw")]
-    pub(crate) output_format: String,
+    #[command(flatten)]
+    pub(crate) target: Target,
     /// Packs the data
     #[arg(short = 'c')]
     pub(crate) compress: bool,
-    /// Options of the format to write, NAME=VALUE[,NAME=VALUE]…
-    #[arg(short = 'o', value_name = "OPTIONS")]
-    pub(crate) options: Vec<String>,
     /// Shows how far the conversion is, on standard error if DST is -
     #[arg(short = 'p')]
     pub(crate) progress: bool,
@@ -47,7 +45,7 @@ pub(crate) struct Arguments {
     /// With unsafe, does not wait until the result is on stable storage; all others wait
     #[arg(short = 't', value_name = "CACHE", default_value = "writeback")]
     pub(crate) cache: CacheMode,
-    /// Accepted for the sake of qemu-img's users: how the sources are read does not change
+    /// Accepted for compatibility with qemu-img: sources are read in one way
     #[arg(short = 'T', value_name = "CACHE", default_value = "writeback")]
     source_cache: CacheMode,
     /// Converts an internal snapshot: snapshot.id=ID, snapshot.name=NAME, or an id or a name
@@ -61,10 +59,10 @@ pub(crate) struct Arguments {
     pub(crate) verify_manifest: bool,
     /// Writes an overlay that records only what differs from FILE, a path relative to DST's directory
     #[arg(short = 'B', value_name = "FILE", requires = "backing_format", value_parser = path())]
-    pub(crate) backing: Option<PathBuf>,
+    overlay: Option<PathBuf>,
     /// The format of -B FILE
-    #[arg(short = 'F', value_name = "FMT", requires = "backing")]
-    pub(crate) backing_format: Option<String>,
+    #[arg(short = 'F', value_name = "FMT", requires = "overlay")]
+    backing_format: Option<String>,
     /// Writes another image in the same read: its format, options as -o has them, a colon and a path
     #[arg(long, value_name = "FMT[,NAME=VALUE…]:PATH", value_parser = Also::parse)]
     pub(crate) also: Vec<Also>,
@@ -91,7 +89,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ALGORITHM", conflicts_with = "no_create")]
     pub(crate) target_digest: Vec<Algorithm>,
     /// Reads the result back and compares it with SRC before it gets its name
-    #[arg(long, conflicts_with_all = ["no_create", "backing"])]
+    #[arg(long, conflicts_with_all = ["no_create", "overlay"])]
     pub(crate) verify: bool,
     /// Converts a damaged SRC as far as it can be read: what is lost is zeros in DST and is told on
     /// standard error, and as a map in JSON in FILE. The exit status is 3 if something is lost
@@ -113,9 +111,6 @@ pub(crate) struct Arguments {
     /// Accepted for the sake of qemu-img's users: the order of writes is not theirs to choose
     #[arg(short = 'W')]
     out_of_order: bool,
-    /// Accepted for the sake of qemu-img's users: images are never locked here
-    #[arg(short = 'U', long)]
-    force_share: bool,
     /// The virtual size of the disk on standard input, for a raw disk or a fixed VHD, which do not tell it
     /// before their end, and a DST that begins with it
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -127,17 +122,10 @@ pub(crate) struct Arguments {
     /// needed
     #[arg(long, value_name = "SIZE", value_parser = size, num_args = 0..=1, require_equals = true, default_missing_value = "64G")]
     pub(crate) spill: Option<u64>,
-    /// Which files that an image refers to, and -B, may be opened: none, detach (none, and what
-    /// lies there is lost), same-dir (those in the
-    /// image's own directory), those below the directory DIR, or anywhere
-    #[arg(
-        long,
-        value_name = "none|detach|same-dir|DIR|anywhere",
-        default_value = "none"
-    )]
-    pub(crate) allow_references: Policy,
+    #[command(flatten)]
+    pub(crate) opening: Opening,
     /// The sources, and where to write to
-    #[arg(value_names = ["SRC", "DST"], required = true, num_args = 2.., value_parser = path())]
+    #[arg(value_name = "SRC… DST", required = true, value_parser = path())]
     files: Vec<PathBuf>,
 }
 
@@ -160,7 +148,7 @@ impl Also {
             format: format.to_owned(),
             options: match options {
                 "" => Vec::new(),
-                options => parse_options(options).map_err(|e| crate::common::told(&e))?,
+                options => parse_options(options).map_err(|e| told(&e))?,
             },
             path: path.into(),
         })
@@ -168,17 +156,32 @@ impl Also {
 }
 
 impl Arguments {
+    /// The name and the format of the backing file, given by -B and -F or among the options.
+    pub(crate) fn backing(&self) -> Result<Option<(ImageName, String)>, String> {
+        let (_, named) = self.target.options()?;
+        match (&self.overlay, &self.backing_format, named) {
+            (Some(_), _, Some(_)) => Err("-B and -o backing_file cannot go together".to_owned()),
+            (Some(path), Some(format), None) => {
+                Ok(Some((ImageName::from(path.as_path()), format.clone())))
+            }
+            (_, _, named) => Ok(named),
+        }
+    }
+
     /// The sources and the destination, if all arguments go together.
     pub(crate) fn check(&self) -> Result<(&[PathBuf], &Path), String> {
-        let Some((destination, sources)) = self.files.split_last() else {
-            return Err("no files were given".to_owned());
+        let (destination, sources) = match self.files.split_last() {
+            Some((destination, sources)) if !sources.is_empty() => (destination, sources),
+            _ => return Err("SRC and DST are needed".to_owned()),
         };
-        let to_stdout = crate::output::is_standard(destination);
+
+        let to_stdout = super::stdout::is_standard(destination);
         let from_stdin = sources
             .iter()
-            .any(|source| crate::output::is_standard(source));
+            .any(|source| super::stdout::is_standard(source));
         let about_stdin =
             self.source_size.is_some() || self.source_path.is_some() || self.spill.is_some();
+        let has_backing = self.backing()?.is_some();
         let waits = !matches!(self.cache, CacheMode::Writeback | CacheMode::Unsafe);
         let conflicts = [
             (
@@ -186,7 +189,7 @@ impl Arguments {
                 "--target-is-zero requires -n: a new file reads as zero anyway",
             ),
             (
-                self.no_create && !self.options.is_empty(),
+                self.no_create && self.target.has_options(),
                 "-o has no meaning with -n: nothing is created",
             ),
             (
@@ -194,7 +197,7 @@ impl Arguments {
                 "--also has no meaning with -n",
             ),
             (
-                self.no_create && self.backing.is_some(),
+                self.no_create && has_backing,
                 "-B has no meaning with -n: nothing is created",
             ),
             (
@@ -214,6 +217,10 @@ impl Arguments {
                 "standard input cannot go with other sources; a file that is called - is ./-",
             ),
             (
+                self.verify && has_backing,
+                "--verify has no meaning with a backing file",
+            ),
+            (
                 from_stdin && self.verify,
                 "--verify has no meaning for standard input, which cannot be read again",
             ),
@@ -226,7 +233,7 @@ impl Arguments {
                 "--source-size, --source-path and --spill are about standard input alone",
             ),
             (
-                sources.len() > 1 && self.backing.is_some(),
+                sources.len() > 1 && has_backing,
                 "-B has no meaning for several sources",
             ),
             (
@@ -251,13 +258,5 @@ impl Arguments {
             Some((_, problem)) => Err(problem.to_owned()),
             None => Ok((sources, destination)),
         }
-    }
-}
-
-fn sparse_size(text: &str) -> Result<u64, String> {
-    match parse_size(text) {
-        Some(bytes) if bytes % 512 == 0 => Ok(bytes),
-        Some(_) => Err("it has to be a multiple of 512".to_owned()),
-        None => Err("it has to be a size such as 4k".to_owned()),
     }
 }

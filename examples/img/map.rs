@@ -1,25 +1,19 @@
 //! Tells where the bytes of a disk image are, as `qemu-img map` does.
 
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../common/values.rs"]
-mod values;
-
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use blockform::OpenOptions;
 use blockform::extents::{Entries, Entry};
 use clap::Parser;
-use common::{Policy, complain, quoted};
-use values::{Form, size};
 
-const COMMAND: &str = "img-map";
+use crate::arguments::{Opening, path, size};
+use crate::command::{Call, about, unwritten};
+use crate::info::Form;
 
 /// Tells where the bytes of a disk image are, through its backing files, as `qemu-img map` does.
 #[derive(Debug, Parser)]
-#[command(name = COMMAND, version)]
+#[command(version, args_override_self = true)]
 struct Arguments {
     /// The format of the image; detected unless given
     #[arg(short = 'f', long, value_name = "FMT")]
@@ -33,48 +27,22 @@ struct Arguments {
     /// How much of the disk to look at
     #[arg(short = 'l', long, value_name = "LENGTH", value_parser = size)]
     max_length: Option<u64>,
-    /// Accepted for the sake of qemu-img's users: images are never locked here
-    #[arg(short = 'U', long)]
-    force_share: bool,
-    /// Which of the files that the image refers to may be opened: none, same-dir, those below the
-    /// directory DIR, or anywhere
-    #[arg(
-        long,
-        value_name = "none|same-dir|DIR|anywhere",
-        default_value = "none"
-    )]
-    allow_references: Policy,
+    #[command(flatten)]
+    opening: Opening,
     /// The image
-    #[arg(value_name = "FILE", value_parser = common::path())]
+    #[arg(value_name = "FILE", value_parser = path())]
     file: PathBuf,
 }
 
-fn main() -> ExitCode {
-    let arguments = match common::arguments::<Arguments>(COMMAND, ExitCode::FAILURE) {
-        Ok(arguments) => arguments,
-        Err(code) => return code,
-    };
-    match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            complain(COMMAND, &problem);
-            ExitCode::FAILURE
-        }
-    }
+pub(crate) fn main(call: Call) -> ExitCode {
+    call.run(1, |arguments: Arguments| {
+        run(&arguments).map(|()| ExitCode::SUCCESS)
+    })
 }
 
 fn run(arguments: &Arguments) -> Result<(), String> {
-    let about = |error: blockform::Error| {
-        format!(
-            "{}: {}",
-            quoted(&arguments.file),
-            crate::common::told(&error)
-        )
-    };
-    let mut options = OpenOptions::new().references(arguments.allow_references.0.clone());
-    if let Some(format) = &arguments.format {
-        options = options.format(format);
-    }
+    let about = |error: blockform::Error| about(&arguments.file, &error);
+    let options = arguments.opening.options(arguments.format.as_deref());
     let image = options.open_path(&arguments.file).map_err(about)?;
     let length = arguments.max_length.unwrap_or(u64::MAX);
     let entries = Entries::of(&*image, arguments.file.as_path().into());
@@ -119,8 +87,4 @@ fn table(
         }
     }
     Ok(())
-}
-
-fn unwritten(error: io::Error) -> String {
-    format!("cannot write the list: {error}")
 }

@@ -8,7 +8,7 @@ use blockform::salvage::Salvage;
 use blockform::storage::{FileStorage, PendingFile};
 use blockform::{BlockSource, BlockSourceExt, BlockTarget, Error, ImageName, Result};
 
-use crate::common::{complain, quoted};
+use crate::command::{complain, quoted, told};
 
 /// The exit status of a conversion that lost something: what could be read is written.
 const LOST: u8 = 3;
@@ -49,7 +49,7 @@ pub(crate) fn tell(
             format!(
                 "the image is written, and the map {} is not: {}",
                 quoted(map),
-                crate::common::told(&e)
+                told(&e)
             )
         })?;
     }
@@ -62,12 +62,12 @@ pub(crate) fn tell(
             "lost: {} bytes at {}: {}",
             loss.length, loss.start, loss.error
         );
-        complain(crate::COMMAND, &text);
+        complain(&text);
     }
     let told = losses.list.iter().take(MOST_TOLD).map(|loss| loss.length);
     let more = losses.bytes.saturating_sub(told.sum());
     if more > 0 {
-        complain(crate::COMMAND, &format!("lost: {more} bytes behind these"));
+        complain(&format!("lost: {more} bytes behind these"));
     }
     let text = format!(
         "{} of {} bytes are lost, in {} ranges, and are zeros in the result",
@@ -75,7 +75,7 @@ pub(crate) fn tell(
         salvage.size(),
         losses.ranges
     );
-    complain(crate::COMMAND, &text);
+    complain(&text);
     Ok(ExitCode::from(LOST))
 }
 

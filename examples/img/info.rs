@@ -1,28 +1,97 @@
 //! Describes disk images as `qemu-img info` does, and what it has no words for.
 
-mod arguments;
-#[path = "../common/mod.rs"]
-mod common;
-
 use std::fmt;
-use std::io::{self, Read, Write};
-use std::path::Path;
+use std::io::{self, IsTerminal, Read};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use arguments::{Arguments, Form};
-use blockform::image::{Value, parse_size};
+use blockform::image::Value;
 use blockform::inspect::{ExtentMap, Report, Safety, Unopened, to_json};
 use blockform::stream::StreamOptions;
 use blockform::{Error, OpenOptions, PathPolicy, Result};
-use common::{complain, quoted};
+use clap::{Parser, ValueEnum};
 
-const COMMAND: &str = "img-info";
+use crate::arguments::{Opening, path, size};
+use crate::command::{Call, about, complain, print};
 
-fn main() -> ExitCode {
-    let arguments = match common::arguments::<Arguments>(COMMAND, ExitCode::FAILURE) {
-        Ok(arguments) => arguments,
-        Err(code) => return code,
-    };
+/// Describes disk images as `qemu-img info` does. FILE is a path and nothing else; the files that an
+/// image refers to are named, and not opened.
+#[derive(Debug, Parser)]
+#[command(version, args_override_self = true)]
+struct Arguments {
+    /// The format of the images; detected unless given
+    #[arg(short = 'f', value_name = "FMT")]
+    format: Option<String>,
+    /// The form of the description
+    #[arg(long, value_name = "FORM", default_value = "human")]
+    output: Form,
+    /// Describes the backing files too, as far as --allow-references lets them be opened
+    #[arg(long)]
+    backing_chain: bool,
+    #[command(flatten)]
+    opening: Opening,
+    /// Tells behind the text how much of the disk is data, zeros and holes, and draws where: `auto`
+    /// does on a terminal
+    #[arg(
+        long,
+        value_name = "auto|always|never",
+        default_value = "auto",
+        default_missing_value = "always",
+        num_args = 0..=1,
+        require_equals = true,
+        hide_possible_values = true
+    )]
+    map: When,
+    /// Tells which checks of its safety the image passes, too; fails if there is one that it does not
+    #[arg(long, conflicts_with = "backing_chain")]
+    safety: bool,
+    /// The formats that may come, one or several; a stream is not read further than to the proof that it
+    /// is of none of them
+    #[arg(long, value_name = "FMT,…", value_delimiter = ',')]
+    allow_formats: Vec<String>,
+    /// The largest disk that may come
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_size: Option<u64>,
+    /// Describes this disk of an appliance: its href, its id or its number from 0 on
+    #[arg(long, value_name = "DISK")]
+    disk: Option<String>,
+    /// Compares an appliance with its manifest, too
+    #[arg(long)]
+    verify_manifest: bool,
+    /// The images
+    #[arg(value_name = "FILE", required = true, value_parser = path())]
+    files: Vec<PathBuf>,
+}
+
+/// Form of what is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    Human,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum When {
+    Auto,
+    Always,
+    Never,
+}
+
+impl When {
+    fn holds(self) -> bool {
+        match self {
+            When::Auto => io::stdout().is_terminal(),
+            When::Always => true,
+            When::Never => false,
+        }
+    }
+}
+
+pub(crate) fn main(call: Call) -> ExitCode {
+    call.run(1, run)
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode, String> {
     let draws = arguments.output == Form::Human && arguments.map.holds();
     let mut told = Vec::new();
     let mut maps = Vec::new();
@@ -37,10 +106,7 @@ fn main() -> ExitCode {
             }
             Err(error) => {
                 failed = true;
-                complain(
-                    COMMAND,
-                    &format!("{}: {}", quoted(file), crate::common::told(&error)),
-                );
+                complain(&about(file, &error));
             }
         }
     }
@@ -60,16 +126,8 @@ fn main() -> ExitCode {
             texts.join("\n")
         }
     };
-    let mut out = io::stdout().lock();
-    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        failed = true;
-        complain(COMMAND, &format!("cannot write the description: {error}"));
-    }
-    if failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
+    print(&text)?;
+    Ok(ExitCode::from(u8::from(failed)))
 }
 
 /// The map of an image that was described; nothing for what cannot be read. Where the files that it
@@ -85,7 +143,7 @@ fn map(file: &Path, told: &Told, arguments: &Arguments) -> String {
         let options = OpenOptions::new().format(report.format.as_str());
         options.references(policy).open_path(file)
     };
-    let opened = match open(arguments.allow_references.0.clone()) {
+    let opened = match open(arguments.opening.allow_references.0.clone()) {
         Err(Error::Denied { .. }) => open(PathPolicy::Detach),
         opened => opened,
     };
@@ -133,10 +191,7 @@ fn describe(file: &Path, arguments: &Arguments) -> Result<Vec<Told>> {
     match (described, safety) {
         (Err(error @ Error::Io { .. }), _) | (Err(error), None) => return Err(error),
         (Err(error), Some(safety)) => {
-            complain(
-                COMMAND,
-                &format!("{}: {}", quoted(file), crate::common::told(&error)),
-            );
+            complain(&about(file, &error));
             told.push(Told::Unopened(Unopened::new(file.into(), safety)));
         }
         (Ok(reports), safety) => told.extend(reports.into_iter().map(|mut report| {
@@ -150,10 +205,7 @@ fn describe(file: &Path, arguments: &Arguments) -> Result<Vec<Told>> {
 type Described = (Result<Vec<Report>>, Option<Safety>);
 
 fn of_file(file: &Path, arguments: &Arguments) -> Result<Described> {
-    let mut options = OpenOptions::new().references(arguments.allow_references.0.clone());
-    if let Some(format) = &arguments.format {
-        options = options.format(format);
-    }
+    let mut options = arguments.opening.options(arguments.format.as_deref());
     if let Some(disk) = &arguments.disk {
         options = options.disk(disk.as_str());
     }
@@ -176,23 +228,11 @@ fn of_file(file: &Path, arguments: &Arguments) -> Result<Described> {
 fn check(report: &Report, arguments: &Arguments) -> Result<()> {
     let size = report.info.virtual_size;
     report.check_allowed(&arguments.allow_formats)?;
-    match max_size(arguments)? {
+    match arguments.max_size {
         Some(most) if size > most => Err(Error::invalid(format!(
             "the disk has {size} bytes, over the {most} of --max-size"
         ))),
         _ => Ok(()),
-    }
-}
-
-fn max_size(arguments: &Arguments) -> Result<Option<u64>> {
-    let Some(text) = &arguments.max_size else {
-        return Ok(None);
-    };
-    match parse_size(text) {
-        Some(size) => Ok(Some(size)),
-        None => Err(Error::invalid(
-            "--max-size takes a number of bytes, as in 10G",
-        )),
     }
 }
 
@@ -204,8 +244,10 @@ fn of_stream(arguments: &Arguments) -> Result<Described> {
     if let Some(format) = &arguments.format {
         allowed = vec![format.clone()];
     }
-    let mut options = StreamOptions::new().allow(allowed);
-    if let Some(most) = max_size(arguments)? {
+    let mut options = StreamOptions::new()
+        .allow(allowed)
+        .limits(arguments.opening.limits());
+    if let Some(most) = arguments.max_size {
         options = options.max_virtual_size(most);
     }
     let mut inspector = options.inspector();

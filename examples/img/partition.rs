@@ -1,0 +1,197 @@
+//! Converts a disk image in parts, each of which another process may do, on another machine.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use blockform::convert::partition::{Cut, Plan};
+use blockform::convert::{Cancel, ConvertOptions};
+use blockform::storage::PendingFile;
+use blockform::{BlockTarget, Image, Limits};
+use clap::{Args, Parser, Subcommand};
+
+use crate::arguments::{Opening, path};
+use crate::command::{Call, about, print, quoted, told};
+use crate::qemu::{self, sparse_size};
+
+/// Converts a disk image in parts, each of which another process may do, on another machine. Every step
+/// may be repeated; DST is whole in the end, or absent.
+#[derive(Debug, Parser)]
+#[command(version, args_override_self = true)]
+struct Arguments {
+    #[command(subcommand)]
+    step: Step,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+enum Step {
+    /// Cuts the conversion of SRC into parts, writes that to PLAN and prints how many parts there are
+    Plan {
+        /// The format of the source; detected unless given
+        #[arg(short = 'f', value_name = "FMT")]
+        source_format: Option<String>,
+        #[command(flatten)]
+        to: qemu::Target,
+        /// The shortest run of zeros that becomes a hole, 4k unless given; 0 writes all zeros out
+        #[arg(short = 'S', value_name = "SIZE", value_parser = sparse_size)]
+        sparse_size: Option<u64>,
+        /// How many parts, at most
+        #[arg(
+            long,
+            value_name = "COUNT",
+            default_value = "8",
+            conflicts_with = "part_data"
+        )]
+        parts: usize,
+        /// How much data a part has, about
+        #[arg(long, value_name = "SIZE", value_parser = sparse_size)]
+        part_data: Option<u64>,
+        #[command(flatten)]
+        source: Source,
+        /// Where the plan goes
+        #[arg(value_parser = path())]
+        plan: PathBuf,
+    },
+    /// Makes the folder of the conversion into DST
+    Prepare {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Does one part
+    Part {
+        /// How many threads work; as many as there are processors unless given
+        #[arg(short = 'm', value_name = "THREADS")]
+        threads: Option<NonZeroUsize>,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        source: Source,
+        /// Which part, counted from 0
+        index: usize,
+    },
+    /// Ends the conversion: DST gets its name
+    Seal {
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// What is read.
+#[derive(Debug, Args)]
+struct Source {
+    #[command(flatten)]
+    opening: Opening,
+    /// The source
+    #[arg(id = "source_path", value_name = "SRC", value_parser = path())]
+    path: PathBuf,
+}
+
+/// What is written.
+#[derive(Debug, Args)]
+struct Target {
+    /// Where the state of the conversion is kept, .NAME.parts beside DST unless given; a block device
+    /// needs one
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    folder: Option<PathBuf>,
+    /// The plan
+    #[arg(id = "plan_path", value_name = "PLAN", value_parser = path())]
+    plan: PathBuf,
+    /// Where the image goes
+    #[arg(id = "target_path", value_name = "DST", value_parser = path())]
+    path: PathBuf,
+}
+
+pub(crate) fn main(call: Call) -> ExitCode {
+    call.run(1, |arguments: Arguments| {
+        run(arguments.step).map(|()| ExitCode::SUCCESS)
+    })
+}
+
+fn run(step: Step) -> Result<(), String> {
+    let cancel = Cancel::new();
+    let stop = cancel.clone();
+    ctrlc::set_handler(move || stop.cancel())
+        .map_err(|e| format!("cannot prepare for being interrupted: {e}"))?;
+    match step {
+        Step::Plan {
+            source,
+            source_format,
+            to,
+            sparse_size,
+            parts,
+            part_data,
+            plan,
+        } => {
+            let image = open(&source, source_format.as_deref())?;
+            let (options, backing) = to.options()?;
+            if backing.is_some() {
+                return Err("an overlay cannot be written in parts".to_owned());
+            }
+            let mut to = ConvertOptions::to(to.format).cancel(cancel);
+            for (name, value) in options {
+                to = to.option(name, value);
+            }
+            if let Some(bytes) = sparse_size {
+                to = to.sparse_size(bytes);
+            }
+            let cut = match part_data {
+                Some(bytes) => Cut::Data(bytes),
+                None => Cut::Parts(parts),
+            };
+            let made = Plan::new(&*image, &to, cut)
+                .and_then(|plan| plan.source_file(&source.path))
+                .map_err(|e| about(&source.path, &e))?;
+            write(&made, &plan).map_err(|e| about(&plan, &e))?;
+            let parts = made.parts().len();
+            print(&format!("{parts}\n"))
+        }
+        Step::Prepare { target } => {
+            let plan = read(&target)?;
+            plan.prepare(&target.path).map_err(|e| told(&e))
+        }
+        Step::Part {
+            target,
+            source,
+            index,
+            threads,
+        } => {
+            let mut plan = read(&target)?.cancel(cancel);
+            if let Some(threads) = threads {
+                plan = plan.threads(threads);
+            }
+            let image = open(&source, Some(plan.source_format()))?;
+            plan.check_source_file(&source.path)
+                .and_then(|()| plan.run_part(&*image, &target.path, index))
+                .map_err(|e| told(&e))?;
+            Ok(())
+        }
+        Step::Seal { target } => {
+            let plan = read(&target)?;
+            plan.seal(&target.path).map_err(|e| told(&e))
+        }
+    }
+}
+
+fn open(source: &Source, format: Option<&str>) -> Result<Box<dyn Image>, String> {
+    let options = source.opening.options(format);
+    options
+        .open_path(&source.path)
+        .map_err(|e| about(&source.path, &e))
+}
+
+fn write(plan: &Plan, path: &Path) -> blockform::Result<()> {
+    let file = PendingFile::create(path)?;
+    file.storage().write_all_at(plan.to_json()?.as_bytes(), 0)?;
+    file.commit(true)
+}
+
+fn read(target: &Target) -> Result<Plan, String> {
+    let text = std::fs::read_to_string(&target.plan);
+    let text = text.map_err(|e| format!("cannot read {}: {e}", quoted(&target.plan)))?;
+    let plan = Plan::from_json(&text, &Limits::default()).map_err(|e| about(&target.plan, &e))?;
+    Ok(match &target.folder {
+        Some(folder) => plan.in_folder(folder),
+        None => plan,
+    })
+}

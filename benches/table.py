@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Times img-convert, img-info and img-compare against qemu-img, pair by pair, and writes the table of
-the README.
+benches/README.md.
 
     cargo build --release --examples
     python3 benches/table.py                         # prints the table
-    python3 benches/table.py --readme README.md      # and puts it between its markers
+    python3 benches/table.py --readme benches/README.md   # and puts it between its markers
     (cd benches/imago && cargo build --release)      # for the cells of that peer
     python3 benches/table.py --only 'pack' --scale 0.25 --rounds 3
 

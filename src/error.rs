@@ -210,13 +210,23 @@ impl Error {
         Error::InvalidInput(problem.into())
     }
 
-    /// The [`Error::Unsupported`] of a format that is read and not written.
-    pub(crate) fn not_written(format: FormatId) -> Self {
+    /// An [`Error::Unsupported`] for a feature of a format, with advice.
+    pub fn unsupported(
+        format: FormatId,
+        feature: impl Into<String>,
+        hint: impl Into<Option<&'static str>>,
+    ) -> Self {
         Error::Unsupported {
             format,
-            feature: "writing this format".to_owned(),
-            hint: Some("write another one, such as qcow2".into()),
+            feature: feature.into(),
+            hint: hint.into().map(Hint::from),
         }
+    }
+
+    /// The [`Error::Unsupported`] of a format that is read and not written.
+    pub(crate) fn not_written(format: FormatId) -> Self {
+        let hint = "write another one, such as qcow2";
+        Error::unsupported(format, "writing this format", hint)
     }
 
     /// An [`Error::Malformed`] for a whole structure.

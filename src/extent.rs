@@ -17,6 +17,17 @@ pub struct Extent {
 }
 
 impl Extent {
+    /// A run of the source itself without a place in a file.
+    pub fn new(start: u64, len: u64, kind: ExtentKind) -> Self {
+        Extent {
+            start,
+            len,
+            kind,
+            depth: 0,
+            host_offset: None,
+        }
+    }
+
     /// The offset of the first byte after the run.
     pub fn end(&self) -> u64 {
         self.start.saturating_add(self.len)

@@ -5,7 +5,7 @@
 //! [`extents::Entries`] tells where the bytes are and [`measure::MeasureOptions`] how many there would be;
 //! [`check::Checked`] says what is wrong with one, and [`check::Repair`] mends it.
 //! [`stream::StreamInspector`] describes one while its bytes go by, [`StreamSource`] is one to be converted
-//! meanwhile, and [`salvage::Salvage`] reads what is left of a damaged one.
+//! meanwhile, and [`salvage::Salvage`] reads what is left of a damaged one. The [`guide`] has a page for each task.
 //!
 //! Every layer is a [`BlockSource`]: a file, a slice of one, a qcow2 image, its backing file. A format
 //! is a function from [`BlockSource`] to [`BlockSource`]. Imports run downwards only: a format never
@@ -40,6 +40,16 @@
 //! every open. Damage is an [`Error`], never zeros. Opening never writes, and an output is whole or
 //! absent.
 
+#![cfg_attr(
+    not(all(feature = "formats", feature = "kinds")),
+    allow(
+        dead_code,
+        unused_imports,
+        unused_macros,
+        reason = "some code serves only formats that are not built in"
+    )
+)]
+
 pub mod check;
 mod codec;
 pub mod compare;
@@ -52,6 +62,7 @@ mod extent;
 pub mod extents;
 mod format_id;
 pub mod formats;
+pub mod guide;
 mod hint;
 pub mod image;
 pub mod inspect;
@@ -91,7 +102,7 @@ pub use source::{
 };
 pub use target::{BlockTarget, Zeroes};
 
-/// The code in the README is tested with that of the documentation.
+/// Compiles the code of the README with that of the documentation.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 #[derive(Debug)]

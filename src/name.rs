@@ -150,6 +150,12 @@ pub(crate) fn is_printable(c: char) -> bool {
             | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}'))
 }
 
+/// Whether a file is named as macOS names what it stores beside another one (AppleDouble).
+pub(crate) fn is_apple_double(name: &[u8]) -> bool {
+    let last = name.rsplit(|byte| *byte == b'/').next();
+    last.is_some_and(|name| name.starts_with(b"._"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! How far long work is, and how it is stopped.
 
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,6 +68,86 @@ pub enum Phase {
     /// The result is whole, but for its name.
     Done,
 }
+
+/// How work is shared out, told of and stopped.
+#[derive(Clone)]
+pub(crate) struct Work {
+    pub(crate) threads: Option<NonZeroUsize>,
+    pub(crate) memory: u64,
+    pub(crate) cancel: Cancel,
+    pub(crate) progress: Option<ProgressFn>,
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Work {
+            threads: None,
+            memory: 64 << 20,
+            cancel: Cancel::new(),
+            progress: None,
+        }
+    }
+}
+
+impl Work {
+    /// The number of threads: that of the processors by default.
+    pub(crate) fn threads(&self) -> usize {
+        match self.threads {
+            Some(threads) => threads.get(),
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+/// Makes the methods that set the [`Work`] at a place, but for its progress.
+macro_rules! work_setters {
+    (|$self:ident| $work:expr) => {
+        /// Sets the number of threads: that of the processors by default. The result is the same for any
+        /// number.
+        #[must_use]
+        pub fn threads(mut $self, threads: std::num::NonZeroUsize) -> Self {
+            $work.threads = Some(threads);
+            $self
+        }
+
+        /// Sets the most bytes of buffers, about: 64 MiB by default. A few MiB are always used. The result is
+        /// the same for any number.
+        #[must_use]
+        pub fn memory(mut $self, bytes: u64) -> Self {
+            $work.memory = bytes;
+            $self
+        }
+
+        /// Sets a handle that stops the work from another thread.
+        #[must_use]
+        pub fn cancel(mut $self, cancel: $crate::progress::Cancel) -> Self {
+            $work.cancel = cancel;
+            $self
+        }
+    };
+}
+
+/// Makes the method that sets the progress of the [`Work`] at a place.
+macro_rules! progress_setter {
+    (|$self:ident| $work:expr) => {
+        /// Sets a function that is called now and then, from any thread.
+        /// [`ControlFlow::Break`](std::ops::ControlFlow::Break) stops the work as [`cancel`](Self::cancel)
+        /// does.
+        #[must_use]
+        pub fn progress(
+            mut $self,
+            report: impl Fn($crate::progress::Progress) -> std::ops::ControlFlow<()>
+            + Send
+            + Sync
+            + 'static,
+        ) -> Self {
+            $work.progress = Some(std::sync::Arc::new(report));
+            $self
+        }
+    };
+}
+
+pub(crate) use {progress_setter, work_setters};
 
 /// Who is told of progress, and what a break stops.
 #[derive(Clone)]

@@ -27,10 +27,9 @@ mod repair;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::detect::detect;
 use crate::error::Result;
 use crate::format_id::FormatId;
-use crate::formats::by_name;
+use crate::formats::Formats;
 use crate::image::{Format, Value};
 use crate::inspect;
 use crate::name::ImageName;
@@ -79,7 +78,7 @@ impl Checked {
         options: &OpenOptions,
         resolver: Arc<dyn Resolver>,
     ) -> Result<Self> {
-        let format = options.format_among(&detect(source)?)?;
+        let format = options.format_among(&options.detect(source)?)?;
         Self::as_format(format, source, options, resolver)
     }
 
@@ -90,9 +89,13 @@ impl Checked {
         resolver: Arc<dyn Resolver>,
     ) -> Result<Self> {
         let chain = options.own_files(resolver, source.identity());
+        chain.check_request(format)?;
         Ok(Checked {
             format: format.id(),
-            findings: format.check(source, &chain.request())?,
+            findings: format
+                .checker()
+                .map(|check| check(source, &chain.request()))
+                .transpose()?,
         })
     }
 
@@ -119,7 +122,7 @@ impl Checked {
         insert_some("compressed-clusters", clusters.compressed);
         map.insert("check-errors", findings.errors);
         map.insert("filename", filename);
-        let format = by_name(self.format.as_str());
+        let format = Formats::all().by_name(self.format.as_str());
         map.insert(
             "format",
             format.map_or(self.format.as_str(), |f| f.qemu_name()),

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::detect::detect;
 use crate::error::{Error, Result};
 use crate::image::{Fixed, Format, Scope};
 use crate::open::OpenOptions;
@@ -58,7 +57,7 @@ impl Repair {
             ));
         }
         let resolver = self.options.resolver_at(path)?;
-        let format = self.options.format_among(&detect(&source)?)?;
+        let format = self.options.format_among(&self.options.detect(&source)?)?;
         let pending = PendingFile::create(to)?;
         let file: Arc<dyn BlockTarget> = pending.storage();
         copy(&source, &file)?;
@@ -75,7 +74,7 @@ impl Repair {
         let path = path.as_ref();
         let file: Arc<dyn BlockTarget> = Arc::new(FileStorage::open_writable(path)?);
         let resolver = self.options.resolver_at(path)?;
-        let format = self.options.format_among(&detect(&file)?)?;
+        let format = self.options.format_among(&self.options.detect(&file)?)?;
         self.run(format, file, resolver)
     }
 
@@ -86,7 +85,7 @@ impl Repair {
     /// As [`to_path`](Self::to_path).
     pub fn target(&self, file: Arc<dyn BlockTarget>) -> Result<Repaired> {
         let resolver = self.options.resolver_or(|| Arc::new(DenyReferences));
-        let format = self.options.format_among(&detect(&file)?)?;
+        let format = self.options.format_among(&self.options.detect(&file)?)?;
         self.run(format, file, resolver)
     }
 
@@ -99,13 +98,14 @@ impl Repair {
         let chain = self
             .options
             .own_files(Arc::clone(&resolver), file.identity());
+        chain.check_request(format)?;
         let repairs = format.repairs();
         if repairs.is_empty() {
-            return Err(Error::Unsupported {
-                format: format.id(),
-                feature: "repair".to_owned(),
-                hint: Some("convert what can be read of it".into()),
-            });
+            return Err(Error::unsupported(
+                format.id(),
+                "repair",
+                "convert what can be read of it",
+            ));
         }
         let within = repairs.iter().filter(|(scope, _)| *scope <= self.scope);
         let fixed = match within.max_by_key(|(scope, _)| *scope) {

@@ -7,13 +7,13 @@ use crate::source::{BlockSource, BlockSourceExt};
 /// What decides a comparison.
 pub(super) type Decision = Result<Comparison, Failure>;
 
-/// What is to be read.
+/// A range that is to be read, from both disks or from one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Piece {
-    /// From both: the bytes have to be the same.
-    Both { offset: u64, len: u64 },
-    /// From one alone: the other reads as zero there, or has ended.
-    One { side: Side, offset: u64, len: u64 },
+pub(super) struct Piece {
+    /// The only one to be read: the other reads as zero there, or has ended.
+    pub(super) only: Option<Side>,
+    pub(super) offset: u64,
+    pub(super) len: u64,
 }
 
 /// The pieces in one window of the disk.
@@ -29,22 +29,10 @@ pub(super) struct Window {
 impl Window {
     /// Adds a piece, as part of the one before where they are one.
     fn push(&mut self, piece: Piece) {
-        match (self.pieces.last_mut(), piece) {
-            (
-                Some(Piece::Both { offset, len }),
-                Piece::Both {
-                    offset: next,
-                    len: more,
-                },
-            ) if *offset + *len == next => *len += more,
-            (
-                Some(Piece::One { side, offset, len }),
-                Piece::One {
-                    side: next_side,
-                    offset: next,
-                    len: more,
-                },
-            ) if *side == next_side && *offset + *len == next => *len += more,
+        match self.pieces.last_mut() {
+            Some(last) if last.only == piece.only && last.offset + last.len == piece.offset => {
+                last.len += piece.len;
+            }
             _ => self.pieces.push(piece),
         }
     }
@@ -105,37 +93,28 @@ impl<'a> Cursor<'a> {
                 return Err(decided(Ok(Comparison::StatusDiffers { offset })));
             }
             let end = first.end().min(second.end()).min(limit);
-            let piece: fn(u64, u64) -> Piece =
-                match (first.kind.reads_as_zero(), second.kind.reads_as_zero()) {
-                    (true, true) => {
-                        self.position = end;
-                        continue;
-                    }
-                    (false, true) => |offset, len| Piece::One {
-                        side: Side::First,
-                        offset,
-                        len,
-                    },
-                    (true, false) => |offset, len| Piece::One {
-                        side: Side::Second,
-                        offset,
-                        len,
-                    },
-                    (false, false) => match self.shared(first, second, end) {
-                        Some(len) => {
-                            self.position += len;
-                            continue;
-                        }
-                        None => |offset, len| Piece::Both { offset, len },
-                    },
-                };
+            let zero = (first.kind.reads_as_zero(), second.kind.reads_as_zero());
+            let skipped = match zero {
+                (true, true) => Some(end - offset),
+                (false, false) => self.shared(first, second, end),
+                _ => None,
+            };
+            if let Some(len) = skipped {
+                self.position += len;
+                continue;
+            }
+            let only = match zero {
+                (_, true) => Some(Side::First),
+                (true, _) => Some(Side::Second),
+                _ => None,
+            };
             if window.pieces.is_empty() {
                 window.start = offset - offset % self.length;
                 limit = window.start.saturating_add(self.length).min(size);
             }
-            let end = end.min(limit);
-            window.push(piece(offset, end - offset));
-            self.position = end;
+            self.position = end.min(limit);
+            let len = self.position - offset;
+            window.push(Piece { only, offset, len });
         }
         window.end = self.position;
         Ok(!window.pieces.is_empty())
@@ -154,13 +133,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn runs_here(&mut self) -> Result<[Extent; 2], Failure> {
-        let mut found = [Extent {
-            start: self.position,
-            len: u64::MAX - self.position,
-            kind: ExtentKind::Hole,
-            depth: 0,
-            host_offset: None,
-        }; 2];
+        let mut found = [Extent::new(self.position, u64::MAX - self.position, ExtentKind::Hole); 2];
         let sides = self.sources.iter().zip(self.sizes).zip(SIDES);
         let known = self.runs.iter_mut().zip(&mut found);
         for (((source, size), side), (known, found)) in sides.zip(known) {

@@ -30,13 +30,10 @@ pub(super) fn run(options: &CompareOptions, sources: [&dyn BlockSource; 2]) -> D
     let length = if large { MAX_WINDOW } else { WINDOW };
     let cursor = Cursor::new(sources, options.strict, length);
     let total = cursor.size();
-    let wanted = match options.threads {
-        Some(threads) => threads.get(),
-        None => std::thread::available_parallelism().map_or(1, usize::from),
-    };
+    let wanted = options.work.threads();
     let at_most = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let threads = wanted
-        .min(at_most(options.memory / (2 * length)))
+        .min(at_most(options.work.memory / (2 * length)))
         .min(at_most(total / length))
         .max(1);
     let engine = Engine {
@@ -44,7 +41,7 @@ pub(super) fn run(options: &CompareOptions, sources: [&dyn BlockSource; 2]) -> D
         sources,
         length: at_most(length),
         total,
-        report: Report::new(options.progress.clone()),
+        report: Report::new(options.work.progress.clone()),
         cursor: Mutex::new(cursor),
         decided: Mutex::new(None),
         limit: AtomicU64::new(u64::MAX),
@@ -136,7 +133,7 @@ impl Engine<'_> {
     }
 
     fn is_cancelled(&self) -> bool {
-        self.options.cancel.is_cancelled() || self.report.broken.is_cancelled()
+        self.options.work.cancel.is_cancelled() || self.report.broken.is_cancelled()
     }
 
     /// Whether nothing that is not yet claimed can matter. Windows are claimed in order, so that what
@@ -160,7 +157,7 @@ impl Engine<'_> {
         window: u64,
         buffers: &mut [PageBuf; 2],
     ) -> Result<(), (u64, Decision)> {
-        let (Piece::Both { offset, len } | Piece::One { offset, len, .. }) = piece;
+        let Piece { only, offset, len } = piece;
         let place = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let (at, len) = (place(offset - window), place(len));
         let [first, second] = buffers;
@@ -176,20 +173,16 @@ impl Engine<'_> {
                 (offset, Err(failure))
             })
         };
-        let difference = match piece {
-            Piece::Both { .. } => {
-                read(Side::First, one, first)?;
-                read(Side::Second, other, second)?;
-                first_difference(first.get(at, len), second.get(at, len))
-            }
-            Piece::One { side, .. } => {
-                let source = match side {
-                    Side::First => one,
-                    Side::Second => other,
-                };
-                read(side, source, first)?;
-                first_nonzero(first.get(at, len))
-            }
+        if only != Some(Side::Second) {
+            read(Side::First, one, first)?;
+        }
+        if only != Some(Side::First) {
+            read(Side::Second, other, second)?;
+        }
+        let difference = match only {
+            None => first_difference(first.get(at, len), second.get(at, len)),
+            Some(Side::First) => first_nonzero(first.get(at, len)),
+            Some(Side::Second) => first_nonzero(second.get(at, len)),
         };
         match difference {
             None => Ok(()),

@@ -22,12 +22,9 @@ mod claim;
 mod engine;
 
 use std::fmt;
-use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use crate::error::Error;
-use crate::progress::ProgressFn;
+use crate::progress::{Work, progress_setter, work_setters};
 use crate::source::BlockSource;
 
 pub use crate::progress::{Cancel, Phase, Progress};
@@ -117,34 +114,17 @@ impl From<Failure> for Error {
 }
 
 /// How to compare.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct CompareOptions {
     strict: bool,
-    threads: Option<NonZeroUsize>,
-    memory: u64,
-    cancel: Cancel,
-    progress: Option<ProgressFn>,
+    pub(crate) work: Work,
 }
 
 impl fmt::Debug for CompareOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CompareOptions")
             .field("strict", &self.strict)
-            .field("threads", &self.threads)
-            .field("memory", &self.memory)
             .finish_non_exhaustive()
-    }
-}
-
-impl Default for CompareOptions {
-    fn default() -> Self {
-        CompareOptions {
-            strict: false,
-            threads: None,
-            memory: 64 << 20,
-            cancel: Cancel::new(),
-            progress: None,
-        }
     }
 }
 
@@ -154,46 +134,15 @@ impl CompareOptions {
         CompareOptions::default()
     }
 
-    /// Whether sizes and statuses have to be the same, too.
+    /// Compares sizes and statuses, too.
     #[must_use]
     pub fn strict(mut self, strict: bool) -> Self {
         self.strict = strict;
         self
     }
 
-    /// How many threads work; as many as there are processors unless told otherwise. The answer is the
-    /// same for any number.
-    #[must_use]
-    pub fn threads(mut self, threads: NonZeroUsize) -> Self {
-        self.threads = Some(threads);
-        self
-    }
-
-    /// About how many bytes of buffers to use at most; 64 MiB unless told otherwise. A few MiB are
-    /// always used. The answer is the same for any number.
-    #[must_use]
-    pub fn memory(mut self, bytes: u64) -> Self {
-        self.memory = bytes;
-        self
-    }
-
-    /// What stops the comparison from another thread.
-    #[must_use]
-    pub fn cancel(mut self, cancel: Cancel) -> Self {
-        self.cancel = cancel;
-        self
-    }
-
-    /// Is called now and then, from whatever thread has news. [`ControlFlow::Break`] stops the
-    /// comparison, as [`Cancel::cancel`] does.
-    #[must_use]
-    pub fn progress(
-        mut self,
-        report: impl Fn(Progress) -> ControlFlow<()> + Send + Sync + 'static,
-    ) -> Self {
-        self.progress = Some(Arc::new(report));
-        self
-    }
+    work_setters!(|self| self.work);
+    progress_setter!(|self| self.work);
 
     /// Compares two disks of whatever formats.
     ///

@@ -1,5 +1,7 @@
 //! The GUID partition table: two copies of a header and of an array of partitions.
 
+use uuid::Uuid;
+
 use crate::content::bytes::{Bytes, Part};
 use crate::content::text;
 use crate::format_id::FormatId;
@@ -23,7 +25,7 @@ on_disk! {
         alternate_lba: u64 = 32,
         first_usable_lba: u64 = 40,
         last_usable_lba: u64 = 48,
-        disk_guid: [u8; 16] = 56,
+        disk_guid: Uuid = 56,
         partition_entry_lba: u64 = 72,
         number_of_partition_entries: u32 = 80,
         size_of_partition_entry: u32 = 84,
@@ -34,8 +36,8 @@ on_disk! {
 on_disk! {
     /// UEFI 2.10, table 5.6, "GPT Partition Entry".
     struct Entry in GPT, "GPT partition entry", Little, 128 bytes {
-        partition_type_guid: [u8; 16] = 0,
-        unique_partition_guid: [u8; 16] = 16,
+        partition_type_guid: Uuid = 0,
+        unique_partition_guid: Uuid = 16,
         starting_lba: u64 = 32,
         ending_lba: u64 = 40,
         attributes: u64 = 48,
@@ -245,7 +247,7 @@ fn read_in(disk: &Part<'_>, sector: u32, is_disc: bool) -> Option<(Gpt, Vec<Stri
 
 fn entry(raw: &[u8], number: u32) -> Option<GptEntry> {
     let entry = Entry::parse(raw, 0).ok()?;
-    (entry.partition_type_guid != [0; 16]).then(|| GptEntry {
+    (!entry.partition_type_guid.is_nil()).then(|| GptEntry {
         number,
         type_guid: text::guid(&entry.partition_type_guid),
         guid: text::guid(&entry.unique_partition_guid),

@@ -1,6 +1,6 @@
 //! Text and identifiers out of superblocks.
 
-use std::fmt::Write;
+use uuid::Uuid;
 
 use crate::name::ImageName;
 use crate::ondisk::{self, Order};
@@ -19,30 +19,13 @@ pub(super) fn utf16(field: &[u8], order: Order) -> Option<ImageName> {
 
 /// A UUID whose bytes stand in the order of its text; `None` if all are zero.
 pub(super) fn uuid(bytes: &[u8; 16]) -> Option<String> {
-    if *bytes == [0; 16] {
-        return None;
-    }
-    let mut text = String::new();
-    for (i, byte) in bytes.iter().enumerate() {
-        if matches!(i, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    Some(text)
+    let uuid = Uuid::from_bytes(*bytes);
+    (!uuid.is_nil()).then(|| uuid.to_string())
 }
 
-/// A GUID, whose first three parts stand in little-endian order, in capitals as UEFI writes it.
-pub(super) fn guid(bytes: &[u8; 16]) -> String {
-    let [a0, a1, a2, a3, b0, b1, c0, c1, d @ ..] = *bytes;
-    let mut swapped = [a3, a2, a1, a0, b1, b0, c1, c0, 0, 0, 0, 0, 0, 0, 0, 0];
-    for (to, from) in swapped.iter_mut().skip(8).zip(d) {
-        *to = from;
-    }
-    uuid(&swapped)
-        .unwrap_or_else(|| "00000000-0000-0000-0000-000000000000".to_owned())
-        .to_ascii_uppercase()
+/// A GUID in capitals, as UEFI writes it.
+pub(super) fn guid(guid: &Uuid) -> String {
+    format!("{:X}", guid.hyphenated())
 }
 
 /// A serial number of 32 bits as FAT's tools write it.
@@ -68,7 +51,10 @@ mod tests {
     #[test]
     fn identifiers_as_their_tools_write_them() {
         let bytes = *b"\x28\x73\x2a\xc1\x1f\xf8\xd2\x11\xba\x4b\0\xa0\xc9\x3e\xc9\x3b";
-        assert_eq!(guid(&bytes), "C12A7328-F81F-11D2-BA4B-00A0C93EC93B");
+        assert_eq!(
+            guid(&Uuid::from_bytes_le(bytes)),
+            "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+        );
         assert_eq!(
             uuid(&bytes).unwrap(),
             "28732ac1-1ff8-d211-ba4b-00a0c93ec93b"

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::convert::input::Input;
-use crate::convert::segment::{MAX_PIECES, Piece, Segment};
+use crate::convert::segment::{MAX_PIECES, Piece, PieceKind, Segment};
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
 use crate::image::Image;
@@ -116,8 +116,7 @@ impl<'a> Cursor<'a> {
                 Status::Skip => self.position = end,
                 Status::Zero => match self.whole_units(end) {
                     Some((guest, len)) => {
-                        segment.pieces.push(Piece::Zero { guest, len });
-                        self.position = guest + len;
+                        self.take(segment, PieceKind::Zero, guest, len, &mut 0);
                     }
                     None => self.claim_data(segment, &mut used, end),
                 },
@@ -142,14 +141,27 @@ impl<'a> Cursor<'a> {
             .min(self.size);
         let len = (end - start).min(self.capacity - *used);
         // A piece ends inside a unit only at the end of the disk, so every piece starts at one.
+        self.take(segment, PieceKind::Data, start, len, used);
+    }
+
+    fn take(
+        &mut self,
+        segment: &mut Segment,
+        kind: PieceKind,
+        guest: u64,
+        len: u64,
+        used: &mut u64,
+    ) {
         let at = usize::try_from(*used).unwrap_or(usize::MAX);
-        segment.pieces.push(Piece::Data {
-            guest: start,
+        let piece = Piece {
+            kind,
+            guest,
             len,
             at,
-        });
+        };
+        segment.pieces.push(piece);
         *used += len.next_multiple_of(self.unit);
-        self.position = start + len;
+        self.position = guest + len;
     }
 
     /// Takes the whole units from the position to `end`, as far as there is room, as they are packed.
@@ -158,10 +170,7 @@ impl<'a> Cursor<'a> {
             return self.claim_data(segment, used, end);
         };
         let len = len.min(self.capacity - *used);
-        let at = usize::try_from(*used).unwrap_or(usize::MAX);
-        segment.pieces.push(Piece::Packed { guest, len, at });
-        *used += len.next_multiple_of(self.unit);
-        self.position = guest + len;
+        self.take(segment, PieceKind::Packed, guest, len, used);
     }
 
     /// The whole units in the run from the position to `end`, if the position is at the
@@ -225,28 +234,15 @@ impl<'a> Cursor<'a> {
         {
             return Ok(run);
         }
-        let source_size = self.source.size();
-        let run = if self.position < source_size {
-            let left = source_size - self.position;
-            return match self.arriving {
-                true => self.arriving_run(left),
-                false => {
-                    let run = self.source.extent_at(self.position, left)?;
-                    self.run = Some(run);
-                    Ok(run)
-                }
-            };
+        let left = self.source.size().saturating_sub(self.position);
+        let run = if left > 0 && self.arriving {
+            return self.arriving_run(left);
+        } else if left > 0 {
+            self.source.extent_at(self.position, left)?
         } else {
-            // What the target adds by rounding the size up.
-            let (kind, host_offset) = (ExtentKind::Zero, None);
+            // The target rounds the size up.
             let len = self.size - self.position;
-            Extent {
-                start: self.position,
-                len,
-                kind,
-                depth: 0,
-                host_offset,
-            }
+            Extent::new(self.position, len, ExtentKind::Zero)
         };
         self.run = Some(run);
         Ok(run)

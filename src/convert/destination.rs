@@ -7,15 +7,15 @@ use crate::convert::claim::Ground;
 use crate::convert::engine::{self, Job};
 use crate::convert::input::Input;
 use crate::convert::journal::Journal;
-use crate::convert::lane::{Remake, Resumable, Target};
-use crate::convert::options::{ConvertOptions, Summary};
-use crate::digest::{Algorithm, ContentDigest, ContentHasher, Hasher};
+use crate::convert::lane::{Remake, Target};
+use crate::convert::options::{ConvertOptions, JobOptions, Summary};
+use crate::digest::{ContentDigest, ContentHasher};
 use crate::error::{Error, Result, quoted_path};
 use crate::image::{ImageWriter, OutputFile, WriteShape};
 use crate::name::ImageName;
 use crate::progress::Report;
 use crate::source::{BlockSource, BlockSourceExt};
-use crate::storage::{FileStorage, PendingFile, beside, identity_of, there};
+use crate::storage::{self, FileStorage, PendingFile, identity_of, there};
 use crate::target::BlockTarget;
 
 /// The size of a disk whose size is not known yet, for a writer that does not ask.
@@ -61,7 +61,7 @@ impl ConvertOptions {
         if !writer.shape().plain {
             return Err(Error::invalid(format!(
                 "an existing {} image cannot be written into; only a raw disk can",
-                self.format
+                self.image.format
             )));
         }
         self.refuse_source(source, path)?;
@@ -107,13 +107,8 @@ impl ConvertOptions {
         refuse_one_for_two(&paths)?;
         self.check_verifiable()?;
         self.check_read_once(source)?;
-        let journal = match self.resumable {
+        let journal = match self.job.resumable {
             None => None,
-            Some(_) if !alone => {
-                return Err(Error::invalid(
-                    "a conversion into several targets cannot be gone on with",
-                ));
-            }
             Some(every) => Some(self.journal(source, &writer.shape(), path, every)?),
         };
         let begun = journal.as_ref().map(|journal| journal.begun);
@@ -136,84 +131,7 @@ impl ConvertOptions {
             target,
             pending,
             paths,
-            sync: self.sync,
-        })
-    }
-
-    fn check_verifiable(&self) -> Result<()> {
-        match self.verify && self.overlay.is_some() {
-            true => Err(Error::invalid(
-                "an overlay cannot be read back before it has its name, beside its backing file; \
-                 compare it afterwards",
-            )),
-            false => Ok(()),
-        }
-    }
-
-    fn check_read_once(&self, source: Input<'_>) -> Result<()> {
-        match source.arriving {
-            Some(_) if self.verify => Err(Error::invalid(
-                "a stream cannot be compared with what was made of it; make digests instead",
-            )),
-            Some(_) if self.resumable.is_some() => Err(Error::invalid(
-                "a conversion of a stream cannot be gone on with: what was read is gone",
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    /// Opens the journal of the conversion into `path`.
-    fn journal(
-        &self,
-        source: Input<'_>,
-        shape: &WriteShape,
-        path: &Path,
-        every: u64,
-    ) -> Result<Resumable> {
-        if self.content.is_some() {
-            return Err(Error::invalid(
-                "a conversion that can be gone on with makes no digest: the whole of the disk would \
-                 have to be read again",
-            ));
-        }
-        if self
-            .create
-            .options
-            .iter()
-            .any(|(_, value)| value == "fresh")
-        {
-            return Err(Error::invalid(
-                "a conversion that can be gone on with needs identifiers that stay the same, not fresh \
-                 ones",
-            ));
-        }
-        let mut ends = Hasher::new(Algorithm::Md5)?;
-        let mut bytes = vec![0; 64 << 10];
-        for at in [0, source.disk.size().saturating_sub(bytes.len() as u64)] {
-            let n = source.disk.read_at(&mut bytes, at)?;
-            ends.update(bytes.get(..n).unwrap_or_default());
-        }
-        let identity = format!(
-            "{} {:?} {:?} {} {:?} {} {:?} {}",
-            env!("CARGO_PKG_VERSION"),
-            self.format,
-            self.create,
-            self.sparse_size,
-            shape.files,
-            source.disk.size(),
-            source.disk.identity(),
-            ends.finish(),
-        );
-        let journal_path = beside(path, ".journal")?;
-        let there = shape.files.iter().all(|file| {
-            let part = output_path(path, file).and_then(|path| PendingFile::part_of(&path));
-            part.is_ok_and(|part| part.is_file())
-        });
-        let (journal, begun) = Journal::open(&journal_path, identity.as_bytes(), every)?;
-        Ok(Resumable {
-            journal,
-            begun: begun && there,
-            identity: identity.into_bytes(),
+            sync: self.job.sync,
         })
     }
 
@@ -241,10 +159,12 @@ impl ConvertOptions {
         file_name: Option<&Path>,
     ) -> Result<Box<dyn ImageWriter>> {
         let create = |size| {
-            let mut create = self.create.clone();
+            let mut create = self.image.create.clone();
             create.virtual_size = size;
             create.file_name = file_name.map(ImageName::from).or(create.file_name);
-            crate::open::named(&self.format)?.create(&create)
+            crate::formats::Formats::all()
+                .named(&self.image.format)?
+                .create(&create)
         };
         match source.arriving.filter(|arriving| arriving.is_endless()) {
             None => create(source.disk.size()),
@@ -255,7 +175,7 @@ impl ConvertOptions {
                 Ok(_) => Err(Error::invalid(format!(
                     "an image of format {} begins with the size of the disk, which is known only when \
                      the stream ends; say how large the disk is, or allow a spill file",
-                    ImageName::from(self.format.as_str()).escaped()
+                    ImageName::from(self.image.format.as_str()).escaped()
                 ))),
             },
         }
@@ -270,6 +190,7 @@ impl ConvertOptions {
         let reads = |s: &dyn BlockSource| s.uses_file(identity);
         if reads(source.disk)
             || self
+                .image
                 .overlay
                 .as_ref()
                 .is_some_and(|image| image.uses_file(identity))
@@ -300,7 +221,7 @@ impl ConvertOptions {
                 shape.virtual_size
             )));
         }
-        if self.target_is_zero {
+        if self.image.target_is_zero {
             storage = storage.assume_zero();
         }
         if shape.files.len() != 1 {
@@ -332,24 +253,26 @@ impl ConvertOptions {
             remake,
             writer,
             files,
-            sparse_size: self.sparse_size,
-            limits: self.limits.clone(),
-            sync: self.sync,
-            write_behind: self.sync,
+            sparse_size: self.image.sparse_size,
+            limits: self.job.limits.clone(),
+            sync: self.job.sync,
+            write_behind: self.job.sync,
             whole: false,
             keep_size: false,
             journal: None,
-            report: Report::new(self.progress.clone()),
+            report: Report::new(self.job.work.progress.clone()),
         }
     }
 
     /// Makes a writer when the size of the disk is known.
     fn remake(&self) -> Remake {
-        let (format, create) = (self.format.clone(), self.create.clone());
+        let (format, create) = (self.image.format.clone(), self.image.create.clone());
         Box::new(move |size| {
             let mut create = create.clone();
             create.virtual_size = size;
-            crate::open::named(&format)?.create(&create)
+            crate::formats::Formats::all()
+                .named(&format)?
+                .create(&create)
         })
     }
 
@@ -363,14 +286,14 @@ impl ConvertOptions {
         } = destination;
         let image = pending.first().map(PendingFile::storage);
         let shape = target.shape.clone();
-        let job = self.job(source, vec![target])?;
-        let (mut outcome, file_digests) = self.with_file_digests(|| engine::run(job))?;
-        check_content(self.expected.as_ref(), outcome.content.as_ref())?;
+        let job = self.job.engine_job(source, vec![target])?;
+        let (mut outcome, file_digests) = self.job.with_file_digests(|| engine::run(job))?;
+        check_content(self.job.expected.as_ref(), outcome.content.as_ref())?;
         let mut summary = match outcome.targets.pop() {
             Some(result) => result?,
             None => Summary::default(),
         };
-        if self.verify {
+        if self.image.verify {
             self.verify_written(source.disk, &shape, &pending)?;
         }
         summary.content = outcome.content;
@@ -384,8 +307,41 @@ impl ConvertOptions {
         Ok(summary)
     }
 
-    /// The work of converting into these targets, with this target's settings for the whole.
-    pub(super) fn job<'a>(&self, source: Input<'a>, targets: Vec<Target<'a>>) -> Result<Job<'a>> {
+    /// What the target shows where nothing is written.
+    pub(super) fn ground(
+        &self,
+        source: Input<'_>,
+        shape: &WriteShape,
+        targets: &[Arc<dyn BlockTarget + '_>],
+        alone: bool,
+    ) -> Ground {
+        if let Some(image) = &self.image.overlay {
+            let depth = image
+                .identity()
+                .and_then(|file| source.disk.depth_of(file, image.format()));
+            // Beside other targets, all is read, and compared.
+            return match depth.filter(|depth| *depth > 0 && alone) {
+                Some(depth) => Ground::Layer(depth),
+                None => Ground::Image(Arc::clone(image)),
+            };
+        }
+        let zero = targets.iter().all(|target| target.reads_as_zero());
+        let plain_zero = !shape.plain || zero;
+        if plain_zero && !shape.record_zeroes && self.image.sparse_size > 0 {
+            Ground::Zero
+        } else {
+            Ground::Unknown
+        }
+    }
+}
+
+impl JobOptions {
+    /// The work of the engine for these targets.
+    pub(super) fn engine_job<'a>(
+        &self,
+        source: Input<'a>,
+        targets: Vec<Target<'a>>,
+    ) -> Result<Job<'a>> {
         let content = match self.content {
             Some(algorithm) => Some(ContentHasher::new(algorithm, source.disk.size())?),
             None => None,
@@ -401,43 +357,13 @@ impl ConvertOptions {
         Ok(Job {
             source,
             targets,
-            threads: match self.threads {
-                Some(threads) => threads.get(),
-                None => std::thread::available_parallelism().map_or(1, usize::from),
-            },
-            memory: self.memory,
-            cancel: self.cancel.clone(),
+            threads: self.work.threads(),
+            memory: self.work.memory,
+            cancel: self.work.cancel.clone(),
             allow_failure: false,
             content,
             check_packed: self.check_packed,
         })
-    }
-
-    /// What the target shows where nothing is written.
-    pub(super) fn ground(
-        &self,
-        source: Input<'_>,
-        shape: &WriteShape,
-        targets: &[Arc<dyn BlockTarget + '_>],
-        alone: bool,
-    ) -> Ground {
-        if let Some(image) = &self.overlay {
-            let depth = image
-                .identity()
-                .and_then(|file| source.disk.depth_of(file, image.format()));
-            // Beside other targets, all is read, and compared.
-            return match depth.filter(|depth| *depth > 0 && alone) {
-                Some(depth) => Ground::Layer(depth),
-                None => Ground::Image(Arc::clone(image)),
-            };
-        }
-        let zero = targets.iter().all(|target| target.reads_as_zero());
-        let plain_zero = !shape.plain || zero;
-        if plain_zero && !shape.record_zeroes && self.sparse_size > 0 {
-            Ground::Zero
-        } else {
-            Ground::Unknown
-        }
     }
 }
 
@@ -512,16 +438,7 @@ pub(super) fn refuse_one_for_two(paths: &[PathBuf]) -> Result<()> {
 }
 
 pub(super) fn is_block_device(path: &Path) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::FileTypeExt;
-        std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device())
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = path;
-        false
-    }
+    std::fs::metadata(path).is_ok_and(|metadata| storage::is_block_device(&metadata))
 }
 
 /// Where a file of the image goes whose first file goes to `image`.

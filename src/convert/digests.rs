@@ -1,12 +1,12 @@
 //! Digests of whole files beside a conversion.
 
-use crate::convert::options::ConvertOptions;
+use crate::convert::options::{ConvertOptions, JobOptions};
 use crate::digest::{Digest, Hasher, digest_of};
 use crate::error::{Error, Result};
 use crate::progress::Cancel;
 use crate::source::BlockSource;
 
-impl ConvertOptions {
+impl JobOptions {
     /// Runs `work`, and digests the files that were asked for meanwhile. If either fails, the other is
     /// stopped as soon as it can be.
     pub(super) fn with_file_digests<T>(
@@ -17,7 +17,7 @@ impl ConvertOptions {
             return Ok((work()?, Vec::new()));
         }
         let over = Cancel::new();
-        let stopped = || over.is_cancelled() || self.cancel.is_cancelled();
+        let stopped = || over.is_cancelled() || self.work.cancel.is_cancelled();
         std::thread::scope(|scope| {
             let digests: Vec<_> = self
                 .file_digests
@@ -52,12 +52,15 @@ impl ConvertOptions {
             Ok((done?, found))
         })
     }
+}
 
+impl ConvertOptions {
     /// The digests of the image that was written, each in a read of its own.
     pub(super) fn digests_of_target(&self, image: &dyn BlockSource) -> Result<Vec<Digest>> {
-        let stopped = || self.cancel.is_cancelled();
+        let stopped = || self.job.work.cancel.is_cancelled();
         std::thread::scope(|scope| {
             let digests: Vec<_> = self
+                .image
                 .target_digests
                 .iter()
                 .map(|algorithm| {

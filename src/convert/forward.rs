@@ -69,13 +69,13 @@ impl ConvertOptions {
         let layout = self.writer(source, None)?;
         let shape = layout.shape();
         self.check_streamable(layout.as_ref(), &shape)?;
-        if self.resumable.is_some() {
+        if self.job.resumable.is_some() {
             return Err(Error::invalid(
-                "a conversion into a stream cannot be gone on with: what was written is gone",
+                "a conversion into a stream cannot be resumed: what was written is gone",
             ));
         }
         let mut hashers = Vec::new();
-        for algorithm in &self.target_digests {
+        for algorithm in &self.image.target_digests {
             hashers.push(Hasher::new(*algorithm)?);
         }
         let hashers = Arc::new(Mutex::new(hashers));
@@ -94,7 +94,7 @@ impl ConvertOptions {
             let ground = self.ground(source, &shape, &files, true);
             let (size, unit) = (shape.virtual_size, shape.unit);
             let mut cursor = Cursor::new(source, vec![&ground], false, size, unit, capacity(unit));
-            let stopped = || self.cancel.is_cancelled();
+            let stopped = || self.job.work.cancel.is_cancelled();
             let plan = Plan::rehearse(layout, &mut cursor, &stopped)?;
             let plan = plan.ok_or_else(|| {
                 self.not_streamable("its data does not come to stand in the order of the disk")
@@ -129,8 +129,8 @@ impl ConvertOptions {
     }
 
     fn not_streamable(&self, why: &str) -> Error {
-        let mut what = self.format.clone();
-        for (name, value) in &self.create.options {
+        let mut what = self.image.format.clone();
+        for (name, value) in &self.image.create.options {
             what.push_str(&format!(" {name}={value}"));
         }
         let what = ImageName::from(what.as_str());

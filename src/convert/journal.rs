@@ -20,6 +20,7 @@ use crate::error::{Error, Result, quoted_path};
 use crate::image::Part;
 use crate::ondisk::le;
 use crate::packed::PackedUnit;
+use crate::storage::{try_lock, without_following};
 
 const MAGIC: &[u8] = b"blockform conversion journal 1\n";
 /// The longest entry that is read: a segment has some thousand pieces at most.
@@ -50,7 +51,7 @@ impl Journal {
     pub(super) fn open(path: &Path, identity: &[u8], every: u64) -> Result<(Self, bool)> {
         let failed = |e| Error::io_path("open the journal", path, e);
         let mut options = File::options();
-        let mut file = crate::storage::without_following(&mut options)
+        let mut file = without_following(&mut options)
             .read(true)
             .write(true)
             .create(true)
@@ -153,21 +154,17 @@ impl Journal {
 }
 
 /// Keeps others from going on with the same conversion at the same time.
-#[cfg(unix)]
 fn lock(file: &File, path: &Path) -> Result<()> {
-    use rustix::fs::{FlockOperation, flock};
-    flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
-        rustix::io::Errno::WOULDBLOCK => {
+    match try_lock(file) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
             let name = quoted_path(path);
-            Error::invalid(format!("somebody else is using the journal {name}"))
+            Err(Error::invalid(format!(
+                "somebody else is using the journal {name}"
+            )))
         }
-        e => Error::io_path("lock the journal", path, e.into()),
-    })
-}
-
-#[cfg(not(unix))]
-fn lock(_: &File, _: &Path) -> Result<()> {
-    Ok(())
+        Err(e) => Err(Error::io_path("lock the journal", path, e)),
+    }
 }
 
 fn push_record(out: &mut Vec<u8>, record: &[u8]) {
@@ -177,7 +174,7 @@ fn push_record(out: &mut Vec<u8>, record: &[u8]) {
             .to_le_bytes(),
     );
     out.extend_from_slice(record);
-    out.extend_from_slice(&crc32c::crc32c(record).to_le_bytes());
+    out.extend_from_slice(&crc32fast::hash(record).to_le_bytes());
 }
 
 /// The next record, if it is there whole.
@@ -202,7 +199,7 @@ fn read_record(reader: &mut impl Read) -> std::io::Result<Option<Vec<u8>>> {
         return Ok(None);
     };
     let sum = exactly(4)?.and_then(number);
-    Ok(Some(record).filter(|record| sum == Some(crc32c::crc32c(record))))
+    Ok(Some(record).filter(|record| sum == Some(crc32fast::hash(record))))
 }
 
 fn encode(segment: &Segment, work: &Work) -> Vec<u8> {

@@ -11,7 +11,7 @@ use crate::convert::options::Summary;
 use crate::convert::order::Order;
 use crate::convert::place::place_steps;
 use crate::convert::prepare::Preparer;
-use crate::convert::segment::{Buffer, Piece, Segment, Store, Work};
+use crate::convert::segment::{Buffer, Bytes, PieceKind, Segment, Store, Work};
 use crate::digest::{Hasher, digest_of};
 use crate::error::{Error, Result};
 use crate::image::{ImageWriter, Payload, Write, WriteShape};
@@ -278,36 +278,37 @@ impl<'a> Lane<'a> {
 
     fn store_segment(&self, segment: &Segment, work: &Work) -> Result<()> {
         for store in &work.stores {
-            let (from, index, host, at, len) = match store {
+            let bytes = match store {
                 Store::Table(write) => {
                     write_table(&self.files, write, self.sparse_size)?;
                     continue;
                 }
-                Store::Bytes {
-                    from,
-                    file,
-                    host,
-                    at,
-                    len,
-                } => (*from, *file, *host, *at, *len),
+                Store::Bytes(bytes) => bytes,
             };
+            let Bytes {
+                from,
+                host,
+                at,
+                len,
+                ..
+            } = *bytes;
             let end = at.saturating_add(len);
-            let file = file_of(&self.files, index)?;
+            let file = file_of(&self.files, bytes.file)?;
             let before = self.bytes_written.fetch_add(len as u64, Ordering::Relaxed);
             self.limits
                 .check_output(before.saturating_add(len as u64))?;
             if from == Buffer::Data && file.shares_blocks().is_some() {
                 self.share_data(segment, &**file, host, at, len)?;
             } else {
-                let bytes = match from {
+                let from = match from {
                     Buffer::Data => segment.data.get(at, len),
                     Buffer::Packed => work.packed.get(at..end).unwrap_or_default(),
                     Buffer::Taken => segment.taken.get(at..end).unwrap_or_default(),
                 };
-                file.write_all_at(bytes, host)?;
+                file.write_all_at(from, host)?;
             }
             if let Some(behind) = &self.behind {
-                behind.stored(&**file, index, host, len);
+                behind.stored(&**file, bytes.file, host, len);
             }
         }
         Ok(())
@@ -335,14 +336,14 @@ impl<'a> Lane<'a> {
         let end = at.saturating_add(len);
         let mut done = at;
         for piece in &segment.pieces {
-            let (guest, piece_at, piece_len, is_read) = match *piece {
-                Piece::Data { guest, len, at } => (guest, at, len, true),
-                Piece::Shared { guest, len, at } => (guest, at, len, false),
-                Piece::Packed { .. } | Piece::Zero { .. } => continue,
+            let is_read = match piece.kind {
+                PieceKind::Data => true,
+                PieceKind::Shared => false,
+                PieceKind::Packed | PieceKind::Zero => continue,
             };
-            let piece_end = usize::try_from(piece_len)
-                .unwrap_or(usize::MAX)
-                .saturating_add(piece_at);
+            let (guest, piece_at) = (piece.guest, piece.at);
+            let piece_len = usize::try_from(piece.len).unwrap_or(usize::MAX);
+            let piece_end = piece_len.saturating_add(piece_at);
             while piece_at <= done && done < piece_end.min(end) {
                 let guest = guest + (done - piece_at) as u64;
                 let left = piece_end.min(end) - done;

@@ -1,47 +1,54 @@
 //! Many targets in one read.
 
-use std::num::NonZeroUsize;
+use std::fmt;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::convert::destination::{Destination, check_content, commit, refuse_one_for_two};
 use crate::convert::engine;
 use crate::convert::input::Input;
-use crate::convert::options::{ConvertOptions, Summary};
+use crate::convert::options::{ConvertOptions, JobOptions, Summary, job_setters};
+use crate::convert::spec::ImageSpec;
 use crate::digest::{Algorithm, ContentDigest, Digest};
 use crate::error::{Error, Result};
-use crate::progress::Cancel;
-use crate::source::BlockSource;
+use crate::progress::{Progress, ProgressFn};
 use crate::target::BlockTarget;
 
 /// A conversion of one source into any number of targets, which is read once.
 ///
 /// ```no_run
 /// use blockform::OpenOptions;
-/// use blockform::convert::{Conversion, ConvertOptions};
+/// use blockform::convert::{Conversion, ImageSpec};
 /// use blockform::digest::Algorithm;
 ///
 /// let source = OpenOptions::new().open_path("disk.qcow2")?;
 /// let outcome = Conversion::of(&source)
-///     .to_path(ConvertOptions::to("raw"), "disk.raw")
-///     .to_path(ConvertOptions::to("vmdk").option("subformat", "streamOptimized"), "disk.vmdk")
+///     .to_path("raw", "disk.raw")
+///     .to_path(ImageSpec::new("vmdk").option("subformat", "streamOptimized"), "disk.vmdk")
 ///     .content_digest(Algorithm::Blake3)
 ///     .run()?;
 /// # Ok::<(), blockform::Error>(())
 /// ```
 ///
 /// Without any target it is a way to read a disk and make its [digest](Self::content_digest).
-///
-/// Of each target's [`ConvertOptions`] those count that are about it alone: its format and options, its
-/// overlay, the size of holes, the sync, and the progress, which it is told of on its own. The rest is
-/// said of the conversion as a whole.
-#[derive(Debug)]
-#[must_use]
 pub struct Conversion<'a> {
     source: Input<'a>,
-    targets: Vec<(ConvertOptions, Place)>,
-    whole: ConvertOptions,
+    targets: Vec<(ImageSpec, Place)>,
+    job: JobOptions,
+    progress: Option<TargetProgressFn>,
     allow_failure: bool,
+}
+
+/// Called with the number of a target and its progress.
+type TargetProgressFn = Arc<dyn Fn(usize, Progress) -> ControlFlow<()> + Send + Sync>;
+
+impl fmt::Debug for Conversion<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conversion")
+            .field("targets", &self.targets)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -68,76 +75,50 @@ impl<'a> Conversion<'a> {
         Conversion {
             source: source.into(),
             targets: Vec::new(),
-            whole: ConvertOptions::to("raw"),
+            job: JobOptions::default(),
+            progress: None,
             allow_failure: false,
         }
     }
 
     /// Adds a new file at `path`, as [`ConvertOptions::convert_to_path`] makes it.
-    pub fn to_path(mut self, options: ConvertOptions, path: impl AsRef<Path>) -> Self {
+    #[must_use]
+    pub fn to_path(mut self, image: impl Into<ImageSpec>, path: impl AsRef<Path>) -> Self {
         let path = Place::Path(path.as_ref().to_owned());
-        self.targets.push((options, path));
+        self.targets.push((image.into(), path));
         self
     }
 
     /// Adds storage of the caller's, as [`ConvertOptions::convert_to_targets`] takes it.
-    pub fn to_targets(mut self, options: ConvertOptions, files: &[Arc<dyn BlockTarget>]) -> Self {
-        self.targets.push((options, Place::Targets(files.to_vec())));
+    #[must_use]
+    pub fn to_targets(
+        mut self,
+        image: impl Into<ImageSpec>,
+        files: &[Arc<dyn BlockTarget>],
+    ) -> Self {
+        let place = Place::Targets(files.to_vec());
+        self.targets.push((image.into(), place));
         self
     }
 
     /// Whether the other targets go on when one fails. They do not unless told otherwise: then all
     /// are whole in the end, or none is there.
+    #[must_use]
     pub fn allow_failure(mut self, allow: bool) -> Self {
         self.allow_failure = allow;
         self
     }
 
-    /// As [`ConvertOptions::threads`].
-    pub fn threads(mut self, threads: NonZeroUsize) -> Self {
-        self.whole = self.whole.threads(threads);
-        self
-    }
+    job_setters!(|self| self.job);
 
-    /// As [`ConvertOptions::memory`], for all targets together.
-    pub fn memory(mut self, bytes: u64) -> Self {
-        self.whole = self.whole.memory(bytes);
-        self
-    }
-
-    /// As [`ConvertOptions::cancel`]. A target whose progress breaks stops the whole.
-    pub fn cancel(mut self, cancel: Cancel) -> Self {
-        self.whole = self.whole.cancel(cancel);
-        self
-    }
-
-    /// Makes the digest of the disk's content on the way: [`Outcome::content`].
-    pub fn content_digest(mut self, algorithm: Algorithm) -> Self {
-        self.whole = self.whole.content_digest(algorithm);
-        self
-    }
-
-    /// As [`ConvertOptions::expect_content`]: if the digest is another, no target is left.
-    pub fn expect_content(mut self, digest: ContentDigest) -> Self {
-        self.whole = self.whole.expect_content(digest);
-        self
-    }
-
-    /// As [`ConvertOptions::file_digest`].
-    pub fn file_digest(mut self, file: Arc<dyn BlockSource>, algorithm: Algorithm) -> Self {
-        self.whole = self.whole.file_digest(file, algorithm);
-        self
-    }
-
-    /// As [`ConvertOptions::expect_file`].
-    pub fn expect_file(mut self, file: Arc<dyn BlockSource>, digest: Digest) -> Self {
-        self.whole = self.whole.expect_file(file, digest);
-        self
-    }
-
-    /// As [`ConvertOptions::check_packed`].
-    pub fn check_packed(mut self, check: bool) -> Self {
-        self.whole = self.whole.check_packed(check);
+    /// Sets a function that is called now and then, from any thread, with the number of a target, in the order
+    /// in which they were added, and its progress. [`ControlFlow::Break`] stops the conversion of all targets.
+    #[must_use]
+    pub fn progress(
+        mut self,
+        report: impl Fn(usize, Progress) -> ControlFlow<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.progress = Some(Arc::new(report));
         self
     }
 
@@ -151,7 +132,13 @@ impl<'a> Conversion<'a> {
     pub fn run(self) -> Result<Outcome> {
         let alone = self.targets.len() == 1;
         let (mut destinations, mut all_options) = (Vec::new(), Vec::new());
-        for (options, place) in self.targets {
+        for (number, (image, place)) in self.targets.into_iter().enumerate() {
+            let mut job = self.job.clone();
+            job.work.progress = self
+                .progress
+                .clone()
+                .map(|report| -> ProgressFn { Arc::new(move |progress| report(number, progress)) });
+            let options = ConvertOptions { image, job };
             destinations.push(match place {
                 Place::Path(path) => options.at_path(self.source, &path, alone)?,
                 Place::Targets(files) => options.at_targets(self.source, &files)?,
@@ -170,17 +157,17 @@ impl<'a> Conversion<'a> {
                 )
             })
             .unzip();
-        let mut job = self.whole.job(self.source, targets)?;
+        let mut job = self.job.engine_job(self.source, targets)?;
         job.allow_failure = self.allow_failure;
-        let (outcome, mut file_digests) = self.whole.with_file_digests(|| engine::run(job))?;
+        let (outcome, mut file_digests) = self.job.with_file_digests(|| engine::run(job))?;
         file_digests.extend(outcome.source_digests);
-        check_content(self.whole.expected.as_ref(), outcome.content.as_ref())?;
+        check_content(self.job.expected.as_ref(), outcome.content.as_ref())?;
         let mut results = Vec::new();
         let targets = outcome.targets.into_iter().zip(files).zip(all_options);
         for ((result, (shape, pending, sync)), options) in targets {
             let result = result.and_then(|mut summary| {
                 summary.content.clone_from(&outcome.content);
-                if options.verify {
+                if options.image.verify {
                     options.verify_written(self.source.disk, &shape, &pending)?;
                 }
                 if let Some(image) = pending.first() {

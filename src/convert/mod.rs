@@ -8,6 +8,7 @@ mod engine;
 mod forward;
 mod input;
 mod journal;
+mod kept;
 mod lane;
 mod many;
 mod options;
@@ -17,11 +18,14 @@ pub mod partition;
 mod place;
 mod plan;
 mod prepare;
+mod resume;
 mod segment;
+mod spec;
 mod verify;
 
 pub use input::Input;
 pub use many::{Conversion, Outcome, content_digest};
 pub use options::{ConvertOptions, Summary};
+pub use spec::ImageSpec;
 
 pub use crate::progress::{Cancel, Phase, Progress};

@@ -1,18 +1,15 @@
 //! How a conversion is done.
 
 use std::fmt;
-use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use crate::convert::spec::{ImageSpec, image_setters};
 use crate::digest::{Algorithm, ContentDigest, Digest};
-use crate::image::{Backing, CreateOptions, Image};
 use crate::limits::Limits;
-use crate::name::ImageName;
-use crate::progress::{Cancel, Progress, ProgressFn};
+use crate::progress::{Work, progress_setter};
 use crate::source::BlockSource;
 
-/// What to convert to, and how.
+/// A conversion into one image.
 ///
 /// ```no_run
 /// use blockform::{OpenOptions, convert::ConvertOptions};
@@ -24,238 +21,155 @@ use crate::source::BlockSource;
 /// ```
 #[derive(Clone)]
 pub struct ConvertOptions {
-    pub(super) format: String,
-    pub(super) create: CreateOptions,
-    pub(super) overlay: Option<Arc<dyn Image>>,
-    pub(super) threads: Option<NonZeroUsize>,
-    pub(super) memory: u64,
+    pub(super) image: ImageSpec,
+    pub(super) job: JobOptions,
+}
+
+/// The options of a conversion as a whole, whatever its targets.
+#[derive(Clone)]
+pub(super) struct JobOptions {
+    pub(super) work: Work,
     pub(super) limits: Limits,
-    pub(super) sparse_size: u64,
-    pub(super) target_is_zero: bool,
     pub(super) sync: bool,
-    pub(super) cancel: Cancel,
-    pub(super) progress: Option<ProgressFn>,
     pub(super) content: Option<Algorithm>,
     pub(super) expected: Option<ContentDigest>,
     pub(super) check_packed: bool,
-    pub(super) verify: bool,
-    /// The file whose bytes are digested meanwhile, and what is expected of it.
+    /// Files whose bytes are digested meanwhile, and the digests that are expected.
     pub(super) file_digests: Vec<(Arc<dyn BlockSource>, Algorithm, Option<Digest>)>,
-    /// Of the image file that is written.
-    pub(super) target_digests: Vec<Algorithm>,
     /// Bytes of the disk between two checkpoints.
     pub(super) resumable: Option<u64>,
 }
 
-impl fmt::Debug for ConvertOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConvertOptions")
-            .field("format", &self.format)
-            .field("create", &self.create)
-            .finish_non_exhaustive()
-    }
-}
-
-impl ConvertOptions {
-    /// A conversion into `format`, by its id or another name that it is known by, with every option
-    /// at its default.
-    pub fn to(format: impl Into<String>) -> Self {
-        ConvertOptions {
-            format: format.into(),
-            create: CreateOptions::new(0),
-            overlay: None,
-            threads: None,
-            memory: 64 << 20,
+impl Default for JobOptions {
+    fn default() -> Self {
+        JobOptions {
+            work: Work::default(),
             limits: Limits::default(),
-            sparse_size: 4096,
-            target_is_zero: false,
             sync: true,
-            cancel: Cancel::new(),
-            progress: None,
             content: None,
             expected: None,
             check_packed: false,
-            verify: false,
             file_digests: Vec::new(),
-            target_digests: Vec::new(),
             resumable: None,
         }
     }
+}
 
-    /// Sets an option of the format, as people know it from `qemu-img convert -o`.
-    #[must_use]
-    pub fn option(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.create.options.push((name.into(), value.into()));
-        self
+impl fmt::Debug for ConvertOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("ConvertOptions");
+        debug.field("image", &self.image).finish_non_exhaustive()
+    }
+}
+
+impl From<ImageSpec> for ConvertOptions {
+    fn from(image: ImageSpec) -> Self {
+        let job = JobOptions::default();
+        ConvertOptions { image, job }
+    }
+}
+
+/// Makes the methods that set the [`JobOptions`] at a place, but for its progress.
+macro_rules! job_setters {
+    (|$self:ident| $job:expr) => {
+        $crate::progress::work_setters!(|$self| $job.work);
+
+        /// Sets what the source may demand of a conversion:
+        /// [`Limits::output_bytes`](crate::Limits::output_bytes). The other limits are for
+        /// [opening](crate::OpenOptions::limits) it.
+        #[must_use]
+        pub fn limits(mut $self, limits: $crate::Limits) -> Self {
+            $job.limits = limits;
+            $self
+        }
+
+        /// Brings the result to stable storage before the conversion returns: on by default.
+        #[must_use]
+        pub fn sync(mut $self, sync: bool) -> Self {
+            $job.sync = sync;
+            $self
+        }
+
+        /// Computes the digest of the disk's content on the way.
+        #[must_use]
+        pub fn content_digest(mut $self, algorithm: $crate::digest::Algorithm) -> Self {
+            $job.content = Some(algorithm);
+            $self
+        }
+
+        /// Fails with [`Error::DigestMismatch`](crate::Error::DigestMismatch), and leaves nothing, if the
+        /// disk's content has another digest.
+        #[must_use]
+        pub fn expect_content(mut $self, digest: $crate::digest::ContentDigest) -> Self {
+            $job.content = Some(digest.digest().algorithm());
+            $job.expected = Some(digest);
+            $self
+        }
+
+        /// Computes the digest of the bytes of `file`, as that of the source, in one more read meanwhile, on a
+        /// thread of its own.
+        #[must_use]
+        pub fn file_digest(
+            mut $self,
+            file: std::sync::Arc<dyn $crate::BlockSource>,
+            algorithm: $crate::digest::Algorithm,
+        ) -> Self {
+            $job.file_digests.push((file, algorithm, None));
+            $self
+        }
+
+        /// As [`file_digest`](Self::file_digest), and fails with
+        /// [`Error::DigestMismatch`](crate::Error::DigestMismatch), leaving nothing, if it is another one: for
+        /// uploads whose digest is known.
+        #[must_use]
+        pub fn expect_file(
+            mut $self,
+            file: std::sync::Arc<dyn $crate::BlockSource>,
+            digest: $crate::digest::Digest,
+        ) -> Self {
+            $job.file_digests.push((file, digest.algorithm(), Some(digest)));
+            $self
+        }
+
+        /// Decompresses compressed units that can be copied as they are, from one qcow2 image into another for
+        /// example, to prove that they can be read.
+        #[must_use]
+        pub fn check_packed(mut $self, check: bool) -> Self {
+            $job.check_packed = check;
+            $self
+        }
+    };
+}
+pub(super) use job_setters;
+
+impl ConvertOptions {
+    /// A conversion into `format`, by its id or an alias, with every option at its default.
+    pub fn to(format: impl Into<String>) -> Self {
+        ImageSpec::new(format).into()
     }
 
-    /// What the image will be called, where its target does not say: a VMDK names its own file, and some
-    /// readers look for that name. `disk.vmdk` unless told otherwise.
-    #[must_use]
-    pub fn file_name(mut self, name: impl Into<ImageName>) -> Self {
-        self.create.file_name = Some(name.into());
-        self
-    }
+    image_setters!(|self| self.image);
+    job_setters!(|self| self.job);
+    progress_setter!(|self| self.job.work);
 
-    /// Whether to pack the data.
-    #[must_use]
-    pub fn compress(mut self, compress: bool) -> Self {
-        self.create.compress = compress;
-        self
-    }
-
-    /// Writes an overlay: an image that names `backing` as its backing file and records only what
-    /// differs from `image`, which is that file, opened.
-    #[must_use]
-    pub fn overlay(mut self, mut backing: Backing, image: Arc<dyn Image>) -> Self {
-        backing.ids = image.info().ids.clone();
-        self.create.backing = Some(backing);
-        self.overlay = Some(image);
-        self
-    }
-
-    /// How many threads work; as many as there are processors unless told otherwise. The result is
-    /// the same for any number.
-    #[must_use]
-    pub fn threads(mut self, threads: NonZeroUsize) -> Self {
-        self.threads = Some(threads);
-        self
-    }
-
-    /// About how many bytes of buffers to use at most; 64 MiB unless told otherwise. The result is
-    /// the same for any number.
-    #[must_use]
-    pub fn memory(mut self, bytes: u64) -> Self {
-        self.memory = bytes;
-        self
-    }
-
-    /// What the source may demand of a conversion: [`Limits::output_bytes`]. The other limits are for
-    /// [opening](crate::OpenOptions::limits) it.
-    #[must_use]
-    pub fn limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
-        self
-    }
-
-    /// The shortest run of zeros that becomes a hole, in bytes: 4096 unless told otherwise. With 0
-    /// no zeros are searched for, and what reads as zero is written out or recorded as zero.
-    #[must_use]
-    pub fn sparse_size(mut self, bytes: u64) -> Self {
-        self.sparse_size = bytes;
-        self
-    }
-
-    /// Takes the caller's word that an existing target reads as zero.
-    #[must_use]
-    pub fn target_is_zero(mut self, zero: bool) -> Self {
-        self.target_is_zero = zero;
-        self
-    }
-
-    /// Whether the result is on stable storage when the conversion returns; so unless told otherwise.
-    #[must_use]
-    pub fn sync(mut self, sync: bool) -> Self {
-        self.sync = sync;
-        self
-    }
-
-    /// What stops the conversion from another thread.
-    #[must_use]
-    pub fn cancel(mut self, cancel: Cancel) -> Self {
-        self.cancel = cancel;
-        self
-    }
-
-    /// Is called now and then, from whatever thread has news. [`ControlFlow::Break`] stops the
-    /// conversion, as [`Cancel::cancel`] does.
-    #[must_use]
-    pub fn progress(
-        mut self,
-        report: impl Fn(Progress) -> ControlFlow<()> + Send + Sync + 'static,
-    ) -> Self {
-        self.progress = Some(Arc::new(report));
-        self
-    }
-
-    /// Makes the digest of the disk's content on the way: [`Summary::content`].
-    #[must_use]
-    pub fn content_digest(mut self, algorithm: Algorithm) -> Self {
-        self.content = Some(algorithm);
-        self
-    }
-
-    /// Fails with [`Error::DigestMismatch`](crate::Error::DigestMismatch), and leaves nothing, if the
-    /// disk's content has another digest.
-    #[must_use]
-    pub fn expect_content(mut self, digest: ContentDigest) -> Self {
-        self.content = Some(digest.digest().algorithm());
-        self.expected = Some(digest);
-        self
-    }
-
-    /// Makes the digest of the bytes of `file`, that of the source say, in one more read meanwhile, on a
-    /// thread of its own: [`Summary::file_digests`].
-    #[must_use]
-    pub fn file_digest(mut self, file: Arc<dyn BlockSource>, algorithm: Algorithm) -> Self {
-        self.file_digests.push((file, algorithm, None));
-        self
-    }
-
-    /// As [`file_digest`](Self::file_digest), and fails with
-    /// [`Error::DigestMismatch`](crate::Error::DigestMismatch), leaving nothing, if it is another one:
-    /// for uploads whose digest is known.
-    #[must_use]
-    pub fn expect_file(mut self, file: Arc<dyn BlockSource>, digest: Digest) -> Self {
-        self.file_digests
-            .push((file, digest.algorithm(), Some(digest)));
-        self
-    }
-
-    /// Makes the digest of the bytes of the image file that [`convert_to_path`](Self::convert_to_path)
-    /// writes, in one more read when it is whole, or that of the stream that
-    /// [`convert_to_writer`](Self::convert_to_writer) writes, on its way: [`Summary::target_digests`].
-    #[must_use]
-    pub fn target_digest(mut self, algorithm: Algorithm) -> Self {
-        self.target_digests.push(algorithm);
-        self
-    }
-
-    /// Makes [`convert_to_path`](Self::convert_to_path) go on where an earlier call with the same
-    /// source, options and path was stopped or failed, or its machine did. The result has the same
-    /// bytes as one that was never interrupted.
+    /// Makes [`convert_to_path`](Self::convert_to_path) continue where an earlier call with the same source,
+    /// options and path was stopped or failed, or its machine did. The result has the same bytes as one that
+    /// was never interrupted.
     ///
-    /// What is unfinished is kept beside the destination then, `.NAME.part` and `.NAME.journal`, until
-    /// a later call finishes it. About every `checkpoint` bytes of the disk, and every ten seconds,
-    /// the result is brought to stable storage; [`CHECKPOINT`](Self::CHECKPOINT) is a good value.
+    /// An unfinished result is kept beside the destination, in `.NAME.part` and `.NAME.journal`, until a later
+    /// call finishes it. About every `checkpoint` bytes of the disk, and every ten seconds, the result is
+    /// brought to stable storage; [`CHECKPOINT`](Self::CHECKPOINT) is a good value.
     ///
-    /// The source must not change in between. That it is the same is told by its size, its file's
-    /// identity, and its first and last 64 KiB.
+    /// The source must not change in between. It is recognized by its size, the identity of its file, and its
+    /// first and last 64 KiB.
     #[must_use]
     pub fn resumable(mut self, checkpoint: u64) -> Self {
-        self.resumable = Some(checkpoint);
+        self.job.resumable = Some(checkpoint);
         self
     }
 
-    /// A distance of checkpoints that hardly costs anything, in bytes.
+    /// A distance of checkpoints that costs hardly anything, in bytes.
     pub const CHECKPOINT: u64 = crate::convert::journal::CHECKPOINT;
-
-    /// Whether the image that [`convert_to_path`](Self::convert_to_path) writes is read back and
-    /// compared with the source before it gets its name. It is not unless told otherwise; what is read
-    /// back comes from the system's cache as a rule, not from the disk.
-    #[must_use]
-    pub fn verify(mut self, verify: bool) -> Self {
-        self.verify = verify;
-        self
-    }
-
-    /// Whether packed units that can travel as they are, from one qcow2 image into another say, are
-    /// unpacked to see that they can be. They are not unless told otherwise.
-    #[must_use]
-    pub fn check_packed(mut self, check: bool) -> Self {
-        self.check_packed = check;
-        self
-    }
 }
 
 /// What a conversion did.

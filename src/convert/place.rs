@@ -1,6 +1,6 @@
 //! Asking the writer where everything goes.
 
-use crate::convert::segment::{Buffer, Segment, Step, Store, Work};
+use crate::convert::segment::{Buffer, Bytes, Segment, Step, Store, Work};
 use crate::error::{Error, Result};
 use crate::image::{CopiedPart, ImageWriter, Placed, Write, WriteRun};
 use crate::packed::PackedUnit;
@@ -26,13 +26,9 @@ pub(super) fn place_steps(
                     let placed = took_some(writer.place(run, &mut tables)?)?;
                     drain_tables(work, &mut tables);
                     let taken = placed.taken.min(len - done);
-                    work.push_store(Store::Bytes {
-                        from: Buffer::Data,
-                        file: placed.file,
-                        host: placed.host,
-                        at: at + usize::try_from(done).unwrap_or(usize::MAX),
-                        len: usize::try_from(taken).unwrap_or(usize::MAX),
-                    });
+                    let at = at + usize::try_from(done).unwrap_or(usize::MAX);
+                    let len = usize::try_from(taken).unwrap_or(usize::MAX);
+                    push_bytes(work, placed, Buffer::Data, at, len);
                     done += taken;
                 }
             }
@@ -57,14 +53,7 @@ pub(super) fn place_steps(
                     let taken = usize::try_from(placed.taken).unwrap_or(usize::MAX);
                     let (taken, rest) = parts.split_at(taken.min(parts.len()));
                     let len = taken.iter().map(|part| part.len as usize).sum();
-                    let Placed { file, host, .. } = placed;
-                    work.push_store(Store::Bytes {
-                        from: Buffer::Packed,
-                        file,
-                        host,
-                        at,
-                        len,
-                    });
+                    push_bytes(work, placed, Buffer::Packed, at, len);
                     at += len;
                     parts = rest;
                 }
@@ -106,16 +95,22 @@ fn place_copied(
         let taken = usize::try_from(placed.taken).unwrap_or(usize::MAX);
         let (taken, rest) = units.split_at(taken.min(units.len()));
         let end = taken.iter().map(|unit| unit.at + unit.len).max();
-        work.push_store(Store::Bytes {
-            from: Buffer::Taken,
-            file: placed.file,
-            host: placed.host,
-            at: first.at,
-            len: end.unwrap_or(first.at) - first.at,
-        });
+        let len = end.unwrap_or(first.at) - first.at;
+        push_bytes(work, placed, Buffer::Taken, first.at, len);
         units = rest;
     }
     Ok(())
+}
+
+fn push_bytes(work: &mut Work, placed: Placed, from: Buffer, at: usize, len: usize) {
+    let Placed { file, host, .. } = placed;
+    work.push_store(Store::Bytes(Bytes {
+        from,
+        at,
+        len,
+        file,
+        host,
+    }));
 }
 
 fn took_some(placed: Placed) -> Result<Placed> {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::convert::claim::Ground;
-use crate::convert::segment::{Leaf, Piece, Segment, Step, Work};
+use crate::convert::segment::{Leaf, Piece, PieceKind, Segment, Step, Work};
 use crate::digest::{LEAF, Leaves};
 use crate::error::{Error, Result};
 use crate::extent::ExtentKind;
@@ -40,21 +40,17 @@ impl Reader<'_> {
         let mut bytes_read = 0;
         let mut pieces = std::mem::take(&mut segment.pieces);
         for piece in &mut pieces {
-            match *piece {
-                Piece::Zero { .. } | Piece::Shared { .. } => {}
-                Piece::Data { guest, len, at } if self.can_be_shared(guest, len) => {
-                    *piece = Piece::Shared { guest, len, at };
+            let Piece { guest, len, at, .. } = *piece;
+            bytes_read += match (piece.kind, self.later) {
+                (PieceKind::Zero | PieceKind::Shared, _) => 0,
+                (PieceKind::Data, _) if self.can_be_shared(guest, len) => {
+                    piece.kind = PieceKind::Shared;
+                    0
                 }
-                Piece::Data { guest, len, at } => {
-                    bytes_read += match self.later {
-                        Some(packed) => self.fetch(segment, packed, guest, len, at)?,
-                        None => self.data(segment, guest, len, at)?,
-                    }
-                }
-                Piece::Packed { guest, len, at } => {
-                    bytes_read += self.packed(segment, guest, len, at)?;
-                }
-            }
+                (PieceKind::Data, Some(packed)) => self.fetch(segment, packed, guest, len, at)?,
+                (PieceKind::Data, None) => self.data(segment, guest, len, at)?,
+                (PieceKind::Packed, _) => self.packed(segment, guest, len, at)?,
+            };
         }
         segment.pieces = pieces;
         Ok(bytes_read)
@@ -98,7 +94,8 @@ impl Reader<'_> {
         };
         let pieces = std::mem::take(&mut segment.pieces);
         for piece in &pieces {
-            if let Piece::Data { guest, len, at } | Piece::Packed { guest, len, at } = *piece {
+            if matches!(piece.kind, PieceKind::Data | PieceKind::Packed) {
+                let Piece { guest, len, at, .. } = *piece;
                 let left = self.source.size().saturating_sub(guest);
                 let len = usize::try_from(len.min(left)).unwrap_or(usize::MAX);
                 hash(leaves, segment, guest, at, len);
@@ -246,23 +243,16 @@ impl Preparer<'_> {
         let mut units = segment.units.as_slice();
         for piece in &segment.pieces {
             // Another target may be larger: some round their sizes up.
-            match piece.up_to(self.size) {
-                Piece::Zero { len: 0, .. }
-                | Piece::Data { len: 0, .. }
-                | Piece::Shared { len: 0, .. } => {}
-                piece @ Piece::Shared { .. } => work.push_step(piece.whole()),
-                Piece::Zero { guest, len } => {
-                    if !matches!(self.ground, Ground::Zero) {
-                        work.push_step(Step::Zero { guest, len });
-                    }
+            let piece = piece.up_to(self.size);
+            let Piece { guest, len, at, .. } = piece;
+            match piece.kind {
+                _ if len == 0 => {}
+                PieceKind::Zero if matches!(self.ground, Ground::Zero) => {}
+                PieceKind::Zero | PieceKind::Shared => work.push_step(piece.whole()),
+                PieceKind::Packed if self.take.is_some() => {
+                    units = self.packed(segment, work, units, guest, len, at)?;
                 }
-                Piece::Data { guest, len, at } => {
-                    self.data(segment, work, guest, len, at)?;
-                }
-                Piece::Packed { guest, len, at } => match self.take {
-                    Some(_) => units = self.packed(segment, work, units, guest, len, at)?,
-                    None => self.data(segment, work, guest, len, at)?,
-                },
+                PieceKind::Data | PieceKind::Packed => self.data(segment, work, guest, len, at)?,
             }
         }
         Ok(())
@@ -384,15 +374,12 @@ impl Preparer<'_> {
                     .below
                     .get(done..end)
                     .is_some_and(|below| below == bytes);
-            let step_len = n as u64;
             if same {
                 // It shows through.
             } else if self.find_zeros && is_zero(bytes) {
                 if !matches!(self.ground, Ground::Zero) {
-                    work.push_step(Step::Zero {
-                        guest,
-                        len: step_len,
-                    });
+                    let len = n as u64;
+                    work.push_step(Step::Zero { guest, len });
                 }
             } else {
                 self.encode(segment, work, guest, from, n)?;
@@ -411,9 +398,10 @@ impl Preparer<'_> {
         at: usize,
         len: usize,
     ) -> Result<()> {
+        let whole = len as u64;
         let step = Step::Verbatim {
             guest,
-            len: len as u64,
+            len: whole,
             at,
         };
         let unit = segment.data.get(at, self.unit);

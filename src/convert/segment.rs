@@ -17,55 +17,42 @@ pub(super) fn capacity(unit: u64) -> u64 {
 /// The most pieces in a segment, so that a source of many tiny runs is cut, too.
 pub(super) const MAX_PIECES: usize = 2048;
 
-/// What was claimed of the source.
+/// A range that was claimed of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Piece {
-    /// Bytes to be read into the buffer at `at`.
-    Data { guest: u64, len: u64, at: usize },
-    /// Bytes that nobody looks at: the target takes the blocks in which the source has them. There is room
-    /// for them at `at`.
-    Shared { guest: u64, len: u64, at: usize },
-    /// Units that the source has packed. There is room for them at `at` should they be unpacked.
-    Packed { guest: u64, len: u64, at: usize },
+pub(super) struct Piece {
+    pub(super) kind: PieceKind,
+    pub(super) guest: u64,
+    pub(super) len: u64,
+    /// The place in the buffer, where there is room for all but zeros.
+    pub(super) at: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PieceKind {
+    /// Bytes to be read into the buffer.
+    Data,
+    /// Bytes that are not read: the target takes the blocks in which the source has them.
+    Shared,
+    /// Compressed units of the source, which need their room only if they are decompressed.
+    Packed,
     /// Bytes that have to read as zero.
-    Zero { guest: u64, len: u64 },
+    Zero,
 }
 
 impl Piece {
     /// The step that this is if nothing is left out of it.
     pub(super) fn whole(self) -> Step {
-        match self {
-            Piece::Data { guest, len, at }
-            | Piece::Shared { guest, len, at }
-            | Piece::Packed { guest, len, at } => Step::Verbatim { guest, len, at },
-            Piece::Zero { guest, len } => Step::Zero { guest, len },
+        let Piece { guest, len, at, .. } = self;
+        match self.kind {
+            PieceKind::Zero => Step::Zero { guest, len },
+            _ => Step::Verbatim { guest, len, at },
         }
     }
 
     /// The part of the piece before `end`, which may be empty.
     pub(super) fn up_to(self, end: u64) -> Piece {
-        let cut = |guest: u64, len: u64| len.min(end.saturating_sub(guest));
-        match self {
-            Piece::Data { guest, len, at } => Piece::Data {
-                guest,
-                len: cut(guest, len),
-                at,
-            },
-            Piece::Shared { guest, len, at } => Piece::Shared {
-                guest,
-                len: cut(guest, len),
-                at,
-            },
-            Piece::Packed { guest, len, at } => Piece::Packed {
-                guest,
-                len: cut(guest, len),
-                at,
-            },
-            Piece::Zero { guest, len } => Piece::Zero {
-                guest,
-                len: cut(guest, len),
-            },
-        }
+        let len = self.len.min(end.saturating_sub(self.guest));
+        Piece { len, ..self }
     }
 }
 
@@ -135,19 +122,21 @@ pub(super) enum Step {
     Zero { guest: u64, len: u64 },
 }
 
-/// What has to be written.
+/// A write that is to be done.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Store {
-    /// Bytes from a buffer.
-    Bytes {
-        from: Buffer,
-        file: usize,
-        host: u64,
-        at: usize,
-        len: usize,
-    },
-    /// A table.
+    Bytes(Bytes),
     Table(Write),
+}
+
+/// Bytes of a buffer, and their place in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bytes {
+    pub(super) from: Buffer,
+    pub(super) at: usize,
+    pub(super) len: usize,
+    pub(super) file: usize,
+    pub(super) host: u64,
 }
 
 /// Which buffer bytes are in.
@@ -236,26 +225,11 @@ impl Work {
 
     /// Adds a write, as part of the one before where both the bytes and their places go on.
     pub(super) fn push_store(&mut self, store: Store) {
-        if let (
-            Some(Store::Bytes {
-                from,
-                file,
-                host,
-                at,
-                len,
-            }),
-            Store::Bytes {
-                from: next_from,
-                file: next_file,
-                host: next,
-                at: next_at,
-                len: more,
-            },
-        ) = (self.stores.last_mut(), &store)
-        {
-            let goes_on = *host + *len as u64 == *next && *at + *len == *next_at;
-            if from == next_from && file == next_file && goes_on {
-                *len += more;
+        if let (Some(Store::Bytes(last)), Store::Bytes(next)) = (self.stores.last_mut(), &store) {
+            let end = (last.at + last.len, last.host + last.len as u64);
+            let same = (last.from, last.file) == (next.from, next.file);
+            if same && end == (next.at, next.host) {
+                last.len += next.len;
                 return;
             }
         }

@@ -50,16 +50,12 @@ impl ConvertOptions {
             return Ok(());
         };
         let image = OpenOptions::new()
-            .format(&self.format)
+            .format(&self.image.format)
             .resolver(Arc::new(Written(named.collect())))
             .open(image)?;
-        let mut compare = CompareOptions::new()
-            .cancel(self.cancel.clone())
-            .memory(self.memory);
-        if let Some(threads) = self.threads {
-            compare = compare.threads(threads);
-        }
-        if let Some(progress) = self.progress.clone() {
+        let mut compare = CompareOptions::new();
+        compare.work = self.job.work.clone();
+        if let Some(progress) = self.job.work.progress.clone() {
             compare = compare.progress(move |done| {
                 progress(crate::progress::Progress {
                     phase: crate::progress::Phase::Verifying,

@@ -6,11 +6,11 @@ pub(crate) mod magic;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::formats::{BUILTIN, by_name, raw, vhd};
+use crate::formats::{Formats, raw};
 use crate::image::{Evidence, Format, Probe, Verdict, Window};
 use crate::source::BlockSource;
 
-pub(crate) use kinds::{Described, Kind, kind_by_name, kind_of};
+pub(crate) use kinds::{Described, Kind, kind_of};
 
 /// Everything that a file was found to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,8 +42,13 @@ pub(crate) fn told_by_end(name: &str) -> bool {
 impl Detected {
     /// Everything that a window shows: [`detect`] for bytes that come from elsewhere than a source.
     pub fn of(window: &Probe<'_>) -> Self {
-        let read = BUILTIN
-            .iter()
+        Self::among(&Formats::all(), window)
+    }
+
+    /// The same, with the formats of the caller.
+    pub(crate) fn among(formats: &Formats, window: &Probe<'_>) -> Self {
+        let read = formats
+            .known()
             .filter_map(|format| match format.probe(window) {
                 Verdict::Reject => None,
                 Verdict::Match(evidence) => Some((format.id(), evidence)),
@@ -61,10 +66,16 @@ impl Detected {
     /// [`Error::Unrecognized`] if there is none, [`Error::Ambiguous`] if there are several,
     /// [`Error::Unsupported`] if it is one that this crate cannot read.
     pub fn one(&self) -> Result<&'static dyn Format> {
+        self.one_of(&Formats::all())
+    }
+
+    /// The same, with the formats of the caller. A format that is not among them is
+    /// [`Error::NotAllowed`].
+    pub(crate) fn one_of(&self, formats: &Formats) -> Result<&'static dyn Format> {
         match self.deciding().as_slice() {
             [] if self.content.is_empty() => Err(Error::Unrecognized),
-            [] => Ok(&raw::Raw),
-            [id] => named(*id),
+            [] => named(formats, raw::RAW),
+            [id] => named(formats, *id),
             _ => {
                 let all = || self.matches.iter().chain(&self.content);
                 let evidence = all().map(|(_, evidence)| (evidence.what, evidence.offset));
@@ -81,14 +92,14 @@ impl Detected {
     ///
     /// # Errors
     /// As [`one`](Self::one), and [`Error::Unsupported`] for LUKS.
-    pub(crate) fn one_to_read(&self) -> Result<&'static dyn Format> {
-        let format = self.one()?;
+    pub(crate) fn one_to_read(&self, formats: &Formats) -> Result<&'static dyn Format> {
+        let format = self.one_of(formats)?;
         match self.content.iter().any(|(id, _)| *id == kinds::LUKS) {
-            true => Err(Error::Unsupported {
-                format: kinds::LUKS,
-                feature: "reading an encrypted disk".to_owned(),
-                hint: Some("decrypt it with a tool that has the key, or name the format raw to read the encrypted bytes".into()),
-            }),
+            true => Err(Error::unsupported(
+                kinds::LUKS,
+                "reading an encrypted disk",
+                "decrypt it with a tool that has the key, or name the format raw to read the encrypted bytes",
+            )),
             false => Ok(format),
         }
     }
@@ -102,7 +113,7 @@ impl Detected {
 
     /// The error for a file that is packed as a whole, and so not of the format called `name`.
     pub(crate) fn packed_not(&self, name: &str) -> Option<Error> {
-        let format = by_name(name)?.id();
+        let format = Formats::all().by_name(name)?.id();
         if format == raw::RAW || self.matches.iter().any(|(id, _)| *id == format) {
             return None;
         }
@@ -115,7 +126,7 @@ impl Detected {
     fn deciding(&self) -> Vec<FormatId> {
         let wrapper = self.matches.iter().find(|(id, evidence)| {
             // A signature at the end leaves the start to what the disk holds.
-            (*id == vhd::VHD || *id == kinds::DMG) && evidence.offset > 0
+            (id.as_str() == "vhd" || *id == kinds::DMG) && evidence.offset > 0
         });
         let wrapper = wrapper.map(|(id, _)| *id);
         let ids = self.matches.iter().map(|(id, _)| *id);
@@ -128,10 +139,37 @@ impl Detected {
     }
 }
 
+impl Formats {
+    /// As [`by_name`](Self::by_name).
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a format that is known and not read, [`Error::InvalidInput`] for any
+    /// other name.
+    pub(crate) fn named(&self, name: &str) -> Result<&'static dyn Format> {
+        self.by_name(name)
+            .ok_or_else(|| match kinds::kind_by_name(name) {
+                Some(kind) => kind.not_read(),
+                None => self.unknown(name),
+            })
+    }
+}
+
 /// The format called `id`, which a signature has named.
-fn named(id: FormatId) -> Result<&'static dyn Format> {
-    match (by_name(id.as_str()), kinds::kind_by_name(id.as_str())) {
+fn named(formats: &Formats, id: FormatId) -> Result<&'static dyn Format> {
+    let known = formats.known().any(|format| format.id() == id);
+    match (
+        formats.by_name(id.as_str()),
+        kinds::kind_by_name(id.as_str()),
+    ) {
         (Some(format), _) => Ok(format),
+        (None, _) if known => Err(Error::NotAllowed {
+            found: vec![id],
+            offset: Probe::HEAD as u64,
+            allowed: formats
+                .iter()
+                .map(|format| format.id().to_string())
+                .collect(),
+        }),
         (None, Some(kind)) => Err(kind.not_read()),
         (None, None) => Err(Error::Unrecognized),
     }

@@ -4,13 +4,12 @@
 //! content, whatever the format of the image, is a tree: see [`ContentHasher`].
 
 mod content;
+mod state;
 mod stream;
 mod whole;
 
 use std::fmt;
 use std::str::FromStr;
-
-use md5::Digest as _;
 
 use crate::error::{Error, Result};
 
@@ -18,7 +17,7 @@ pub use content::{ContentDigest, ContentHasher, LEAF, LeafHash, Leaves};
 pub use stream::{DigestReader, DigestWriter};
 pub use whole::digest_of;
 
-/// A digest algorithm. All but MD5 need the feature `checksum`.
+/// A digest algorithm. Digests need the feature `checksum`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Algorithm {
@@ -177,95 +176,43 @@ impl FromStr for Digest {
     }
 }
 
-/// Takes bytes in and makes their digest.
+/// A digest that is being computed.
 #[derive(Clone)]
-pub struct Hasher(State);
-
-#[derive(Clone)]
-enum State {
-    Md5(md5::Md5),
-    #[cfg(feature = "checksum")]
-    Sha1(sha1::Sha1),
-    #[cfg(feature = "checksum")]
-    Sha256(sha2::Sha256),
-    #[cfg(feature = "checksum")]
-    Sha512(sha2::Sha512),
-    #[cfg(feature = "checksum")]
-    Blake3(Box<blake3::Hasher>),
+pub struct Hasher {
+    algorithm: Algorithm,
+    state: Box<dyn state::State>,
 }
 
 impl Hasher {
-    /// One that has taken nothing in yet.
+    /// A hasher of no bytes.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for algorithms of the feature `checksum` where that is not built in.
     pub fn new(algorithm: Algorithm) -> Result<Self> {
-        Ok(Hasher(match algorithm {
-            Algorithm::Md5 => State::Md5(md5::Md5::new()),
-            #[cfg(feature = "checksum")]
-            Algorithm::Sha1 => State::Sha1(sha1::Sha1::new()),
-            #[cfg(feature = "checksum")]
-            Algorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
-            #[cfg(feature = "checksum")]
-            Algorithm::Sha512 => State::Sha512(sha2::Sha512::new()),
-            #[cfg(feature = "checksum")]
-            Algorithm::Blake3 => State::Blake3(Box::default()),
-            #[cfg(not(feature = "checksum"))]
-            other => {
-                return Err(Error::invalid(format!(
-                    "digests of {other} are not built in; build blockform with the feature checksum"
-                )));
-            }
-        }))
+        let state = state::of(algorithm).ok_or_else(|| {
+            Error::invalid(format!(
+                "digests of {algorithm} are not built in; build blockform with the feature checksum"
+            ))
+        })?;
+        Ok(Hasher { algorithm, state })
     }
 
-    /// What it makes.
+    /// The algorithm.
     pub fn algorithm(&self) -> Algorithm {
-        match &self.0 {
-            State::Md5(_) => Algorithm::Md5,
-            #[cfg(feature = "checksum")]
-            State::Sha1(_) => Algorithm::Sha1,
-            #[cfg(feature = "checksum")]
-            State::Sha256(_) => Algorithm::Sha256,
-            #[cfg(feature = "checksum")]
-            State::Sha512(_) => Algorithm::Sha512,
-            #[cfg(feature = "checksum")]
-            State::Blake3(_) => Algorithm::Blake3,
-        }
+        self.algorithm
     }
 
-    /// Takes `bytes` in, behind those before.
+    /// Adds `bytes` behind those before.
     pub fn update(&mut self, bytes: &[u8]) {
-        match &mut self.0 {
-            State::Md5(state) => state.update(bytes),
-            #[cfg(feature = "checksum")]
-            State::Sha1(state) => state.update(bytes),
-            #[cfg(feature = "checksum")]
-            State::Sha256(state) => state.update(bytes),
-            #[cfg(feature = "checksum")]
-            State::Sha512(state) => state.update(bytes),
-            #[cfg(feature = "checksum")]
-            State::Blake3(state) => {
-                state.update(bytes);
-            }
-        }
+        self.state.update(bytes);
     }
 
-    /// The digest of all that was taken in.
+    /// The digest of all bytes.
     pub fn finish(self) -> Digest {
-        let algorithm = self.algorithm();
-        let bytes = match self.0 {
-            State::Md5(state) => state.finalize().to_vec(),
-            #[cfg(feature = "checksum")]
-            State::Sha1(state) => state.finalize().to_vec(),
-            #[cfg(feature = "checksum")]
-            State::Sha256(state) => state.finalize().to_vec(),
-            #[cfg(feature = "checksum")]
-            State::Sha512(state) => state.finalize().to_vec(),
-            #[cfg(feature = "checksum")]
-            State::Blake3(state) => state.finalize().as_bytes().to_vec(),
-        };
-        Digest { algorithm, bytes }
+        Digest {
+            algorithm: self.algorithm,
+            bytes: self.state.finish(),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use crate::name::ImageName;
 use crate::source::BlockSourceExt;
 
 /// A run of a disk, as `qemu-img map` tells it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Entry {
     /// Where it starts, in bytes from the start of the disk.
@@ -197,8 +197,7 @@ impl<'a> Entries<'a> {
             data: !run.kind.reads_as_zero(),
             compressed: run.kind == ExtentKind::Compressed,
             offset: run.host_offset,
-            filename: None,
-            error: None,
+            ..Entry::default()
         };
         let Some(layer) = self.layers.get(usize::from(run.depth)) else {
             return entry;
@@ -253,18 +252,10 @@ impl Iterator for Entries<'_> {
     }
 }
 
-/// What is told of a disk, or of a part of one, that has no bytes.
+/// The entry of a disk, or of a part of one, that has no bytes.
 fn empty(start: u64) -> Entry {
     Entry {
         start,
-        length: 0,
-        depth: 0,
-        present: false,
-        zero: false,
-        data: false,
-        compressed: false,
-        offset: None,
-        filename: None,
-        error: None,
+        ..Entry::default()
     }
 }

@@ -10,7 +10,7 @@ use crate::name::ImageName;
 use crate::packed::PackedSource;
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
-use crate::storage::Concat;
+use crate::storage::{Concat, Slice};
 
 /// Guest's bytes of an image, as its format finds them in files.
 pub trait Disk: BlockSource {
@@ -46,6 +46,7 @@ pub trait Disk: BlockSource {
 
 impl Disk for Arc<dyn BlockSource> {}
 impl Disk for Concat {}
+impl<S: BlockSource> Disk for Slice<S> {}
 
 /// Open image of any format: the [`Disk`] that the format supplies, and what every image has besides.
 #[derive(Debug)]
@@ -122,11 +123,11 @@ impl<D: Disk> DiskImage<D> {
     fn readable(&self) -> Result<&D> {
         match self.sealed {
             None => Ok(&self.disk),
-            Some(Sealed::Encrypted(scheme)) => Err(Error::Unsupported {
-                format: self.format,
-                feature: format!("reading through {scheme} encryption"),
-                hint: Some("decrypt it with a tool that has the key".into()),
-            }),
+            Some(Sealed::Encrypted(scheme)) => Err(Error::unsupported(
+                self.format,
+                format!("reading through {scheme} encryption"),
+                "decrypt it with a tool that has the key",
+            )),
             Some(Sealed::Damaged(structure, at)) => {
                 let problem = "has a wrong checksum";
                 Err(Error::malformed(self.format, structure, at, problem))

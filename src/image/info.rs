@@ -1,5 +1,7 @@
 //! What an image says of itself.
 
+use uuid::Uuid;
+
 use crate::image::Value;
 use crate::name::ImageName;
 use crate::source::BlockSourceExt;
@@ -53,10 +55,10 @@ pub struct ImageInfo {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ImageIds {
-    /// The identity of the image's present content, as its bytes stand in the image.
-    pub uuid: Option<[u8; 16]>,
+    /// The identity of the image's present content.
+    pub uuid: Option<Uuid>,
     /// The identity of the last change, where the format keeps it apart (VDI).
-    pub modification_uuid: Option<[u8; 16]>,
+    pub modification_uuid: Option<Uuid>,
     /// The content id (VMDK).
     pub content_id: Option<u32>,
     /// When the image was changed last, in the format's own unit and epoch (VHD).

@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::limits::Limits;
 use crate::name::ImageName;
@@ -57,9 +57,14 @@ pub trait Format: Debug + Send + Sync {
         &[]
     }
 
-    /// Whether an image of this format holds several disks, of which one is opened.
-    fn has_disks(&self) -> bool {
-        false
+    /// The reason why this build has nothing of the format but its name and its signature.
+    fn absent(&self) -> Option<Error> {
+        None
+    }
+
+    /// Requests that an image of this format can honour: none by default.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
     }
 
     /// Whether the file that `window` shows is of this format. A pure function of the window.
@@ -101,24 +106,9 @@ pub trait Format: Debug + Send + Sync {
     /// [`Error::LimitExceeded`], and what `request` and `source` fail with.
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>>;
 
-    /// Looks for everything that is wrong with the image in `source`, without reading the guest's data, but
-    /// for what the image has a checksum of or says that it is zeros. `None` for a format that has nothing to
-    /// check, raw.
-    ///
-    /// It goes on after what it finds. Backing files are not its matter: it asks `request` only for the
-    /// files that the image itself consists of.
-    ///
-    /// # Errors
-    /// Where the check cannot go on: [`Error::Malformed`] for a header
-    /// without which nothing else can be found, [`Error::Unsupported`],
-    /// [`Error::LimitExceeded`], and what `request` and `source` fail with.
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        let _ = (source, request);
-        Ok(None)
+    /// The check of this format; `None` if it has nothing to check, as raw.
+    fn checker(&self) -> Option<CheckFn> {
+        None
     }
 
     /// The repairs of this format by their scopes, from the smallest on: none by default.
@@ -126,13 +116,68 @@ pub trait Format: Debug + Send + Sync {
         &[]
     }
 
+    /// The layout of new images of this format; `None` if this build only reads it.
+    fn creator(&self) -> Option<CreateFn> {
+        None
+    }
+}
+
+/// Looks for everything that is wrong with the image in a file, without reading the guest's data, but
+/// for what the image has a checksum of or says that it is zeros.
+///
+/// It goes on after what it finds. Backing files are not checked: only the files that the image itself
+/// consists of are opened.
+///
+/// It fails where the check cannot go on: with [`Error::Malformed`] for a header without which nothing
+/// else can be found, [`Error::Unsupported`], [`Error::LimitExceeded`], and the errors of the file.
+pub type CheckFn = fn(&Arc<dyn BlockSource>, &Request<'_>) -> Result<Findings>;
+
+/// Lays out a new image. It fails with [`Error::InvalidInput`] for options that the format does not have
+/// or that exclude each other, and with [`Error::Unsupported`] for what this build cannot write.
+pub type CreateFn = fn(&CreateOptions) -> Result<Box<dyn ImageWriter>>;
+
+impl dyn Format + '_ {
     /// Lays out a new image of this format.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for options that the format does not
-    /// have or that exclude each other, [`Error::Unsupported`] where
-    /// this build cannot write it.
-    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>>;
+    /// As [`CreateFn`], and [`Error::Unsupported`] for a format that is only read.
+    pub fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
+        match self.creator() {
+            Some(create) => create(options),
+            None => {
+                let only_read = || Error::not_written(self.id());
+                Err(self.absent().unwrap_or_else(only_read))
+            }
+        }
+    }
+}
+
+/// Requests that images of a format can honour; any other is refused by name when one is opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Internal snapshots can be opened.
+    pub snapshots: bool,
+    /// An image holds several disks, of which one is opened.
+    pub disks: bool,
+    /// An image can have a manifest, the checksums of its files.
+    pub manifest: bool,
+}
+
+impl Capabilities {
+    /// Internal snapshots, and nothing else.
+    pub(crate) const SNAPSHOTS: Self = Capabilities {
+        snapshots: true,
+        disks: false,
+        manifest: false,
+    };
+
+    /// Several disks and a manifest.
+    pub(crate) const PACKAGE: Self = Capabilities {
+        snapshots: false,
+        disks: true,
+        manifest: true,
+    };
 }
 
 /// A request to open an image, or to check one.

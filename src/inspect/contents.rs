@@ -22,7 +22,7 @@ pub(super) fn of_image(
     // Every page of a large packed unit costs the whole of it, and a description has to be cheap.
     const LARGE_UNIT: u64 = 512 << 10;
     let costly = image.packed().is_some() && image.block_size() > LARGE_UNIT;
-    if image.info().encryption.is_some() || costly {
+    if cfg!(not(feature = "content")) || image.info().encryption.is_some() || costly {
         return None;
     }
     match content::examine(&image, limits) {

@@ -218,13 +218,11 @@ mod tests {
                 0 => ExtentKind::Data,
                 _ => ExtentKind::Hole,
             };
-            Ok(Extent {
-                start: offset,
-                len: check_extent(offset, limit, self.size)?.min(2 - offset % 2),
+            Ok(Extent::new(
+                offset,
+                check_extent(offset, limit, self.size)?.min(2 - offset % 2),
                 kind,
-                depth: 0,
-                host_offset: None,
-            })
+            ))
         }
     }
 

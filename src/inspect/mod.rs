@@ -34,7 +34,7 @@ use crate::content::Contents;
 use crate::detect::{Detected, detect};
 use crate::error::Result;
 use crate::format_id::FormatId;
-use crate::formats::{by_name, raw::RAW};
+use crate::formats::{Formats, raw::RAW};
 use crate::image::{Evidence, FileInfo, Image, ImageInfo, SnapshotInfo, Value};
 use crate::limits::Limits;
 use crate::name::ImageName;
@@ -221,7 +221,9 @@ impl Report {
 
     /// What QEMU calls the format.
     fn qemu_format(&self) -> &'static str {
-        by_name(self.format.as_str()).map_or(self.format.into_str(), |format| format.qemu_name())
+        Formats::all()
+            .by_name(self.format.as_str())
+            .map_or(self.format.into_str(), |format| format.qemu_name())
     }
 
     /// The name of the backing file as it stands in the image.
@@ -273,7 +275,7 @@ impl Report {
     /// # Errors
     /// [`Error::NotAllowed`](crate::Error::NotAllowed).
     pub fn check_allowed(&self, formats: &[String]) -> Result<()> {
-        let is = |name: &String, id: FormatId| match by_name(name) {
+        let is = |name: &String, id: FormatId| match Formats::all().by_name(name) {
             Some(format) => format.id() == id,
             None => name == id.as_str(),
         };

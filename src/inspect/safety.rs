@@ -1,38 +1,5 @@
-//! Whether an image can be handed to software that trusts what it says: named checks.
-//!
-//! | check | fails if |
-//! |---|---|
-//! | `format` | the file is of several formats at once |
-//! | `banned` | the format is one that nobody should accept any more, or that cannot be looked into |
-//! | `version` | the format's version is not known |
-//! | `unknown_features` | the image needs a feature that is not known |
-//! | `backing_file` | another image would show through it |
-//! | `data_file` | its data lies in another file |
-//! | `descriptor` | its text names other files, or names its own by a path, or cannot be understood |
-//! | `footer` | what stands at the start and at the end of the file contradict each other |
-//! | `mbr` | the partition table is none that a partitioning tool writes |
-//! | `structure` | it is damaged, or uses something that this build does not know |
-//! | `limits` | it demands more than the limits grant |
-//!
-//! Where oslo.utils has a check of the same kind it has the same name here. The verdicts of its
-//! `format_inspector`, version 10.2.0, differ in these cases (`tests/inspect/safety.rs` compares them, file by file,
-//! where it is installed):
-//!
-//! | image | oslo.utils | here |
-//! |---|---|---|
-//! | VMDK with `parentFileNameHint`: a child, whose parent would be opened | safe | `backing_file` |
-//! | differencing VHD, VHDX or VDI, likewise | safe | `backing_file` |
-//! | text of a split or flat VMDK, as `qemu-img` writes it | raw, safe | `descriptor` |
-//! | COWD or seSparse extent | raw, safe | what opening finds |
-//! | fixed VHD, known by its end alone | raw or GPT | `footer`, and its own checks |
-//! | VHD whose two footers contradict each other | safe | `footer` |
-//! | version of VDI, VHD or VHDX that is not known | safe | `version` |
-//! | DMG and other formats that it has no name for | raw, safe | `banned` |
-//! | damaged tables of any format | safe | `structure` |
-//! | qcow2 with extended L2 entries (bit 4) | `unknown_features` | safe |
-//! | streamOptimized VMDK with bytes after its end | `footer` | safe |
-//! | LUKS 2 | `version` | safe |
-//! | ISO 9660 image that is a hybrid with a partition table | two formats | safe |
+//! Named checks that tell if an image can be handed to software that trusts it. `guide/safety.md` describes
+//! each of them, and `tests/inspect/safety.rs` compares them with those of oslo.utils.
 
 use std::fmt;
 use std::path::Path;

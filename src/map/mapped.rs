@@ -105,16 +105,10 @@ impl<M: BlockMap> Mapped<M> {
         if into != 0 || buf.len() < unit {
             return self.read_part(buf, guest, first);
         }
-        let units = self.gather(guest, buf.len() / unit, first)?;
-        let packed = self.fetch(&units, guest)?;
-        for (i, packed_unit) in units.iter().enumerate() {
-            let out = buf.chunks_exact_mut(unit).nth(i).unwrap_or_default();
-            let from = usize::try_from(packed_unit.host - first.host).unwrap_or(usize::MAX);
-            let packed = packed.get(from..).unwrap_or_default();
-            let max_len = usize::try_from(packed_unit.max_len).unwrap_or(usize::MAX);
-            let packed = packed.get(..max_len).unwrap_or(packed);
-            let at = guest + i as u64 * self.map.unit();
-            self.unpack_unit(packed, at, packed_unit.host, out)?;
+        let mut packed = Vec::new();
+        let units = self.fetch(guest, buf.len() / unit, first, &mut packed)?;
+        for (packed_unit, out) in units.iter().zip(buf.chunks_exact_mut(unit)) {
+            self.unpack_unit(packed_unit, &packed, out)?;
         }
         Ok(units.len() * unit)
     }
@@ -140,9 +134,11 @@ impl<M: BlockMap> Mapped<M> {
         {
             return Ok(Arc::clone(whole));
         }
-        let packed = self.fetch(&[at], start)?;
+        let mut packed = Vec::new();
         let mut whole = vec![0; usize::try_from(self.map.unit()).unwrap_or(usize::MAX)];
-        self.unpack_unit(&packed, start, at.host, &mut whole)?;
+        for unit in self.fetch(start, 1, at, &mut packed)? {
+            self.unpack_unit(&unit, &packed, &mut whole)?;
+        }
         let whole: Arc<[u8]> = whole.into();
         *lock(&self.last_unit) = Some((start, Arc::clone(&whole)));
         Ok(whole)
@@ -153,11 +149,10 @@ impl<M: BlockMap> Mapped<M> {
         packing.ok_or_else(|| Error::invalid("the format has no compressed units"))
     }
 
-    /// Decompresses the unit at `guest` from its bytes in the file.
-    fn unpack_unit(&self, packed: &[u8], guest: u64, host: u64, unit: &mut [u8]) -> Result<()> {
-        let packing = self.packing()?;
-        let payload = packing.payload(packed, guest, host)?;
-        packing.unpack(packed.get(payload).unwrap_or_default(), guest, host, unit)
+    /// Decompresses a unit that was fetched into `buf`.
+    fn unpack_unit(&self, unit: &PackedUnit, buf: &[u8], out: &mut [u8]) -> Result<()> {
+        let packed = buf.get(unit.at..).and_then(|rest| rest.get(..unit.len));
+        PackedSource::unpack(self, unit, packed.unwrap_or_default(), out)
     }
 
     /// The packed units from `guest` on, up to `count`, whose bytes follow `first` closely.
@@ -184,33 +179,42 @@ impl<M: BlockMap> Mapped<M> {
         Ok(units)
     }
 
-    /// The bytes of the file from the first unit's start to the last one's end, or the file's.
-    fn fetch(&self, units: &[PackedPlace], guest: u64) -> Result<Vec<u8>> {
-        let mut packed = Vec::new();
-        self.fetch_into(units, guest, &mut packed)?;
-        Ok(packed)
-    }
-
-    /// Appends these bytes to `packed`.
-    fn fetch_into(&self, units: &[PackedPlace], guest: u64, packed: &mut Vec<u8>) -> Result<()> {
-        let start = units.iter().map(|u| u.host).min().unwrap_or(0);
+    /// Appends to `buf` the bytes of these units, from the first one's start to the last one's end, or the
+    /// file's.
+    fn fetch(
+        &self,
+        guest: u64,
+        count: usize,
+        first: PackedPlace,
+        buf: &mut Vec<u8>,
+    ) -> Result<Vec<PackedUnit>> {
+        let packing = self.packing()?;
+        let places = self.gather(guest, count, first)?;
         let file_size = self.host.size();
-        if let Some(unit) = units.iter().find(|unit| unit.host >= file_size) {
-            return Err(self.map.past_end(guest, unit.host, file_size));
+        if let Some(place) = places.iter().find(|place| place.host >= file_size) {
+            return Err(self.map.past_end(guest, place.host, file_size));
         }
-        let end = units
-            .iter()
-            .map(PackedPlace::end)
-            .max()
-            .unwrap_or(0)
-            .min(file_size);
-        let at = packed.len();
-        packed.resize(
-            at + usize::try_from(end.saturating_sub(start)).unwrap_or(0),
-            0,
-        );
-        read_padded(&self.host, packed.get_mut(at..).unwrap_or_default(), start)?;
-        Ok(())
+        let end = places.iter().map(PackedPlace::end).max().unwrap_or(0);
+        let len = end.min(file_size).saturating_sub(first.host);
+        let start = buf.len();
+        buf.resize(start + usize::try_from(len).unwrap_or(0), 0);
+        let read = buf.get_mut(start..).unwrap_or_default();
+        read_padded(&self.host, read, first.host)?;
+        let unit = |(place, number): (&PackedPlace, u64)| {
+            let guest = guest + number * self.map.unit();
+            let into = usize::try_from(place.host - first.host).unwrap_or(usize::MAX);
+            let packed = read.get(into..).unwrap_or_default();
+            let max_len = usize::try_from(place.max_len).unwrap_or(usize::MAX);
+            let packed = packed.get(..max_len).unwrap_or(packed);
+            let payload = packing.payload(packed, guest, place.host)?;
+            Ok(PackedUnit {
+                guest,
+                host: place.host + payload.start as u64,
+                at: start + into + payload.start,
+                len: payload.len(),
+            })
+        };
+        places.iter().zip(0..).map(unit).collect()
     }
 }
 
@@ -260,26 +264,9 @@ impl<M: BlockMap> PackedSource for Mapped<M> {
         };
         let first = PackedPlace { host, max_len };
         let count = usize::try_from(count).unwrap_or(usize::MAX);
-        let places = self.gather(guest, count, first)?;
-        let packing = self.packing()?;
-        let start = buf.len();
-        self.fetch_into(&places, guest, buf)?;
-        for (i, place) in places.iter().enumerate() {
-            let guest = guest + i as u64 * unit;
-            let into = usize::try_from(place.host - host).unwrap_or(usize::MAX);
-            let packed = buf.get(start..).and_then(|read| read.get(into..));
-            let packed = packed.unwrap_or_default();
-            let max_len = usize::try_from(place.max_len).unwrap_or(usize::MAX);
-            let packed = packed.get(..max_len).unwrap_or(packed);
-            let payload = packing.payload(packed, guest, place.host)?;
-            units.push(PackedUnit {
-                guest,
-                host: place.host + payload.start as u64,
-                at: start + into + payload.start,
-                len: payload.len(),
-            });
-        }
-        Ok(places.len())
+        let fetched = self.fetch(guest, count, first, buf)?;
+        units.extend(&fetched);
+        Ok(fetched.len())
     }
 
     fn unpack(&self, unit: &PackedUnit, packed: &[u8], out: &mut [u8]) -> Result<()> {

@@ -5,7 +5,6 @@
 
 mod cache;
 mod claims;
-mod detached;
 pub(crate) mod edit;
 mod mapped;
 mod reader;
@@ -13,6 +12,7 @@ mod regions;
 mod two_level;
 mod two_level_check;
 mod unread;
+mod unreadable;
 mod usage;
 mod walk;
 
@@ -24,13 +24,12 @@ use crate::packed::Codec;
 
 pub(crate) use cache::TableCache;
 pub(crate) use claims::{Claim, Claims};
-pub(crate) use detached::{Detached, Missing};
 pub(crate) use mapped::{Below, Mapped};
 pub(crate) use reader::TableReader;
 pub(crate) use regions::Regions;
 pub(crate) use two_level::{Cluster, Entries, Shape, TwoLevel, data_past_end};
-use unread::Unread;
 pub(crate) use unread::read_what_is_left;
+pub(crate) use unreadable::{Reason, Unreadable};
 pub(crate) use usage::Usage;
 pub(crate) use walk::{Held, Table};
 

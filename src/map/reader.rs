@@ -1,15 +1,21 @@
 //! The one way to the tables of an image that is read.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::Request;
 use crate::limits::Limits;
+use crate::lock::lock;
 use crate::source::{BlockSource, BlockSourceExt};
 
-use super::{TableCache, Unread};
+use super::{TableCache, read_what_is_left};
+
+/// Memory that a range takes up, in bytes.
+const RANGE_BYTES: u64 = 64;
 
 /// Reads tables and keeps those used last, within the limits. If the image is salvaged, a table is read as
 /// far as it can be, and the entries in bad sectors are remembered.
@@ -19,7 +25,11 @@ pub(crate) struct TableReader {
     limits: Limits,
     salvages: bool,
     cache: TableCache,
-    unread: Unread,
+    /// Set if a table could not be read, so that reads of a sound image take no lock.
+    any_unread: AtomicBool,
+    /// The start and the end of each range of tables that could not be read. A range that was bad once stays
+    /// so, whatever a later read brings.
+    unread: Mutex<BTreeMap<u64, u64>>,
 }
 
 impl TableReader {
@@ -29,11 +39,11 @@ impl TableReader {
             limits: limits.clone(),
             salvages,
             cache: TableCache::new(limits.cache_bytes),
-            unread: Unread::default(),
+            any_unread: AtomicBool::new(false),
+            unread: Mutex::default(),
         }
     }
 
-    /// A reader for what `request` asks for.
     pub(crate) fn of(format: FormatId, request: &Request<'_>) -> Self {
         Self::new(format, request.limits, request.salvages)
     }
@@ -52,10 +62,10 @@ impl TableReader {
     /// zeros.
     ///
     /// # Errors
-    /// What reading fails with, and [`Error::LimitExceeded`](crate::Error::LimitExceeded).
+    /// What reading fails with, and [`Error::LimitExceeded`].
     pub(crate) fn read(&self, file: &dyn BlockSource, buf: &mut [u8], at: u64) -> Result<()> {
         match self.salvages {
-            true => self.unread.read(file, buf, at, &self.limits),
+            true => self.note_unread(read_what_is_left(file, buf, at)?),
             false => file.read_exact_at(buf, at),
         }
     }
@@ -72,22 +82,50 @@ impl TableReader {
     /// Notes that these bytes of tables cannot be read.
     ///
     /// # Errors
-    /// [`Error::LimitExceeded`](crate::Error::LimitExceeded).
+    /// [`Error::LimitExceeded`].
     pub(crate) fn note_unread(&self, bad: Vec<Range<u64>>) -> Result<()> {
-        self.unread.note(bad, &self.limits)
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let mut ranges = lock(&self.unread);
+        for range in bad {
+            let (mut start, mut end) = (range.start, range.end);
+            // They stay apart, whatever was read in which pieces.
+            while let Some((from, to)) = ranges.range(..=end).next_back() {
+                let (from, to) = (*from, *to);
+                if to < start {
+                    break;
+                }
+                (start, end) = (start.min(from), end.max(to));
+                ranges.remove(&from);
+            }
+            ranges.insert(start, end);
+        }
+        self.any_unread.store(true, Ordering::Release);
+        let kept = (ranges.len() as u64).saturating_mul(RANGE_BYTES);
+        let what = "the list of sectors that cannot be read";
+        self.limits.check_metadata(what, kept)
     }
 
     /// Returns `true` if any of these bytes of tables could not be read.
     pub(crate) fn is_unread(&self, at: u64, len: u64) -> bool {
-        self.unread.has(at, len)
+        if !self.any_unread.load(Ordering::Acquire) {
+            return false;
+        }
+        let ranges = lock(&self.unread);
+        let before = ranges.range(..at.saturating_add(len)).next_back();
+        before.is_some_and(|(_, end)| *end > at)
     }
 
     /// Fails if an entry of `len` bytes at `at` could not be read.
     ///
     /// # Errors
-    /// [`Error::Malformed`](crate::Error::Malformed), so that nobody asks for smaller pieces: the entry tells
-    /// of a unit as a whole.
+    /// [`Error::Malformed`], so that nobody asks for smaller pieces: the entry tells of a unit as a whole.
     pub(crate) fn check(&self, structure: &'static str, at: u64, len: u64) -> Result<()> {
-        self.unread.check(self.format, structure, at, len)
+        if !self.is_unread(at, len) {
+            return Ok(());
+        }
+        let problem = "has an entry here that cannot be read";
+        Err(Error::malformed(self.format, structure, at, problem))
     }
 }

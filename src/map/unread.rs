@@ -3,21 +3,13 @@
 //! What can be read of them still tells where most of the guest's data is: a bad sector costs what its entries
 //! tell, and no more. This is for [salvage](crate::salvage) alone; whoever else reads a table needs all of it.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
-use crate::format_id::FormatId;
-use crate::limits::Limits;
-use crate::lock::lock;
 use crate::source::{BlockSource, BlockSourceExt};
 
 /// What is lost with one bad sector, in bytes, and what a disk reads at once.
 const PIECES: [u64; 2] = [4096, 512];
-/// What a range takes up in memory.
-const RANGE_BYTES: u64 = 64;
 
 /// Fills `buf` with the bytes at `at`, and returns where those are that cannot be read: they are zeros.
 ///
@@ -72,95 +64,13 @@ fn read_pieces(
     Ok(())
 }
 
-/// Where the tables of an image cannot be read, found out as they are.
-#[derive(Debug, Default)]
-pub(crate) struct Unread {
-    /// Whether there is any, so that whoever reads a sound image asks for nothing.
-    any: AtomicBool,
-    /// Where each range starts and ends. What was found bad once stays so, whatever a later read brings.
-    ranges: Mutex<BTreeMap<u64, u64>>,
-}
-
-impl Unread {
-    fn ranges(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
-        lock(&self.ranges)
-    }
-
-    /// Fills `buf` with the bytes of a table at `at`; those that cannot be read are zeros, and noted.
-    ///
-    /// # Errors
-    /// What reading fails with if nothing can be read, and [`Error::LimitExceeded`].
-    pub(crate) fn read(
-        &self,
-        source: &dyn BlockSource,
-        buf: &mut [u8],
-        at: u64,
-        limits: &Limits,
-    ) -> Result<()> {
-        let bad = read_what_is_left(source, buf, at)?;
-        self.note(bad, limits)
-    }
-
-    /// Notes that nobody knows what these bytes of tables are.
-    ///
-    /// # Errors
-    /// [`Error::LimitExceeded`].
-    pub(crate) fn note(&self, bad: Vec<Range<u64>>, limits: &Limits) -> Result<()> {
-        if bad.is_empty() {
-            return Ok(());
-        }
-        let mut ranges = self.ranges();
-        for range in bad {
-            let (mut start, mut end) = (range.start, range.end);
-            // They stay apart, whatever was read in which pieces.
-            while let Some((from, to)) = ranges.range(..=end).next_back() {
-                let (from, to) = (*from, *to);
-                if to < start {
-                    break;
-                }
-                (start, end) = (start.min(from), end.max(to));
-                ranges.remove(&from);
-            }
-            ranges.insert(start, end);
-        }
-        self.any.store(true, Ordering::Release);
-        let kept = (ranges.len() as u64).saturating_mul(RANGE_BYTES);
-        limits.check_metadata("the list of sectors that cannot be read", kept)
-    }
-
-    /// Whether any of these bytes could not be read.
-    pub(crate) fn has(&self, at: u64, len: u64) -> bool {
-        if !self.any.load(Ordering::Acquire) {
-            return false;
-        }
-        let ranges = self.ranges();
-        let before = ranges.range(..at.saturating_add(len)).next_back();
-        before.is_some_and(|(_, end)| *end > at)
-    }
-
-    /// Fails if an entry at `at` of a table could not be read, or a part of it.
-    ///
-    /// # Errors
-    /// [`Error::Malformed`], so that nobody asks for smaller pieces: the entry tells of a unit as a whole.
-    pub(crate) fn check(
-        &self,
-        format: FormatId,
-        structure: &'static str,
-        at: u64,
-        len: u64,
-    ) -> Result<()> {
-        if !self.has(at, len) {
-            return Ok(());
-        }
-        let problem = "has an entry here that cannot be read";
-        Err(Error::malformed(format, structure, at, problem))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::extent::Extent;
+    use crate::format_id::FormatId;
+    use crate::limits::Limits;
+    use crate::map::TableReader;
     use crate::storage::Memory;
 
     #[derive(Debug)]
@@ -197,9 +107,8 @@ mod tests {
         }
         let mut all = vec![1; 100];
         assert!(read_what_is_left(&bad, &mut all, 4950).is_err());
-        let unread = Unread::default();
-        let limits = Limits::default();
-        unread.read(&bad, &mut buf, 300, &limits).unwrap();
+        let reader = TableReader::new(FormatId::new("test"), &Limits::default(), true);
+        reader.read(&bad, &mut buf, 300).unwrap();
         for (at, len, has) in [
             (4600, 8, false),
             (4600, 9, true),
@@ -208,7 +117,7 @@ mod tests {
             (9000, 4000, true),
             (0, 300, false),
         ] {
-            assert_eq!(unread.has(at, len), has, "{at}");
+            assert_eq!(reader.is_unread(at, len), has, "{at}");
         }
         let mut past = vec![1; 100];
         let missing = read_what_is_left(&bad, &mut past, 19_950);

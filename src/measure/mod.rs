@@ -142,7 +142,9 @@ impl MeasureOptions {
         create.virtual_size = size;
         let longest = || ImageName::from("n".repeat(LONGEST_NAME).as_str());
         create.file_name.get_or_insert_with(longest);
-        crate::open::named(&self.format)?.create(&create)
+        crate::formats::Formats::all()
+            .named(&self.format)?
+            .create(&create)
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod luks;
 pub(crate) mod pe;
 mod reader;
 mod table;
+#[cfg(any(feature = "ova", feature = "parallels"))]
 pub(crate) mod xml;
 
 pub(crate) use entry::{TableEntry, table_entry};

@@ -2,6 +2,8 @@
 
 use std::marker::PhantomData;
 
+use uuid::Uuid;
+
 use crate::error::Error;
 use crate::format_id::FormatId;
 
@@ -66,6 +68,25 @@ impl<const N: usize> FieldType for [u8; N] {
     }
     fn bytes(&self, _: Order) -> Self::Bytes {
         *self
+    }
+}
+
+/// In little-endian structures the first three parts of a UUID are numbers in that order, too.
+impl FieldType for Uuid {
+    type Bytes = [u8; 16];
+    const LEN: usize = 16;
+    fn get(bytes: &[u8], offset: usize, order: Order) -> Option<Self> {
+        let raw = <[u8; 16]>::get(bytes, offset, order)?;
+        Some(match order {
+            Order::Big => Uuid::from_bytes(raw),
+            Order::Little => Uuid::from_bytes_le(raw),
+        })
+    }
+    fn bytes(&self, order: Order) -> Self::Bytes {
+        match order {
+            Order::Big => self.into_bytes(),
+            Order::Little => self.to_bytes_le(),
+        }
     }
 }
 
@@ -281,6 +302,24 @@ mod tests {
         assert_eq!(Sample::offset.at(512), 520);
         Sample::offset.put(&mut bytes[..11], 0xffff_ffff);
         assert_eq!(Sample::offset.get(&bytes), Some(0x0102));
+    }
+
+    #[test]
+    fn a_uuid_stands_in_the_order_of_its_structure() {
+        let uuid = Uuid::from_u128(0x2dc2_7766_f623_4200_9d64_115e_9bfd_4a08);
+        assert_eq!(
+            uuid.bytes(Order::Big)[..8],
+            [0x2d, 0xc2, 0x77, 0x66, 0xf6, 0x23, 0x42, 0]
+        );
+        assert_eq!(
+            uuid.bytes(Order::Little)[..8],
+            [0x66, 0x77, 0xc2, 0x2d, 0x23, 0xf6, 0, 0x42]
+        );
+        for order in [Order::Big, Order::Little] {
+            let bytes = uuid.bytes(order);
+            assert_eq!(Uuid::get(&bytes, 0, order), Some(uuid));
+            assert_eq!(Uuid::get(&bytes, 1, order), None);
+        }
     }
 
     #[test]

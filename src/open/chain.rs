@@ -3,26 +3,29 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use crate::detect::detect;
+use crate::detect::Detected;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::formats::by_extension;
+use crate::formats::Formats;
 use crate::formats::raw::RAW;
-use crate::image::{CheckedWithin, DiskSelector, Format, Image, Opener, Request, SnapshotSelector};
+use crate::image::{
+    CheckedWithin, DiskSelector, Findings, Format, Image, Opener, Request, SnapshotSelector, Window,
+};
 use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::reference::{Reference, Resolved, Resolver};
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 
 use super::own::OwnFiles;
-use super::{named, open_as};
+use super::{OpenOptions, open_as};
 
 /// What an image gets to ask: the limits, and the way to the files that it refers to.
 #[derive(Debug)]
 pub(crate) struct Chain {
     pub(super) limits: Limits,
+    pub(super) formats: Formats,
     /// What was asked of this image, and not of those behind it.
-    pub(super) first: First,
+    first: First,
     describes: bool,
     pub(super) salvages: bool,
     resolver: Arc<dyn Resolver>,
@@ -32,34 +35,54 @@ pub(crate) struct Chain {
 
 /// What the caller asks of the image that it opens.
 #[derive(Debug, Clone, Default)]
-pub(super) struct First {
-    pub(super) snapshot: Option<SnapshotSelector>,
-    pub(super) disk: Option<DiskSelector>,
-    pub(super) verifies: bool,
-    pub(super) arriving: bool,
-}
-
-impl First {
-    /// Whether it has to be an image of several disks.
-    pub(super) fn asks_for_disks(&self) -> bool {
-        self.disk.is_some() || self.verifies
-    }
+struct First {
+    snapshot: Option<SnapshotSelector>,
+    disk: Option<DiskSelector>,
+    verifies: bool,
 }
 
 impl Chain {
+    /// The start of a chain with what `options` say of its first image.
     pub(super) fn start(
-        limits: Limits,
+        options: &OpenOptions,
         resolver: Arc<dyn Resolver>,
         identity: Option<FileIdentity>,
     ) -> Self {
         Chain {
-            limits,
-            first: First::default(),
+            limits: options.limits.clone(),
+            formats: options.formats.clone(),
+            first: First {
+                snapshot: options.snapshot.clone(),
+                disk: options.disk.clone(),
+                verifies: options.verify_manifest,
+            },
             describes: false,
-            salvages: false,
+            salvages: options.salvage,
             resolver,
             above: vec![identity],
         }
+    }
+
+    /// Refuses a request that no image of this format can honour.
+    pub(crate) fn check_request(&self, format: &dyn Format) -> Result<()> {
+        if let Some(error) = format.absent() {
+            return Err(error);
+        }
+        let (can, first) = (format.capabilities(), &self.first);
+        let requests = [
+            (
+                first.snapshot.is_some(),
+                can.snapshots,
+                "internal snapshots",
+            ),
+            (first.disk.is_some(), can.disks, "disks to choose from"),
+            (first.verifies, can.manifest, "manifest to be compared with"),
+        ];
+        let refused = requests.iter().find(|(asked, can, _)| *asked && !can);
+        refused.map_or(Ok(()), |(_, _, what)| {
+            let format = format.id();
+            Err(Error::invalid(format!("{format} images have no {what}")))
+        })
     }
 
     /// The request for the image that the chain ends with.
@@ -69,7 +92,7 @@ impl Chain {
             snapshot: self.first.snapshot.as_ref(),
             disk: self.first.disk.as_ref(),
             verifies: self.first.verifies,
-            arriving: self.first.arriving,
+            arriving: false,
             describes: self.describes,
             salvages: self.salvages,
             opener: self,
@@ -86,6 +109,7 @@ impl Chain {
     pub(super) fn to_describe(&self, resolver: Arc<dyn Resolver>) -> Self {
         Chain {
             limits: self.limits.clone(),
+            formats: self.formats.clone(),
             first: self.first.clone(),
             describes: true,
             salvages: self.salvages,
@@ -120,6 +144,7 @@ impl Chain {
         self.limits.check_chain_depth(above.len() as u64)?;
         Ok(Chain {
             limits: self.limits.clone(),
+            formats: self.formats.clone(),
             first: First::default(),
             describes: false,
             salvages: self.salvages,
@@ -153,9 +178,9 @@ impl Chain {
         };
         let declared = reference.format.as_ref().map(ImageName::as_str);
         let format = match (override_format, declared) {
-            (Some(format), _) => named(format.as_str())?,
-            (None, Some(Some(format))) => named(format)?,
-            (None, None) if reference.format_in_name => by_its_name(reference, &source)?,
+            (Some(format), _) => self.formats.named(format.as_str())?,
+            (None, Some(Some(format))) => self.formats.named(format)?,
+            (None, None) if reference.format_in_name => self.by_its_name(reference, &source)?,
             _ => {
                 return Err(Error::invalid(format!(
                     "the image refers to {reference} without saying what format it has, and its \
@@ -167,59 +192,71 @@ impl Chain {
         let chain = self.below(source.identity(), within, reference)?;
         Ok(Some((source, format, chain)))
     }
-}
 
-/// The format that the ending of the file's name says, for images that cannot declare it. Its content
-/// decides nothing, but has to agree: a guest may have written it.
-fn by_its_name(reference: &Reference, source: &dyn BlockSource) -> Result<&'static dyn Format> {
-    let refused = |why: &str| {
-        Error::invalid(format!(
-            "the image refers to {reference}, and has no room to say what format that has; {why}; \
-             name the format in code, with a Resolver, if the image is trusted"
-        ))
-    };
-    let name = reference.name.as_str().unwrap_or_default();
-    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
-    let format = by_extension(extension)
-        .ok_or_else(|| refused("the ending of the name does not say it either"))?;
-    let agrees = match detect(source)?.image_formats().as_slice() {
-        [] => format.id() == RAW,
-        [id] => *id == format.id(),
-        _ => false,
-    };
-    match agrees {
-        true => Ok(format),
-        false => Err(refused(
-            "the ending of the name says another than the content shows",
-        )),
-    }
-}
-
-/// The format of the image in `source`, which lies within another that declares it to be this.
-fn format_within(
-    source: &dyn BlockSource,
-    declared: Option<FormatId>,
-) -> Result<&'static dyn Format> {
-    let detected = detect(source)?;
-    let format = match (detected.matches.as_slice(), declared) {
-        ([], Some(declared)) => named(declared.as_str())?,
-        ([(found, evidence), ..], Some(RAW)) => {
-            // A guest may have written what looks like a format.
-            return Err(Error::Ambiguous {
-                matches: vec![RAW, *found],
-                evidence: vec![
-                    ("what the appliance says", 0),
-                    (evidence.what, evidence.offset),
-                ],
-            });
+    /// The format that the ending of the file's name says, for images that cannot declare it. Its content
+    /// decides nothing, but has to agree: a guest may have written it.
+    fn by_its_name(
+        &self,
+        reference: &Reference,
+        source: &dyn BlockSource,
+    ) -> Result<&'static dyn Format> {
+        let refused = |why: &str| {
+            Error::invalid(format!(
+                "the image refers to {reference}, and has no room to say what format that has; {why}; \
+                 name the format in code, with a Resolver, if the image is trusted"
+            ))
+        };
+        let name = reference.name.as_str().unwrap_or_default();
+        let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
+        let format = self
+            .formats
+            .by_extension(extension)
+            .ok_or_else(|| refused("the ending of the name does not say it either"))?;
+        let agrees = match self.detect(source)?.image_formats().as_slice() {
+            [] => format.id() == RAW,
+            [id] => *id == format.id(),
+            _ => false,
+        };
+        match agrees {
+            true => Ok(format),
+            false => Err(refused(
+                "the ending of the name says another than the content shows",
+            )),
         }
-        _ => detected.one_to_read()?,
-    };
-    match format.has_disks() {
-        true => Err(Error::invalid(
-            "an appliance within an appliance is not opened",
-        )),
-        false => Ok(format),
+    }
+
+    /// The format of the image in `source`, which lies within another that declares it to be this.
+    fn format_within(
+        &self,
+        source: &dyn BlockSource,
+        declared: Option<FormatId>,
+    ) -> Result<&'static dyn Format> {
+        let detected = self.detect(source)?;
+        let format = match (detected.matches.as_slice(), declared) {
+            ([], Some(declared)) => self.formats.named(declared.as_str())?,
+            ([(found, evidence), ..], Some(RAW)) => {
+                // A guest may have written what looks like a format.
+                return Err(Error::Ambiguous {
+                    matches: vec![RAW, *found],
+                    evidence: vec![
+                        ("what the appliance says", 0),
+                        (evidence.what, evidence.offset),
+                    ],
+                });
+            }
+            _ => detected.one_to_read(&self.formats)?,
+        };
+        match format.capabilities().disks {
+            true => Err(Error::invalid(
+                "an appliance within an appliance is not opened",
+            )),
+            false => Ok(format),
+        }
+    }
+
+    pub(super) fn detect(&self, source: &dyn BlockSource) -> Result<Detected> {
+        let window = Window::read(source)?;
+        Ok(Detected::among(&self.formats, &window.probe()))
     }
 }
 
@@ -230,7 +267,11 @@ fn check_as(
     mut chain: Chain,
 ) -> Result<CheckedWithin> {
     chain.resolver = Arc::new(OwnFiles(chain.resolver));
-    let mut findings = format.check(&source, &chain.request())?.unwrap_or_default();
+    let checker = format.checker();
+    let mut findings = match checker {
+        Some(check) => check(&source, &chain.request())?,
+        None => Findings::default(),
+    };
     // A check goes on where an open ends, and does not see all that one sees.
     let virtual_size = match open_as(format, source, &chain) {
         Ok(image) => Some(image.size()),
@@ -253,7 +294,7 @@ impl Opener for Chain {
         declared: Option<FormatId>,
         resolver: Arc<dyn Resolver>,
     ) -> Result<Arc<dyn Image>> {
-        let format = format_within(&source, declared)?;
+        let format = self.format_within(&source, declared)?;
         let chain = self.one_further(None, resolver)?;
         Ok(Arc::from(open_as(format, source, &chain)?))
     }
@@ -264,7 +305,7 @@ impl Opener for Chain {
         declared: Option<FormatId>,
         resolver: Arc<dyn Resolver>,
     ) -> Result<CheckedWithin> {
-        let format = format_within(&source, declared)?;
+        let format = self.format_within(&source, declared)?;
         let chain = self.one_further(None, resolver)?;
         check_as(format, source, chain)
     }

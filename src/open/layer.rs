@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::detect::{Described, Detected, Kind, detect, kind_of};
+use crate::detect::{Described, Detected, Kind, kind_of};
 use crate::error::{Error, Result};
 use crate::image::{Format, Image, Window};
 use crate::limits::Limits;
@@ -12,7 +12,7 @@ use crate::source::{BlockSource, BlockSourceExt};
 use crate::storage::FileStorage;
 
 use super::chain::Chain;
-use super::{OpenOptions, named, open_as};
+use super::{OpenOptions, open_as};
 
 /// One image of a chain, opened without the files that it refers to.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Layer {
         options: &OpenOptions,
     ) -> Result<Self> {
         let window = Window::read(&source)?;
-        let detected = Detected::of(&window.probe());
+        let detected = Detected::among(&options.formats, &window.probe());
         Layer::of_window(source, detected, &window, resolver, options)
     }
 
@@ -84,7 +84,7 @@ impl Layer {
             });
         }
         let format = match assumed_raw {
-            true => named("raw")?,
+            true => options.formats.named("raw")?,
             false => options.format_among(&detected)?,
         };
         let mut layer = Layer::alone(source, detected, format, chain)?;
@@ -101,7 +101,7 @@ impl Layer {
         let Some((source, format, chain)) = self.chain.follow(reference)? else {
             return Ok(None);
         };
-        let detected = detect(&source)?;
+        let detected = self.chain.detect(&source)?;
         Layer::alone(source, detected, format, chain).map(Some)
     }
 

@@ -9,13 +9,12 @@ mod stream;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::detect::{Detected, detect, kind_by_name};
+use crate::detect::Detected;
 use crate::error::{Error, Result};
-use crate::formats::by_name;
-use crate::image::{DiskSelector, Format, Image, SnapshotSelector};
+use crate::formats::Formats;
+use crate::image::{DiskSelector, Format, Image, Request, SnapshotSelector, Window};
 use crate::limits::Limits;
-use crate::name::ImageName;
-use crate::open::chain::{Chain, First};
+use crate::open::chain::Chain;
 use crate::reference::{DenyReferences, Resolver};
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 use crate::storage::FileStorage;
@@ -45,6 +44,7 @@ pub struct OpenOptions {
     disk: Option<DiskSelector>,
     verify_manifest: bool,
     salvage: bool,
+    formats: Formats,
 }
 
 impl Default for OpenOptions {
@@ -65,6 +65,7 @@ impl OpenOptions {
             disk: None,
             verify_manifest: false,
             salvage: false,
+            formats: Formats::all(),
         }
     }
 
@@ -73,6 +74,14 @@ impl OpenOptions {
     #[must_use]
     pub fn format(mut self, name: impl Into<String>) -> Self {
         self.format = Some(name.into());
+        self
+    }
+
+    /// Opens images of these formats alone, those that an image refers to among them: every format of this
+    /// crate unless told otherwise.
+    #[must_use]
+    pub fn formats(mut self, formats: Formats) -> Self {
+        self.formats = formats;
         self
     }
 
@@ -184,10 +193,13 @@ impl OpenOptions {
         shown: &Detected,
     ) -> Result<Box<dyn Image>> {
         let format = self.format_to_read(shown)?;
-        let mut chain = self.chain(resolver, source.identity());
-        chain.first.arriving = true;
-        check_disks(format, &chain)?;
-        let image = format.open(source, &chain.request())?;
+        let chain = self.chain(resolver, source.identity());
+        chain.check_request(format)?;
+        let request = Request {
+            arriving: true,
+            ..chain.request()
+        };
+        let image = format.open(source, &request)?;
         if image.trailer().is_none() {
             chain.limits.check_virtual_size(image.size())?;
         }
@@ -244,27 +256,33 @@ impl OpenOptions {
         &self.limits
     }
 
+    /// As [`detect`](crate::detect), with the formats of the caller.
+    pub(crate) fn detect(&self, source: &dyn BlockSource) -> Result<Detected> {
+        let window = Window::read(source)?;
+        Ok(Detected::among(&self.formats, &window.probe()))
+    }
+
     /// The format that was named, or else the one that was found.
     pub(crate) fn format_among(&self, detected: &Detected) -> Result<&'static dyn Format> {
         match &self.format {
-            Some(name) => named(name),
-            None => detected.one(),
+            Some(name) => self.formats.named(name),
+            None => detected.one_of(&self.formats),
         }
     }
 
     /// The same for who will read the disk.
     fn format_to_read(&self, detected: &Detected) -> Result<&'static dyn Format> {
         match &self.format {
-            Some(name) => named(name),
-            None => detected.one_to_read(),
+            Some(name) => self.formats.named(name),
+            None => detected.one_to_read(&self.formats),
         }
     }
 
     /// The format that was named, or else the one that `source` is read as, which is looked for only then.
     fn format_of(&self, source: &dyn BlockSource) -> Result<&'static dyn Format> {
         match &self.format {
-            Some(name) => named(name),
-            None => detect(source)?.one_to_read(),
+            Some(name) => self.formats.named(name),
+            None => self.detect(source)?.one_to_read(&self.formats),
         }
     }
 
@@ -280,54 +298,18 @@ impl OpenOptions {
 
     /// The start of a chain with what these options say of its first image.
     fn chain(&self, resolver: Arc<dyn Resolver>, identity: Option<FileIdentity>) -> Chain {
-        let mut chain = Chain::start(self.limits.clone(), resolver, identity);
-        chain.first = First {
-            snapshot: self.snapshot.clone(),
-            disk: self.disk.clone(),
-            verifies: self.verify_manifest,
-            arriving: false,
-        };
-        chain.salvages = self.salvage;
-        chain
+        Chain::start(self, resolver, identity)
     }
 }
 
-/// Opens `source` as `format`, with what it may ask for answered by `chain`.
+/// Opens `source` as `format`, as the end of `chain`.
 fn open_as(
     format: &dyn Format,
     source: Arc<dyn BlockSource>,
     chain: &Chain,
 ) -> Result<Box<dyn Image>> {
-    check_disks(format, chain)?;
+    chain.check_request(format)?;
     let image = format.open(source, &chain.request())?;
     chain.limits.check_virtual_size(image.size())?;
     Ok(image)
-}
-
-fn check_disks(format: &dyn Format, chain: &Chain) -> Result<()> {
-    if chain.first.asks_for_disks() && !format.has_disks() {
-        return Err(Error::invalid(format!(
-            "a {} image is one disk and has no manifest: neither can be asked for",
-            format.id()
-        )));
-    }
-    Ok(())
-}
-
-pub(crate) fn named(name: &str) -> Result<&'static dyn Format> {
-    by_name(name).ok_or_else(|| {
-        if let Some(kind) = kind_by_name(name) {
-            return kind.not_read();
-        }
-        let known: Vec<&str> = crate::formats::BUILTIN
-            .iter()
-            .map(|f| f.id().as_str())
-            .collect();
-        let name = ImageName::from(name);
-        Error::invalid(format!(
-            "unknown format {}; known are {}",
-            name.quoted(),
-            known.join(", ")
-        ))
-    })
 }

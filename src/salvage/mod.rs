@@ -208,13 +208,7 @@ impl BlockSource for Salvage {
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
         let limit = check_extent(offset, limit, self.size())?;
-        let zeros = |len| Extent {
-            start: offset,
-            len,
-            kind: ExtentKind::Zero,
-            depth: 0,
-            host_offset: None,
-        };
+        let zeros = |len| Extent::new(offset, len, ExtentKind::Zero);
         if let Some(end) = self.lost().end_at(offset) {
             return Ok(zeros(limit.min(end - offset)));
         }

@@ -12,7 +12,8 @@ use crate::extent::{Extent, ExtentKind};
 use crate::source::{
     BlockSource, FileIdentity, Place, Stored, check_extent, ended_early, readable,
 };
-use crate::storage::{sharing, write_zeroes_by};
+use crate::storage::system::{self, FileExt};
+use crate::storage::write_zeroes_by;
 use crate::target::{BlockTarget, Zeroes};
 
 /// A regular file or a block device.
@@ -53,7 +54,7 @@ impl FileStorage {
         let path = path.as_ref();
         let mut options = OpenOptions::new();
         options.read(true);
-        let mut storage = Self::from_open(without_blocking(&mut options).open(path), path)?;
+        let mut storage = Self::from_open(system::without_blocking(&mut options).open(path), path)?;
         storage.last = Some(Mutex::new(None));
         Ok(storage)
     }
@@ -67,7 +68,7 @@ impl FileStorage {
         let path = path.as_ref();
         let mut options = OpenOptions::new();
         options.read(true).write(true);
-        Self::from_open(without_blocking(&mut options).open(path), path)
+        Self::from_open(system::without_blocking(&mut options).open(path), path)
     }
 
     /// Opens an unfinished file that an earlier run left, which is no symbolic link. What was not
@@ -75,7 +76,7 @@ impl FileStorage {
     pub(super) fn open_unfinished(path: &Path) -> Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
-        let file = Self::from_open(without_following(&mut options).open(path), path)?;
+        let file = Self::from_open(system::without_following(&mut options).open(path), path)?;
         Ok(file.assume_zero())
     }
 
@@ -111,9 +112,15 @@ impl FileStorage {
     pub fn from_file(file: File) -> Result<Self> {
         let describe = |e| Error::io("examine an open file", e);
         let metadata = file.metadata().map_err(describe)?;
-        let kind = kind_of(&metadata).ok_or_else(|| {
-            Error::invalid("the open file is neither a regular file nor a block device")
-        })?;
+        let kind = match metadata.is_file() {
+            true => Kind::Regular,
+            false if system::is_block_device(&metadata) => Kind::BlockDevice,
+            false => {
+                return Err(Error::invalid(
+                    "the open file is neither a regular file nor a block device",
+                ));
+            }
+        };
         let size = match kind {
             Kind::Regular => metadata.len(),
             Kind::BlockDevice => {
@@ -124,7 +131,7 @@ impl FileStorage {
             file,
             kind,
             size: AtomicU64::new(size),
-            identity: identity_of(&metadata),
+            identity: system::identity_of(&metadata),
             reads_as_zero: false,
             last: None,
             shares: OnceLock::new(),
@@ -190,7 +197,7 @@ impl BlockSource for FileStorage {
         let want = readable(buf.len(), offset, self.size());
         let mut done = 0;
         while let Some(rest) = buf.get_mut(done..want).filter(|rest| !rest.is_empty()) {
-            match positioned::read_at(&self.file, rest, offset + done as u64) {
+            match self.file.read_at(rest, offset + done as u64) {
                 Ok(0) => return Err(ended_early(offset + done as u64)),
                 Ok(n) => done += n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -218,7 +225,7 @@ impl BlockSource for FileStorage {
         let (kind, len) = match self.kind {
             Kind::BlockDevice => (ExtentKind::Data, rest),
             Kind::Regular => {
-                holes::run_at(&self.file, offset, rest).unwrap_or((ExtentKind::Data, rest))
+                system::run_at(&self.file, offset, rest).unwrap_or((ExtentKind::Data, rest))
             }
         };
         let run = Extent {
@@ -242,15 +249,7 @@ impl BlockSource for FileStorage {
 impl Stored for FileStorage {
     fn allocated_size(&self) -> Option<u64> {
         let metadata = self.file.metadata().ok()?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::MetadataExt;
-            Some(metadata.blocks().saturating_mul(512))
-        }
-        #[cfg(not(unix))]
-        {
-            Some(metadata.len())
-        }
+        Some(system::allocated_size(&metadata))
     }
 
     fn identity(&self) -> Option<FileIdentity> {
@@ -274,7 +273,7 @@ impl BlockTarget for FileStorage {
     fn write_all_at(&self, data: &[u8], offset: u64) -> Result<()> {
         let mut done = 0;
         while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-            match positioned::write_at(&self.file, rest, offset + done as u64) {
+            match self.file.write_at(rest, offset + done as u64) {
                 Ok(0) => {
                     let full = io::Error::from(ErrorKind::WriteZero);
                     return Err(Error::io(format!("write at byte {offset}"), full));
@@ -299,9 +298,9 @@ impl BlockTarget for FileStorage {
                 size: self.size(),
             });
         };
-        match holes::zero(&self.file, offset, len, zeroes) {
+        match system::zero(&self.file, offset, len, zeroes) {
             Ok(()) => self.extend_to(end),
-            Err(e) if holes::is_unsupported(&e) => self.write_zeroes_plainly(offset, len),
+            Err(e) if system::is_unsupported(&e) => self.write_zeroes_plainly(offset, len),
             Err(e) => Err(Error::io(format!("zero {len} bytes at byte {offset}"), e)),
         }
     }
@@ -310,12 +309,12 @@ impl BlockTarget for FileStorage {
         if len == 0 || self.kind == Kind::BlockDevice {
             return Ok(());
         }
-        match holes::allocate(&self.file, offset, len) {
+        match system::allocate(&self.file, offset, len) {
             Ok(()) => {
                 self.grow_to(offset + len);
                 Ok(())
             }
-            Err(e) if holes::is_unsupported(&e) => {
+            Err(e) if system::is_unsupported(&e) => {
                 // What reads as a hole takes up no space yet; to write it is to allocate it.
                 let end = offset + len;
                 self.extend_to(end)?;
@@ -360,13 +359,7 @@ impl BlockTarget for FileStorage {
     }
 
     fn write_behind(&self, offset: u64, len: u64) {
-        // What is not written yet stays in memory: Linux begins to write it and goes on.
-        #[cfg(target_os = "linux")]
-        if let Some(len) = std::num::NonZeroU64::new(len) {
-            let _ =
-                rustix::fs::fadvise(&self.file, offset, Some(len), rustix::fs::Advice::DontNeed);
-        }
-        let _ = (offset, len);
+        system::write_behind(&self.file, offset, len);
     }
 
     fn reads_as_zero(&self) -> bool {
@@ -381,7 +374,7 @@ impl BlockTarget for FileStorage {
     }
 
     fn shares_blocks(&self) -> Option<u64> {
-        let shares = || self.kind == Kind::Regular && sharing::is_known(&self.file);
+        let shares = || self.kind == Kind::Regular && system::shares_blocks(&self.file);
         let device = self.identity?.device;
         self.shares.get_or_init(shares).then_some(device)
     }
@@ -394,7 +387,7 @@ impl BlockTarget for FileStorage {
         let mut done = 0;
         while done < place.len {
             let (start, at) = (place.offset + done, offset + done);
-            match sharing::share(from, start, &self.file, at, place.len - done) {
+            match system::share(from, start, &self.file, at, place.len - done) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -407,185 +400,5 @@ impl BlockTarget for FileStorage {
         }
         self.grow_to(offset + done);
         Ok(done)
-    }
-}
-
-/// Makes opening a FIFO return at once; reading regular files and block devices is as without it.
-pub(crate) fn without_blocking(options: &mut OpenOptions) -> &mut OpenOptions {
-    with_flags(options, false)
-}
-
-/// Makes opening a symbolic link fail as well.
-pub(crate) fn without_following(options: &mut OpenOptions) -> &mut OpenOptions {
-    with_flags(options, true)
-}
-
-fn with_flags(options: &mut OpenOptions, no_follow: bool) -> &mut OpenOptions {
-    #[cfg(unix)]
-    {
-        use rustix::fs::OFlags;
-        use std::os::unix::fs::OpenOptionsExt;
-        let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-        flags.set(OFlags::NOFOLLOW, no_follow);
-        options.custom_flags(i32::try_from(flags.bits()).unwrap_or(0));
-    }
-    let _ = no_follow;
-    options
-}
-
-#[cfg(unix)]
-fn kind_of(metadata: &std::fs::Metadata) -> Option<Kind> {
-    use std::os::unix::fs::FileTypeExt;
-    let kind = metadata.file_type();
-    if kind.is_file() {
-        Some(Kind::Regular)
-    } else if kind.is_block_device() {
-        Some(Kind::BlockDevice)
-    } else {
-        None
-    }
-}
-
-#[cfg(not(unix))]
-fn kind_of(metadata: &std::fs::Metadata) -> Option<Kind> {
-    metadata.is_file().then_some(Kind::Regular)
-}
-
-#[cfg(unix)]
-pub(crate) fn identity_of(metadata: &std::fs::Metadata) -> Option<FileIdentity> {
-    use std::os::unix::fs::MetadataExt;
-    Some(FileIdentity {
-        device: metadata.dev(),
-        file: metadata.ino(),
-    })
-}
-
-#[cfg(not(unix))]
-pub(crate) fn identity_of(_: &std::fs::Metadata) -> Option<FileIdentity> {
-    None
-}
-
-mod positioned {
-    use std::fs::File;
-    use std::io;
-
-    #[cfg(unix)]
-    pub(super) use unix::{read_at, write_at};
-    #[cfg(windows)]
-    pub(super) use windows::{read_at, write_at};
-
-    #[cfg(unix)]
-    mod unix {
-        use super::{File, io};
-        use std::os::unix::fs::FileExt;
-
-        pub(in super::super) fn read_at(file: &File, buf: &mut [u8], at: u64) -> io::Result<usize> {
-            file.read_at(buf, at)
-        }
-
-        pub(in super::super) fn write_at(file: &File, data: &[u8], at: u64) -> io::Result<usize> {
-            file.write_at(data, at)
-        }
-    }
-
-    #[cfg(windows)]
-    mod windows {
-        use super::{File, io};
-        use std::os::windows::fs::FileExt;
-
-        pub(in super::super) fn read_at(file: &File, buf: &mut [u8], at: u64) -> io::Result<usize> {
-            file.seek_read(buf, at)
-        }
-
-        pub(in super::super) fn write_at(file: &File, data: &[u8], at: u64) -> io::Result<usize> {
-            file.seek_write(data, at)
-        }
-    }
-}
-
-/// Holes of files: how to find them, make them and fill them with space.
-mod holes {
-    use std::fs::File;
-    use std::io;
-
-    use crate::extent::ExtentKind;
-    use crate::target::Zeroes;
-
-    /// The status of the run at `offset`, of which `rest` bytes are left, and its length; `None`
-    /// where the file system cannot tell.
-    #[cfg(any(
-        target_os = "linux",
-        target_os = "android",
-        target_os = "macos",
-        target_os = "freebsd"
-    ))]
-    pub(super) fn run_at(file: &File, offset: u64, rest: u64) -> Option<(ExtentKind, u64)> {
-        use rustix::fs::{SeekFrom, seek};
-        match seek(file, SeekFrom::Data(offset)) {
-            Ok(data) if data > offset => Some((ExtentKind::Zero, (data - offset).min(rest))),
-            Ok(_) => {
-                let hole = seek(file, SeekFrom::Hole(offset)).ok()?;
-                // A hole where data was just now: the file changes under us. Read it.
-                let len = hole.checked_sub(offset).filter(|len| *len > 0)?;
-                Some((ExtentKind::Data, len.min(rest)))
-            }
-            Err(rustix::io::Errno::NXIO) => Some((ExtentKind::Zero, rest)),
-            Err(_) => None,
-        }
-    }
-
-    #[cfg(not(any(
-        target_os = "linux",
-        target_os = "android",
-        target_os = "macos",
-        target_os = "freebsd"
-    )))]
-    pub(super) fn run_at(_: &File, _: u64, _: u64) -> Option<(ExtentKind, u64)> {
-        None
-    }
-
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    pub(super) fn zero(file: &File, offset: u64, len: u64, zeroes: Zeroes) -> io::Result<()> {
-        use rustix::fs::{FallocateFlags, fallocate};
-        use rustix::io::retry_on_intr;
-        let flags = match zeroes {
-            Zeroes::Discard => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            Zeroes::Keep => FallocateFlags::ZERO_RANGE,
-        };
-        Ok(retry_on_intr(|| fallocate(file, flags, offset, len))?)
-    }
-
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    pub(super) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
-        use rustix::fs::{FallocateFlags, fallocate};
-        use rustix::io::retry_on_intr;
-        let flags = FallocateFlags::empty();
-        Ok(retry_on_intr(|| fallocate(file, flags, offset, len))?)
-    }
-
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    pub(super) fn zero(_: &File, _: u64, _: u64, _: Zeroes) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    pub(super) fn allocate(_: &File, _: u64, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    /// Whether the file system does not know the operation, so that writing plainly may serve.
-    pub(super) fn is_unsupported(error: &io::Error) -> bool {
-        #[cfg(unix)]
-        {
-            use rustix::io::Errno;
-            let errno = Errno::from_io_error(error);
-            if matches!(
-                errno,
-                Some(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::INVAL)
-            ) {
-                return true;
-            }
-        }
-        error.kind() == io::ErrorKind::Unsupported
     }
 }

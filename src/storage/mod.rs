@@ -7,24 +7,28 @@ mod incoming;
 mod memory;
 mod pending;
 mod seek;
-mod sharing;
 mod slice;
 mod spill;
+mod system;
 mod window;
 
 pub use concat::Concat;
 pub use file::FileStorage;
-pub(crate) use file::{identity_of, without_blocking, without_following};
 pub use forward::ForwardTarget;
 pub(crate) use incoming::{Incoming, Room};
 pub use memory::Memory;
 pub use pending::PendingFile;
-pub(crate) use pending::{beside, there};
 #[cfg(feature = "plan")]
-pub(crate) use pending::{settle, sync_folder};
+pub(crate) use pending::settle;
+pub(crate) use pending::{beside, there};
 pub use seek::{SeekSource, SeekTarget, SourceReader};
 pub use slice::Slice;
 pub(crate) use spill::Spill;
+#[cfg(feature = "plan")]
+pub(crate) use system::sync_folder;
+pub(crate) use system::{
+    identity_of, is_block_device, try_lock, without_blocking, without_following,
+};
 pub(crate) use window::{Miss, Window};
 
 /// Zeros to write from, where nothing cheaper makes a range read as zero.

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result, quoted_path};
 use crate::storage::FileStorage;
+use crate::storage::system::sync_folder;
 use crate::target::BlockTarget;
 
 /// A file on its way: written beside its name, and given the name once it is whole.
@@ -202,19 +203,4 @@ fn create_beside(destination: &Path, name: &std::ffi::OsStr) -> Result<(FileStor
             Err(error) => return Err(error),
         }
     }
-}
-
-#[cfg(unix)]
-pub(crate) fn sync_folder(path: &Path) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(|e| Error::io_path("sync the folder", folder, e))
-}
-
-#[cfg(not(unix))]
-pub(crate) fn sync_folder(_: &Path) -> Result<()> {
-    Ok(())
 }

@@ -30,7 +30,7 @@ mod watch;
 use crate::detect::Detected;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::formats::by_name;
+use crate::formats::Formats;
 use crate::image::Probe;
 use crate::inspect::{Report, Safety};
 use crate::limits::Limits;
@@ -67,7 +67,7 @@ impl StreamOptions {
     pub fn allow<S: Into<String>>(mut self, formats: impl IntoIterator<Item = S>) -> Self {
         self.allowed = formats.into_iter().map(Into::into).collect();
         for name in &mut self.allowed {
-            if let Some(format) = by_name(name) {
+            if let Some(format) = Formats::all().by_name(name) {
                 *name = format.id().into_str().to_owned();
             }
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use crate::detect::{Detected, detect, told_by_end};
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::formats::{by_name, raw::RAW};
+use crate::formats::{Formats, raw::RAW};
 use crate::image::{Format, Probe};
 use crate::inspect::{Report, Safety};
 use crate::limits::Limits;
@@ -113,7 +113,11 @@ impl Watch {
 
     fn all_exclude(&self, head: &[u8]) -> bool {
         let mut allowed = self.options.allowed.iter();
-        allowed.all(|name| by_name(name).is_some_and(|format| format.excludes(head)))
+        allowed.all(|name| {
+            Formats::all()
+                .by_name(name)
+                .is_some_and(|format| format.excludes(head))
+        })
     }
 
     fn not_allowed(&self, found: Vec<FormatId>, offset: u64) -> Error {
@@ -138,7 +142,11 @@ impl Watch {
         if self.options.max_virtual_size.is_none() || !self.detected.matches.is_empty() {
             return Ok(());
         }
-        let only_raw = |name: &String| by_name(name).is_some_and(|format| format.id() == RAW);
+        let only_raw = |name: &String| {
+            Formats::all()
+                .by_name(name)
+                .is_some_and(|format| format.id() == RAW)
+        };
         let allowed = &self.options.allowed;
         let room = match !allowed.is_empty() && allowed.iter().all(only_raw) {
             true => 0,
@@ -188,10 +196,12 @@ impl Watch {
             return Ok(());
         }
         let is_allowed = |id: &FormatId| {
-            allowed.iter().any(|name| match by_name(name) {
-                Some(format) => format.id() == *id,
-                None => name == id.as_str(),
-            })
+            allowed
+                .iter()
+                .any(|name| match Formats::all().by_name(name) {
+                    Some(format) => format.id() == *id,
+                    None => name == id.as_str(),
+                })
         };
         let ids = |found: &[(FormatId, _)]| found.iter().map(|(id, _)| *id).collect::<Vec<_>>();
         let mut found = ids(&self.detected.matches);
@@ -209,7 +219,7 @@ impl Watch {
             return Ok(());
         }
         let store = lock(&self.store);
-        let seen_enough = |name: &String| match by_name(name) {
+        let seen_enough = |name: &String| match Formats::all().by_name(name) {
             Some(format) => format.excludes(store.head()),
             // Content is within what is kept of the start.
             None => self.position >= store.head_len() && !told_by_end(name),
@@ -306,7 +316,7 @@ impl Watch {
     fn open_options(&self) -> OpenOptions {
         let options = OpenOptions::new().limits(self.options.limits.clone());
         match self.options.allowed.as_slice() {
-            [name] if by_name(name).is_some() => options.format(name),
+            [name] if Formats::all().by_name(name).is_some() => options.format(name),
             _ => options,
         }
     }

@@ -21,7 +21,9 @@ mod img;
 mod info;
 mod map;
 mod measure;
+mod own;
 mod prose;
+#[cfg(unix)]
 mod readme;
 #[cfg(all(unix, feature = "zlib"))]
 mod stdin;

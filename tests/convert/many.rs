@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::support::{read_all, sample_disk};
-use blockform::convert::{Conversion, ConvertOptions, content_digest};
+use blockform::convert::{Conversion, ConvertOptions, ImageSpec, Progress, content_digest};
 use blockform::digest::{Algorithm, ContentDigest};
 use blockform::storage::Memory;
 use blockform::{BlockSource, BlockTarget, Error, Extent, OpenOptions, PathPolicy, Result, Zeroes};
 
-fn options() -> Vec<(&'static str, ConvertOptions)> {
-    let to = ConvertOptions::to;
+fn options() -> Vec<(&'static str, ImageSpec)> {
+    let to = |format: &str| ImageSpec::new(format);
     vec![
         ("a.raw", to("raw")),
         ("b.qcow2", to("qcow2")),
@@ -56,7 +56,7 @@ fn each_target_is_what_it_would_be_alone() {
     let disk = disk();
     let (alone, together) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for (name, options) in options() {
-        options
+        ConvertOptions::from(options)
             .convert_to_path(&disk, alone.path().join(name))
             .unwrap();
     }
@@ -96,7 +96,7 @@ fn the_digest_is_that_of_the_disk_and_not_of_its_format() {
             _ => options,
         };
         let path = folder.path().join(name);
-        let made = options
+        let made = ConvertOptions::from(options)
             .content_digest(Algorithm::Blake3)
             .convert_to_path(&disk, &path)
             .unwrap();
@@ -125,21 +125,20 @@ fn another_digest_than_expected_leaves_nothing() {
     let path = folder.path().join("disk.qcow2");
     let right = content_digest(&disk, Algorithm::Md5).unwrap();
     let wrong: ContentDigest = format!("content-md5:{}", "00".repeat(16)).parse().unwrap();
-    let to = ConvertOptions::to("qcow2");
-    let error = to
-        .clone()
+    let error = ConvertOptions::to("qcow2")
         .expect_content(wrong.clone())
         .convert_to_path(&disk, &path);
     assert!(matches!(error, Err(Error::DigestMismatch { .. })));
     let error = Conversion::of(&disk)
-        .to_path(to.clone(), &path)
-        .to_path(ConvertOptions::to("raw"), folder.path().join("disk.raw"))
+        .to_path("qcow2", &path)
+        .to_path("raw", folder.path().join("disk.raw"))
         .allow_failure(true)
         .expect_content(wrong)
         .run();
     assert!(matches!(error, Err(Error::DigestMismatch { .. })));
     assert!(files_of(folder.path()).is_empty());
-    to.expect_content(right)
+    ConvertOptions::to("qcow2")
+        .expect_content(right)
         .convert_to_path(&disk, &path)
         .unwrap();
     assert_eq!(files_of(folder.path()).len(), 1);
@@ -200,7 +199,7 @@ fn one_that_fails_takes_the_others_with_it_only_if_it_is_to() {
     let disk = disk();
     let alone = tempfile::tempdir().unwrap();
     for (name, options) in options() {
-        options
+        ConvertOptions::from(options)
             .convert_to_path(&disk, alone.path().join(name))
             .unwrap();
     }
@@ -211,7 +210,7 @@ fn one_that_fails_takes_the_others_with_it_only_if_it_is_to() {
             let mut conversion = Conversion::of(&disk)
                 .allow_failure(allow)
                 .threads(NonZeroUsize::new(threads).unwrap())
-                .to_targets(ConvertOptions::to("qcow2"), &[full]);
+                .to_targets("qcow2", &[full]);
             for (name, options) in options() {
                 conversion = conversion.to_path(options, folder.path().join(name));
             }
@@ -231,8 +230,8 @@ fn one_that_fails_takes_the_others_with_it_only_if_it_is_to() {
     let full = || Arc::new(Full(Memory::default(), AtomicU64::new(0)));
     let outcome = Conversion::of(&disk)
         .allow_failure(true)
-        .to_targets(ConvertOptions::to("qcow2"), &[full()])
-        .to_targets(ConvertOptions::to("raw"), &[full()])
+        .to_targets("qcow2", &[full()])
+        .to_targets("raw", &[full()])
         .run()
         .unwrap();
     assert!(
@@ -248,21 +247,26 @@ fn progress_can_stop_it_and_nothing_is_left() {
     let disk = disk();
     let folder = tempfile::tempdir().unwrap();
     for threads in [1, 4] {
-        let stop = ConvertOptions::to("qcow2").progress(|progress| {
+        let stop = |progress: Progress| {
             assert!(progress.done <= progress.total);
             match progress.done > 1 << 20 {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             }
-        });
+        };
         let outcome = Conversion::of(&disk)
             .threads(NonZeroUsize::new(threads).unwrap())
-            .to_path(stop.clone(), folder.path().join("a.qcow2"))
-            .to_path(ConvertOptions::to("raw"), folder.path().join("b.raw"))
+            .progress(move |target, progress| match target {
+                0 => stop(progress),
+                _ => ControlFlow::Continue(()),
+            })
+            .to_path("qcow2", folder.path().join("a.qcow2"))
+            .to_path("raw", folder.path().join("b.raw"))
             .allow_failure(true)
             .run();
         assert!(matches!(outcome, Err(Error::Cancelled)));
-        let outcome = stop.convert_to_path(&disk, folder.path().join("a.qcow2"));
+        let options = ConvertOptions::to("qcow2").progress(stop);
+        let outcome = options.convert_to_path(&disk, folder.path().join("a.qcow2"));
         assert!(matches!(outcome, Err(Error::Cancelled)));
         assert!(files_of(folder.path()).is_empty());
     }
@@ -275,9 +279,10 @@ fn the_digests_of_files_and_streams_are_those_of_their_bytes() {
     let path = folder.path().join("disk.vhdx");
     let bytes = read_all(&*disk).unwrap();
     let want = |bytes: &[u8], algorithm: Algorithm| algorithm.digest(bytes).unwrap();
-    let options = ConvertOptions::to("vhdx")
+    let image = ImageSpec::new("vhdx")
         .target_digest(Algorithm::Sha512)
         .target_digest(Algorithm::Md5);
+    let options = ConvertOptions::from(image.clone());
     let whole = options
         .clone()
         .file_digest(disk.clone(), Algorithm::Sha256)
@@ -308,7 +313,7 @@ fn the_digests_of_files_and_streams_are_those_of_their_bytes() {
             true => Conversion::of(&*disk)
                 .expect_file(disk.clone(), wrong.clone())
                 .allow_failure(true)
-                .to_path(options.clone(), &path)
+                .to_path(image.clone(), &path)
                 .run()
                 .map(drop),
         };
@@ -324,11 +329,11 @@ fn what_was_written_is_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let mut conversion = Conversion::of(&disk);
     for (name, options) in options() {
-        let options = options.verify(true);
-        options
+        let image = options.verify(true);
+        ConvertOptions::from(image.clone())
             .convert_to_path(&disk, folder.path().join(format!("one-{name}")))
             .unwrap();
-        conversion = conversion.to_path(options, folder.path().join(name));
+        conversion = conversion.to_path(image, folder.path().join(name));
     }
     conversion.run().unwrap();
     assert_eq!(files_of(folder.path()).len(), 18);
@@ -361,14 +366,13 @@ fn what_differs_when_it_is_read_back_is_not_kept() {
     let folder = tempfile::tempdir().unwrap();
     for many in [false, true] {
         let disk = Fickle(Memory::new(sample_disk(9, 1 << 20)), AtomicU64::new(0));
-        let options = ConvertOptions::to("raw").verify(true).sparse_size(0);
+        let image = ImageSpec::new("raw").verify(true).sparse_size(0);
         let path = folder.path().join("disk.raw");
         let error = match many {
-            false => options.convert_to_path(&disk, &path).map(drop),
-            true => Conversion::of(&disk)
-                .to_path(options, &path)
-                .run()
+            false => ConvertOptions::from(image)
+                .convert_to_path(&disk, &path)
                 .map(drop),
+            true => Conversion::of(&disk).to_path(image, &path).run().map(drop),
         };
         let error = error.unwrap_err().to_string();
         assert!(
@@ -385,11 +389,8 @@ fn two_targets_of_one_name_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     let outcome = Conversion::of(&disk)
-        .to_path(ConvertOptions::to("qcow2"), &path)
-        .to_path(
-            ConvertOptions::to("raw"),
-            folder.path().join(".").join("disk"),
-        )
+        .to_path("qcow2", &path)
+        .to_path("raw", folder.path().join(".").join("disk"))
         .run();
     assert!(matches!(outcome, Err(Error::InvalidInput(_))));
     assert!(files_of(folder.path()).is_empty());

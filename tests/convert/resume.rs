@@ -206,3 +206,27 @@ fn no_link_is_followed_to_somebody_elses_file() {
         std::fs::remove_file(&file).unwrap();
     }
 }
+
+#[test]
+fn fresh_identifiers_are_refused_and_a_file_of_that_name_is_not() {
+    let disk = Memory::new(sample_disk(3, 1 << 20));
+    let folder = tempfile::tempdir().unwrap();
+    let to = |format: &str, name: &str, value: &str| {
+        ConvertOptions::to(format)
+            .option(name, value)
+            .resumable(1 << 20)
+            .convert_to_path(&disk, folder.path().join("disk"))
+    };
+    for (format, name, value) in [
+        ("vhd", "fresh", "on"),
+        ("vdi", "fresh", "yes"),
+        ("vhdx", "guid", "fresh"),
+    ] {
+        let error = to(format, name, value).unwrap_err();
+        assert!(matches!(error, Error::InvalidInput(_)), "{format}: {error}");
+        assert!(error.to_string().contains("not fresh"), "{format}: {error}");
+        assert!(files_of(folder.path()).is_empty(), "{format}");
+    }
+    to("qcow2", "data_file", "fresh").unwrap();
+    to("vdi", "fresh", "no").unwrap();
+}

@@ -389,9 +389,9 @@ fn many_targets_take_one_stream() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let outcome = Conversion::of(&vmdk)
-        .to_path(to("raw", 2), path("a.raw"))
-        .to_path(to("qcow2", 2), path("a.qcow2"))
-        .to_path(to("vhd", 2), path("a.vhd"))
+        .to_path("raw", path("a.raw"))
+        .to_path("qcow2", path("a.qcow2"))
+        .to_path("vhd", path("a.vhd"))
         .run()
         .unwrap();
     assert_eq!(

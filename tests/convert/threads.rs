@@ -137,7 +137,8 @@ fn who_is_stopped_at_any_moment_leaves_nothing() {
             std::fs::write(&out, b"old").unwrap();
             let cancel = Cancel::new();
             let threads = NonZeroUsize::new(1 + round % 4).unwrap();
-            let options = options.clone().threads(threads).sync(false);
+            let options = ConvertOptions::from(options.clone());
+            let options = options.threads(threads).sync(false);
             let mut options = options.cancel(cancel.clone());
             let wait = Duration::from_micros(rng.below(12_000));
             if (round + number) % 5 == 4 {

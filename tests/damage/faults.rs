@@ -12,7 +12,7 @@ use crate::support::faults::{
 use crate::support::origins::{Origin, check_holds, format_of, origins, ways};
 use crate::support::{Rng, fails};
 use blockform::compare::{CompareOptions, Comparison};
-use blockform::convert::{Conversion, ConvertOptions, content_digest};
+use blockform::convert::{Conversion, ConvertOptions, ImageSpec, content_digest};
 use blockform::digest::Algorithm;
 use blockform::measure::MeasureOptions;
 use blockform::storage::{ForwardTarget, Memory, SeekSource, SeekTarget};
@@ -72,6 +72,7 @@ fn every_call_fails(mib: usize, threads: usize, most: u64) -> u64 {
     let step = if threads > 1 && !thorough() { 4 } else { 1 };
     for origin in origins(mib).into_iter().step_by(step) {
         for (way, options) in ways() {
+            let options = ConvertOptions::from(options);
             let options = options.sync(true);
             let format = format_of(way);
             let (from, to) = (Trip::never(), Trip::never());
@@ -146,9 +147,9 @@ fn a_file_is_replaced_by_a_whole_one_or_not_at_all() {
     let watchdog = Watchdog::new("a conversion into a file");
     let mut rng = Rng(5);
     let mut tried = 0;
-    let split = ConvertOptions::to("vmdk").option("subformat", "twoGbMaxExtentSparse");
-    let flat = ConvertOptions::to("vmdk").option("subformat", "monolithicFlat");
-    let apart = ConvertOptions::to("qcow2").option("data_file", "out.data");
+    let split = ImageSpec::new("vmdk").option("subformat", "twoGbMaxExtentSparse");
+    let flat = ImageSpec::new("vmdk").option("subformat", "monolithicFlat");
+    let apart = ImageSpec::new("qcow2").option("data_file", "out.data");
     let more = [
         ("vmdk split", split),
         ("vmdk flat", flat),
@@ -159,7 +160,7 @@ fn a_file_is_replaced_by_a_whole_one_or_not_at_all() {
         // Each once, unless all is asked for.
         let some = ways.filter(|(way, _)| thorough() || (number + way) % 5 == 0);
         for (_, (way, options)) in some {
-            let options = options.sync(false);
+            let options = ConvertOptions::from(options).sync(false);
             let from = Trip::never();
             let folder = tempfile::tempdir().unwrap();
             let out = folder.path().join("out");
@@ -278,6 +279,7 @@ fn interruptions_and_short_counts_are_survived() {
     }
     let origin = origins(1).remove(0);
     for (way, options) in ways() {
+        let options = ConvertOptions::from(options);
         for fault in [Fault::Os(EINTR), Fault::Short] {
             for &every in paces() {
                 let about = format!("{way} with {fault:?} every {every} calls");
@@ -318,6 +320,7 @@ fn every_call_of_a_stream_fails_in_turn() {
     let origin = origins(1).remove(1);
     let mut tried = 0;
     for (way, options) in ways() {
+        let options = ConvertOptions::from(options);
         for at in 0_u64.. {
             let trip = Trip::at(at, Fault::Os(EIO));
             let image = origin.open(&Trip::never()).unwrap();

@@ -21,6 +21,7 @@ mod old_formats;
 mod ova;
 mod qcow2_tables;
 mod qcow2_writer;
+mod requests;
 mod vhd_vdi;
 mod vhdx;
 mod vmdk;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::support::{can_unpack, goldens, read_all, sha256, testdata};
-use blockform::formats::by_name;
+use blockform::formats::Formats;
 use blockform::image::CreateOptions;
 use blockform::storage::{FileStorage, Memory};
 use blockform::{BlockSource, Error, OpenOptions, PathPolicy};
@@ -15,7 +15,8 @@ const FORMATS: [&str; 3] = ["qcow", "qed", "parallels"];
 #[test]
 fn they_are_not_written() {
     for name in FORMATS {
-        let error = by_name(name)
+        let error = Formats::all()
+            .by_name(name)
             .unwrap()
             .create(&CreateOptions::new(1 << 20))
             .unwrap_err();

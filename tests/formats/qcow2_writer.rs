@@ -192,7 +192,7 @@ struct Built {
 
 /// Builds an image of `pieces`, in runs of at most `most` bytes.
 fn build(create: &CreateOptions, pieces: &[Piece], most: u64) -> Built {
-    let format = blockform::formats::by_name("qcow2").unwrap();
+    let format = blockform::formats::Formats::all().by_name("qcow2").unwrap();
     let mut writer = format.create(create).unwrap();
     let shape = writer.shape();
     let encoder = writer.encoder();
@@ -279,7 +279,7 @@ impl Case<'_> {
     }
 
     fn unit(self) -> u64 {
-        let format = blockform::formats::by_name("qcow2").unwrap();
+        let format = blockform::formats::Formats::all().by_name("qcow2").unwrap();
         format.create(&self.create()).unwrap().shape().unit
     }
 
@@ -497,7 +497,7 @@ fn a_sparse_disk_whose_l1_table_crosses_refcount_ranges() {
 
 #[test]
 fn a_run_that_cannot_be_is_refused() {
-    let format = blockform::formats::by_name("qcow2").unwrap();
+    let format = blockform::formats::Formats::all().by_name("qcow2").unwrap();
     let mut writer = format.create(&CreateOptions::new(1 << 20)).unwrap();
     let mut tables = Vec::new();
     let mut place = |guest, len| {

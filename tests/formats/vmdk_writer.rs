@@ -167,7 +167,7 @@ fn options_that_exclude_each_other_are_refused() {
         let mut create = CreateOptions::new(1 << 20);
         create.options = blockform::image::parse_options(options).unwrap();
         create.compress = compress;
-        let format = blockform::formats::by_name("vmdk").unwrap();
+        let format = blockform::formats::Formats::all().by_name("vmdk").unwrap();
         format
             .create(&create)
             .err()

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use blockform::convert::ConvertOptions;
+use blockform::convert::{ConvertOptions, ImageSpec};
 use blockform::storage::Memory;
 use blockform::{BlockTarget, Image, OpenOptions, Result};
 
@@ -11,8 +11,8 @@ use super::model::{Fill, Model};
 use super::{Rng, read_all, testdata};
 
 /// What can be written: a name, its format, and how.
-pub fn ways() -> Vec<(&'static str, ConvertOptions)> {
-    let to = ConvertOptions::to;
+pub fn ways() -> Vec<(&'static str, ImageSpec)> {
+    let to = |format: &str| ImageSpec::new(format);
     vec![
         ("raw", to("raw")),
         ("qcow2", to("qcow2")),
@@ -78,7 +78,10 @@ pub fn disk(mib: usize) -> Model {
 
 pub fn format_of(name: &str) -> &'static str {
     let word = name.split(' ').next().unwrap();
-    let id = blockform::formats::by_name(word).unwrap().id();
+    let id = blockform::formats::Formats::all()
+        .by_name(word)
+        .unwrap()
+        .id();
     id.into_str()
 }
 
@@ -90,7 +93,9 @@ pub fn origins(mib: usize) -> Vec<Origin> {
         .map(|(name, options)| {
             let file: Arc<Memory> = Arc::default();
             let targets = [Arc::clone(&file) as Arc<dyn BlockTarget>];
-            options.convert_to_targets(&disk, &targets).unwrap();
+            ConvertOptions::from(options)
+                .convert_to_targets(&disk, &targets)
+                .unwrap();
             let (name, format) = (name.to_owned(), format_of(name));
             let mut origin = Origin {
                 name,

@@ -7,13 +7,14 @@ mod stdin;
 mod stdout;
 
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arguments::Arguments;
-use blockform::convert::{Cancel, Conversion, ConvertOptions, Input, Summary};
+use blockform::convert::{Cancel, Conversion, ConvertOptions, ImageSpec, Input, Summary};
 use blockform::image::Backing;
 use blockform::salvage::Salvage;
 use blockform::storage::Concat;
@@ -66,13 +67,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
             }
         }
     }
-    let options = options(arguments, destination)?.cancel(cancel.clone());
-    let options = with_file_digests(options, &files, arguments);
+    let image = image(arguments, destination)?;
     let meter = Meter::new(arguments.progress && !arguments.quiet, to_stdout);
-    let options = match meter.report() {
-        Some(report) => options.progress(report),
-        None => options,
-    };
     if let Some((salvage, map)) = &salvage {
         losses::check_map(*map, &**salvage, destination)?;
     }
@@ -82,14 +78,28 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
         (None, Some((salvage, _))) => Input::from(salvage),
         (None, None) => Input::from(&joined),
     };
-    let converted = if to_stdout {
-        stdout::convert(&options, source)
-    } else if arguments.no_create {
-        options.convert_into_existing(source, destination)
-    } else if arguments.also.is_empty() {
-        options.convert_to_path(source, destination)
+    let converted = if arguments.also.is_empty() {
+        let options = options(image, &files, arguments).cancel(cancel);
+        let options = match meter.report() {
+            Some(report) => options.progress(report),
+            None => options,
+        };
+        if to_stdout {
+            stdout::convert(&options, source)
+        } else if arguments.no_create {
+            options.convert_into_existing(source, destination)
+        } else {
+            options.convert_to_path(source, destination)
+        }
     } else {
-        convert_to_all((source, &files), options, destination, arguments, cancel)
+        let mut conversion = Conversion::of(source).cancel(cancel);
+        if let Some(report) = meter.report() {
+            conversion = conversion.progress(move |target, progress| match target {
+                0 => report(progress),
+                _ => ControlFlow::Continue(()),
+            });
+        }
+        convert_to_all(conversion, image, &files, destination, arguments)
     };
     meter.finish(converted.is_ok());
     let summary = converted.map_err(|error| told(&error))?;
@@ -115,33 +125,33 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     Ok(code)
 }
 
-/// Converts into DST and all others in one read. Of what fails while others go on each is told on a
-/// line of its own, and the last of them is the error.
+/// Converts into DST and all others in one read. Prints a line for each target that failed while others went
+/// on; the last of them is the error.
 fn convert_to_all(
-    (source, files): (Input<'_>, &[Arc<dyn BlockSource>]),
-    options: ConvertOptions,
+    conversion: Conversion<'_>,
+    image: ImageSpec,
+    files: &[Arc<dyn BlockSource>],
     destination: &Path,
     arguments: &Arguments,
-    cancel: Cancel,
 ) -> Result<Summary> {
     let mut paths = vec![destination];
-    let mut conversion = Conversion::of(source)
+    let mut conversion = conversion
+        .limits(arguments.opening.limits())
         .allow_failure(arguments.allow_failure)
         .check_packed(arguments.check_packed)
-        .cancel(cancel)
-        .to_path(options, destination);
+        .sync(arguments.cache != CacheMode::Unsafe)
+        .to_path(image, destination);
     for also in &arguments.also {
-        let mut options = ConvertOptions::to(&also.format)
+        let mut image = ImageSpec::new(&also.format)
             .compress(arguments.compress)
-            .verify(arguments.verify)
-            .sync(arguments.cache != CacheMode::Unsafe);
+            .verify(arguments.verify);
         for (name, value) in &also.options {
-            options = options.option(name, value);
+            image = image.option(name, value);
         }
         if let Some(bytes) = arguments.sparse_size {
-            options = options.sparse_size(bytes);
+            image = image.sparse_size(bytes);
         }
-        conversion = conversion.to_path(options, &also.path);
+        conversion = conversion.to_path(image, &also.path);
         paths.push(&also.path);
     }
     if let Some(threads) = arguments.threads {
@@ -181,13 +191,26 @@ fn convert_to_all(
     last.map(|()| summary)
 }
 
-/// Of an image that has a file of its own: several sources have none.
-fn with_file_digests(
-    options: ConvertOptions,
+/// The options of a conversion into `image` alone.
+fn options(
+    image: ImageSpec,
     files: &[Arc<dyn BlockSource>],
     arguments: &Arguments,
 ) -> ConvertOptions {
-    let mut options = options;
+    let mut options = ConvertOptions::from(image)
+        .limits(arguments.opening.limits())
+        .sync(arguments.cache != CacheMode::Unsafe)
+        .check_packed(arguments.check_packed);
+    if let Some(threads) = arguments.threads {
+        options = options.threads(threads);
+    }
+    if let Some(algorithm) = arguments.content_digest {
+        options = options.content_digest(algorithm);
+    }
+    if let Some(digest) = &arguments.expect_content {
+        options = options.expect_content(digest.clone());
+    }
+    // Several sources have no file of their own.
     if let [file] = files {
         for digest in &arguments.expect_source {
             options = options.expect_file(Arc::clone(file), digest.clone());
@@ -196,8 +219,8 @@ fn with_file_digests(
             options = options.file_digest(Arc::clone(file), *algorithm);
         }
     }
-    for algorithm in &arguments.target_digest {
-        options = options.target_digest(*algorithm);
+    if arguments.resumable {
+        options = options.resumable(ConvertOptions::CHECKPOINT);
     }
     options
 }
@@ -230,40 +253,28 @@ fn joined(images: Vec<Box<dyn BlockSource>>) -> Result<Box<dyn BlockSource>> {
     }
 }
 
-fn options(arguments: &Arguments, destination: &Path) -> Result<ConvertOptions, String> {
+/// The image to be written to DST.
+fn image(arguments: &Arguments, destination: &Path) -> Result<ImageSpec, String> {
     let (named, _) = arguments.target.options()?;
-    let mut options = ConvertOptions::to(&arguments.target.format)
-        .limits(arguments.opening.limits())
+    let mut image = ImageSpec::new(&arguments.target.format)
         .compress(arguments.compress)
         .target_is_zero(arguments.target_is_zero)
-        .sync(arguments.cache != CacheMode::Unsafe);
-    for (name, value) in named {
-        options = options.option(name, value);
-    }
-    if let Some(threads) = arguments.threads {
-        options = options.threads(threads);
-    }
-    if let Some(algorithm) = arguments.content_digest {
-        options = options.content_digest(algorithm);
-    }
-    if let Some(digest) = &arguments.expect_content {
-        options = options.expect_content(digest.clone());
-    }
-    options = options
-        .check_packed(arguments.check_packed)
         .verify(arguments.verify);
-    if arguments.resumable {
-        options = options.resumable(ConvertOptions::CHECKPOINT);
+    for (name, value) in named {
+        image = image.option(name, value);
+    }
+    for algorithm in &arguments.target_digest {
+        image = image.target_digest(*algorithm);
     }
     if let Some(bytes) = arguments.sparse_size {
-        options = options.sparse_size(bytes);
+        image = image.sparse_size(bytes);
     }
     if let Some((name, format)) = arguments.backing()? {
-        let image = open_backing(&name, &format, arguments, destination)
+        let backing = open_backing(&name, &format, arguments, destination)
             .map_err(|e| format!("backing file {}: {}", name.quoted(), told(&e)))?;
-        options = options.overlay(Backing::new(name, format), image);
+        image = image.overlay(Backing::new(name, format), backing);
     }
-    Ok(options)
+    Ok(image)
 }
 
 /// Opens the backing file of the image to be written by the same rules as one that an image names:

@@ -37,10 +37,10 @@ impl Layout {
         size: u64,
         file_name: Option<&OsStr>,
     ) -> Result<Self> {
-        let mut create: CreateOptions = options.create.clone();
+        let mut create: CreateOptions = options.image.create.clone();
         create.virtual_size = size;
         create.file_name = file_name.map(|name| ImageName::from(Path::new(name)));
-        let format = crate::open::named(&options.format)?;
+        let format = crate::formats::Formats::all().named(&options.image.format)?;
         let writer = format.create(&create)?;
         let shape = writer.shape();
         if !shape.settled || writer.encoder().is_some() {
@@ -49,13 +49,12 @@ impl Layout {
                 format.id()
             )));
         }
-        let finish = format.create(&create)?.finish()?;
-        let again = format.create(&create)?.finish()?;
-        if finish.tables != again.tables || finish.seal != again.seal {
+        if !options.image.is_repeatable(size)? {
             return Err(Error::invalid(
                 "an image whose identifiers are new ones each time cannot be written in parts",
             ));
         }
+        let finish = format.create(&create)?.finish()?;
         if finish.sizes.len() != shape.files.len() {
             return Err(Error::invalid("the image writer lost count of its files"));
         }

@@ -48,8 +48,6 @@ mod layout;
 mod text;
 mod window;
 
-use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -63,7 +61,7 @@ use crate::error::{Error, Result, quoted_path};
 use crate::image::Image;
 use crate::limits::Limits;
 use crate::name::ImageName;
-use crate::progress::{Cancel, Progress};
+use crate::progress::{progress_setter, work_setters};
 use crate::source::BlockSource;
 use crate::storage::FileStorage;
 use crate::target::BlockTarget;
@@ -113,29 +111,30 @@ impl Plan {
     /// not make the same image every time, for overlays, and for digests, which need the whole in
     /// order; what reading the source fails with.
     pub fn new(source: &dyn Image, options: &ConvertOptions, cut: Cut) -> Result<Self> {
-        if options.overlay.is_some() || options.create.backing.is_some() {
+        if options.image.overlay.is_some() || options.image.create.backing.is_some() {
             return Err(Error::invalid("an overlay cannot be written in parts"));
         }
-        if options.content.is_some() {
+        if options.job.content.is_some() {
             return Err(Error::invalid(
                 "no digest is made of a disk that is converted in parts; make it of the result",
             ));
         }
         let mut options = options.clone();
-        options.format = crate::open::named(&options.format)?
+        options.image.format = crate::formats::Formats::all()
+            .named(&options.image.format)?
             .id()
             .as_str()
             .to_owned();
         // It is said of the steps, each of which knows the target's name.
-        options.create.file_name = None;
+        options.image.create.file_name = None;
         let layout = Layout::of(&options, source.size(), None)?;
         let size = layout.shape.virtual_size;
         let window = Window::new(&source, 0, size);
-        let writes_zeroes = options.sparse_size == 0;
+        let writes_zeroes = options.image.sparse_size == 0;
         let unit = layout.shape.unit;
-        let mut parts = cut::parts(&window, cut, unit, writes_zeroes, &options.cancel)?;
+        let mut parts = cut::parts(&window, cut, unit, writes_zeroes, &options.job.work.cancel)?;
         for part in &mut parts {
-            if options.cancel.is_cancelled() {
+            if options.job.work.cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
             part.sample = sample(&source, part)?;
@@ -223,36 +222,8 @@ impl Plan {
         self
     }
 
-    /// As [`ConvertOptions::threads`], for the parts that this process does.
-    #[must_use]
-    pub fn threads(mut self, threads: NonZeroUsize) -> Self {
-        self.options = self.options.threads(threads);
-        self
-    }
-
-    /// As [`ConvertOptions::memory`].
-    #[must_use]
-    pub fn memory(mut self, bytes: u64) -> Self {
-        self.options = self.options.memory(bytes);
-        self
-    }
-
-    /// As [`ConvertOptions::cancel`].
-    #[must_use]
-    pub fn cancel(mut self, cancel: Cancel) -> Self {
-        self.options = self.options.cancel(cancel);
-        self
-    }
-
-    /// As [`ConvertOptions::progress`], of a part.
-    #[must_use]
-    pub fn progress(
-        mut self,
-        report: impl Fn(Progress) -> ControlFlow<()> + Send + Sync + 'static,
-    ) -> Self {
-        self.options = self.options.progress(report);
-        self
-    }
+    work_setters!(|self| self.options.job.work);
+    progress_setter!(|self| self.options.job.work);
 
     /// Makes the folder of the conversion into `path`, with the files to be, empty and as long as they
     /// will be. If it is there already, and is this plan's, nothing is done; of several processes that
@@ -278,7 +249,7 @@ impl Plan {
                 file.set_size(*size)?;
             }
             for write in &layout.shape.preallocation {
-                write_table(files, write, self.options.sparse_size)?;
+                write_table(files, write, self.options.image.sparse_size)?;
             }
             Ok(())
         })
@@ -315,7 +286,7 @@ impl Plan {
         }
         let is_first = folder.begin(index)?;
         // What was begun before may have left anything in the range, after a crash of the machine.
-        let is_zero = is_first && (!place.is_device || self.options.target_is_zero);
+        let is_zero = is_first && (!place.is_device || self.options.image.target_is_zero);
         let keep = !place.is_device && !layout.shape.preallocation.is_empty();
         let files = self.open_files(&place, &folder, &layout)?;
         let stretches = layout.stretches(part)?;
@@ -323,12 +294,9 @@ impl Plan {
             Arc::new(PartTarget::new(&files, stretches, is_zero, keep)?);
         let window = Window::new(&source, part.start, part.len);
         let mut options = ConvertOptions::to("raw")
-            .sparse_size(self.options.sparse_size)
-            .memory(self.options.memory)
-            .sync(self.options.sync)
-            .cancel(self.options.cancel.clone());
-        options.threads = self.options.threads;
-        options.progress.clone_from(&self.options.progress);
+            .sparse_size(self.options.image.sparse_size)
+            .sync(self.options.job.sync);
+        options.job.work = self.options.job.work.clone();
         let summary = options.convert_to_targets(&window, &[target])?;
         folder.finish(index)?;
         Ok(Some(summary))
@@ -360,7 +328,7 @@ impl Plan {
                 return Err(Error::PartsMissing { missing, total });
             }
             let files = self.open_files(&place, &folder, &layout)?;
-            let write = |write| write_table(&files, write, self.options.sparse_size);
+            let write = |write| write_table(&files, write, self.options.image.sparse_size);
             layout.finish.tables.iter().try_for_each(write)?;
             for (file, size) in files.iter().zip(&layout.finish.sizes) {
                 file.set_size(*size)?;
@@ -375,7 +343,7 @@ impl Plan {
     }
 
     fn sync(&self, files: &[Arc<dyn BlockTarget>]) -> Result<()> {
-        match self.options.sync {
+        match self.options.job.sync {
             true => files.iter().try_for_each(|file| file.sync()),
             false => Ok(()),
         }

@@ -73,12 +73,12 @@ pub(super) fn write(plan: &Plan) -> Result<String> {
             file,
         },
         target: TargetText {
-            format: plan.options.format.clone(),
-            options: plan.options.create.options.clone(),
+            format: plan.options.image.format.clone(),
+            options: plan.options.image.create.options.clone(),
             virtual_size: plan.size,
-            sparse_size: plan.options.sparse_size,
-            target_is_zero: plan.options.target_is_zero,
-            sync: plan.options.sync,
+            sparse_size: plan.options.image.sparse_size,
+            target_is_zero: plan.options.image.target_is_zero,
+            sync: plan.options.job.sync,
         },
         parts: plan
             .parts
@@ -115,11 +115,16 @@ pub(super) fn parse(text: &str, limits: &Limits) -> Result<Plan> {
     if i64::try_from(text.target.sparse_size).is_err() {
         return Err(wrong("a hole that is longer than any disk"));
     }
-    let mut options = ConvertOptions::to(crate::open::named(&text.target.format)?.id().as_str())
-        .sparse_size(text.target.sparse_size)
-        .target_is_zero(text.target.target_is_zero)
-        .sync(text.target.sync);
-    options.create.options = text.target.options;
+    let mut options = ConvertOptions::to(
+        crate::formats::Formats::all()
+            .named(&text.target.format)?
+            .id()
+            .as_str(),
+    )
+    .sparse_size(text.target.sparse_size)
+    .target_is_zero(text.target.target_is_zero)
+    .sync(text.target.sync);
+    options.image.create.options = text.target.options;
     let layout = Layout::of(&options, text.source.virtual_size, None)?;
     let size = layout.shape.virtual_size;
     if size != text.target.virtual_size {

@@ -43,13 +43,7 @@ impl BlockSource for Window<'_> {
         let limit = check_extent(offset, limit, self.len)?;
         let at = self.start.saturating_add(offset);
         if at >= self.source.size() {
-            return Ok(Extent {
-                start: offset,
-                len: limit,
-                kind: ExtentKind::Zero,
-                depth: 0,
-                host_offset: None,
-            });
+            return Ok(Extent::new(offset, limit, ExtentKind::Zero));
         }
         let run = self.source.extent_at(at, limit)?;
         Ok(Extent {

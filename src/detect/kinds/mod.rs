@@ -28,7 +28,7 @@ use std::fmt::{self, Debug};
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::formats::by_name;
+use crate::formats::Formats;
 use crate::hint::Hint;
 use crate::image::{Evidence, ImageInfo, Probe};
 
@@ -143,6 +143,7 @@ struct Family {
     probe: fn(&Probe<'_>) -> Option<Found>,
 }
 
+#[cfg(feature = "kinds")]
 const FAMILIES: &[Family] = &[
     dmg::FAMILY,
     bochs::FAMILY,
@@ -161,11 +162,14 @@ const FAMILIES: &[Family] = &[
     uboot::FAMILY,
 ];
 
+#[cfg(not(feature = "kinds"))]
+const FAMILIES: &[Family] = &[];
+
 /// All kinds that a window shows and that no format of this crate reads.
 pub(super) fn matches(window: &Probe<'_>) -> impl Iterator<Item = (FormatId, Evidence)> {
     let found = FAMILIES.iter().filter_map(|family| (family.probe)(window));
     let found = found.map(|(kind, evidence)| (kind.id, evidence));
-    found.filter(|(id, _)| by_name(id.as_str()).is_none())
+    found.filter(|(id, _)| Formats::all().by_name(id.as_str()).is_none())
 }
 
 /// The kind called `name`.
@@ -188,7 +192,7 @@ pub(super) fn is_image(id: FormatId) -> bool {
 pub(crate) fn kind_of(detected: &Detected, window: &Probe<'_>) -> Option<&'static Kind> {
     match detected.deciding().as_slice() {
         [] => luks::kind_of(detected, window),
-        [id] => kind_by_name(id.as_str()).filter(|_| by_name(id.as_str()).is_none()),
+        [id] => kind_by_name(id.as_str()).filter(|_| Formats::all().by_name(id.as_str()).is_none()),
         _ => None,
     }
 }

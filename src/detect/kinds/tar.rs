@@ -3,9 +3,8 @@
 
 use crate::error::Result;
 use crate::format_id::FormatId;
-use crate::formats::ova;
 use crate::image::{ImageInfo, Probe, Value};
-use crate::name::ImageName;
+use crate::name::{ImageName, is_apple_double};
 use crate::ondisk::{be, on_disk};
 
 use super::look::{Look, of_unknown_size, text, with_details};
@@ -181,7 +180,7 @@ fn probe(window: &Probe<'_>) -> Option<Found> {
     .collect();
     let files = members.iter().filter(|member| member.typeflag != b'5');
     let mut names = files.map(Member::plain_name);
-    let name = names.find(|name| !ova::is_apple_double(name) && !name.ends_with(b"/"));
+    let name = names.find(|name| !is_apple_double(name) && !name.ends_with(b"/"));
     let name = name.unwrap_or_default();
     if name.to_ascii_lowercase().ends_with(b".ovf") {
         // It is an appliance, which is read.

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::image::{DiskSelector, Probe};
 use crate::limits::Limits;
-use crate::name::ImageName;
+use crate::name::{ImageName, is_apple_double};
 use crate::source::BlockSource;
 use crate::storage::Concat;
 
 use super::archive::{Archive, leads_outside, read_all};
-use super::header::is_apple_double;
 use super::manifest::{self, Entry};
 use super::ovf::{self, Package, PackageDisk, PackageFile};
 use super::tar::{Kind, Member};
@@ -274,13 +273,15 @@ impl<'a> Chosen<'a> {
     pub(super) fn file(self) -> Result<&'a PackageFile> {
         match self {
             Chosen::File(file) => Ok(file),
-            Chosen::Disk(disk) => disk.file.as_ref().ok_or_else(|| Error::Unsupported {
-                format: OVA,
-                feature: format!(
-                    "the disk {}, which is empty and has no file",
-                    disk.id.quoted()
-                ),
-                hint: None,
+            Chosen::Disk(disk) => disk.file.as_ref().ok_or_else(|| {
+                Error::unsupported(
+                    OVA,
+                    format!(
+                        "the disk {}, which is empty and has no file",
+                        disk.id.quoted()
+                    ),
+                    None,
+                )
             }),
         }
     }
@@ -369,11 +370,11 @@ pub(super) fn unpacked(
     match by {
         None if !(named && is_gzip(&stored)?) => Ok(stored),
         None | Some(b"gzip") => inflated(stored, limits),
-        Some(other) => Err(Error::Unsupported {
-            format: OVA,
-            feature: format!("a file packed by {}", ImageName::from(other).quoted()),
-            hint: None,
-        }),
+        Some(other) => Err(Error::unsupported(
+            OVA,
+            format!("a file packed by {}", ImageName::from(other).quoted()),
+            None,
+        )),
     }
 }
 
@@ -389,9 +390,9 @@ fn inflated(stored: Arc<dyn BlockSource>, limits: &Limits) -> Result<Arc<dyn Blo
 
 #[cfg(not(feature = "zlib"))]
 fn inflated(_: Arc<dyn BlockSource>, _: &Limits) -> Result<Arc<dyn BlockSource>> {
-    Err(Error::Unsupported {
-        format: OVA,
-        feature: "a file packed by gzip".to_owned(),
-        hint: Some("build with the feature zlib".into()),
-    })
+    Err(Error::unsupported(
+        OVA,
+        "a file packed by gzip",
+        "build with the feature zlib",
+    ))
 }

@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::limits::Limits;
-use crate::name::ImageName;
+use crate::name::{ImageName, is_apple_double};
 use crate::reference::{Reference, ReferenceKind, Resolved, Resolver};
 use crate::source::{BlockSource, BlockSourceExt};
 
-use super::header::is_apple_double;
 use super::tar::{Index, Kind, Member};
 use super::{OVA, malformed};
 
@@ -265,11 +264,11 @@ impl Resolver for WithinArchive {
 
 /// That no file of a package can be meant by this name.
 pub(super) fn refused(name: &ImageName) -> Error {
-    Error::Unsupported {
-        format: OVA,
-        feature: format!("a file outside of the package ({})", name.quoted()),
-        hint: None,
-    }
+    Error::unsupported(
+        OVA,
+        format!("a file outside of the package ({})", name.quoted()),
+        None,
+    )
 }
 
 #[cfg(test)]

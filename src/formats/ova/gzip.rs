@@ -373,13 +373,7 @@ impl<S: BlockSource> BlockSource for Inflated<S> {
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
         let len = check_extent(offset, limit, self.size)?;
-        Ok(Extent {
-            start: offset,
-            len,
-            kind: ExtentKind::Compressed,
-            depth: 0,
-            host_offset: None,
-        })
+        Ok(Extent::new(offset, len, ExtentKind::Compressed))
     }
 
     fn stored(&self) -> Option<&dyn Stored> {

@@ -2,7 +2,7 @@
 //! of GNU tar.
 
 use crate::error::{Error, Result};
-use crate::name::ImageName;
+use crate::name::{ImageName, is_apple_double};
 use crate::ondisk::on_disk;
 
 use super::OVA;
@@ -101,12 +101,6 @@ pub(super) fn number(field: &[u8]) -> Option<u64> {
 pub(super) fn until_nul(field: &[u8]) -> &[u8] {
     let end = field.iter().position(|byte| *byte == 0);
     field.get(..end.unwrap_or(field.len())).unwrap_or_default()
-}
-
-/// What macOS stores beside a file has its name with this before it (AppleDouble), and stands before it.
-pub(crate) fn is_apple_double(name: &[u8]) -> bool {
-    let last = name.rsplit(|byte| *byte == b'/').next();
-    last.is_some_and(|name| name.starts_with(b"._"))
 }
 
 /// The name of the first file, if the start of a file shows an archive and as much of it. Folders stand

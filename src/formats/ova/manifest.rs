@@ -45,11 +45,11 @@ fn entry(line: &[u8]) -> Result<Entry> {
         Ok(algorithm) if known.contains(&algorithm) => algorithm,
         _ => {
             let algorithm = ImageName::from(algorithm);
-            return Err(Error::Unsupported {
-                format: OVA,
-                feature: format!("a manifest with digests of {}", algorithm.quoted()),
-                hint: None,
-            });
+            return Err(Error::unsupported(
+                OVA,
+                format!("a manifest with digests of {}", algorithm.quoted()),
+                None,
+            ));
         }
     };
     let hex = std::str::from_utf8(hex).map_err(|_| bad())?;

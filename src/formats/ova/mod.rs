@@ -29,10 +29,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
-use crate::image::{CreateOptions, Findings, Format, Image, ImageWriter, Probe, Request, Verdict};
+use crate::image::{Capabilities, CheckFn, CreateFn, Format, Image, Probe, Request, Verdict};
 use crate::source::BlockSource;
-
-pub(crate) use header::is_apple_double;
 
 pub use appliance::{Appliance, Verification};
 pub use ovf::{Attachment, Package, PackageDisk, PackageFile, VirtualSystem};
@@ -54,8 +52,8 @@ impl Format for Ova {
         &["ovf"]
     }
 
-    fn has_disks(&self) -> bool {
-        true
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::PACKAGE
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
@@ -76,16 +74,14 @@ impl Format for Ova {
         open::open(source, request)
     }
 
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        check::check(source, request).map(Some)
+    fn checker(&self) -> Option<CheckFn> {
+        Some(check::check)
     }
 
-    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        OvaOptions::parse(options)?.writer(options.virtual_size, options.file_name.as_ref())
+    fn creator(&self) -> Option<CreateFn> {
+        Some(|options| {
+            OvaOptions::parse(options)?.writer(options.virtual_size, options.file_name.as_ref())
+        })
     }
 }
 

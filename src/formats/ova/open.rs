@@ -46,9 +46,6 @@ enum State {
 /// As [`Format::open`](crate::Format::open), and [`Error::DiskNotChosen`] if there are several disks
 /// and none was named.
 pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-    if request.snapshot.is_some() {
-        return Err(Error::invalid("an appliance has no internal snapshots"));
-    }
     let mut opening = Opening {
         disk: State::None(String::new()),
         references: Vec::new(),

@@ -110,13 +110,7 @@ impl<S: BlockSource> BlockSource for SparseMember<S> {
                     ..run
                 })
             }
-            None => Ok(Extent {
-                start: offset,
-                len: limit,
-                kind: ExtentKind::Hole,
-                depth: 0,
-                host_offset: None,
-            }),
+            None => Ok(Extent::new(offset, limit, ExtentKind::Hole)),
         }
     }
 

@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::image::{DiskImage, FileInfo, Image, ImageInfo, Request, SnapshotSelector, Value};
-use crate::map::{Below, Detached, Mapped};
+use crate::map::{Below, Mapped, Reason, Unreadable};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 use crate::storage::{Concat, Slice};
 
 use super::PARALLELS;
-use super::descriptor::{Descriptor, Guid, ImageEntry, ImageKind, Storage};
+use super::descriptor::{Descriptor, ImageEntry, ImageKind, Storage};
 use super::open::Expandable;
 
 /// Opens the disk whose descriptor is in `file`.
@@ -35,7 +37,7 @@ pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<
     let disk = Concat::new(sources)?;
     let shots = descriptor.shots.iter().map(|shot| {
         let mut value = Value::map();
-        value.insert("id", shot.guid.to_string());
+        value.insert("id", shot.guid.braced().to_string());
         value.insert("current", shot.guid == descriptor.top());
         value
     });
@@ -77,7 +79,7 @@ pub(super) fn each_file(
 }
 
 /// The state that the caller asked for.
-fn chosen(descriptor: &Descriptor, snapshot: Option<&SnapshotSelector>) -> Result<Guid> {
+fn chosen(descriptor: &Descriptor, snapshot: Option<&SnapshotSelector>) -> Result<Uuid> {
     let text = match snapshot {
         None => return Ok(descriptor.top()),
         Some(SnapshotSelector::Id(text) | SnapshotSelector::Any(text)) => text,
@@ -87,9 +89,9 @@ fn chosen(descriptor: &Descriptor, snapshot: Option<&SnapshotSelector>) -> Resul
             ));
         }
     };
-    let guid = Guid::parse(text);
-    let known = |guid: &Guid| descriptor.shots.iter().any(|shot| shot.guid == *guid);
-    guid.filter(known).ok_or_else(|| {
+    let guid = Uuid::try_parse(text.trim());
+    let known = |guid: &Uuid| descriptor.shots.iter().any(|shot| shot.guid == *guid);
+    guid.ok().filter(known).ok_or_else(|| {
         let text = ImageName::from(text.as_str());
         Error::invalid(format!("the disk has no snapshot {}", text.quoted()))
     })
@@ -107,7 +109,7 @@ struct Parts<'a> {
 
 impl Parts<'_> {
     /// The images of one part, the last of `chain` at the bottom, as one source.
-    fn storage(&mut self, storage: &Storage, chain: &[Guid]) -> Result<Arc<dyn BlockSource>> {
+    fn storage(&mut self, storage: &Storage, chain: &[Uuid]) -> Result<Arc<dyn BlockSource>> {
         let mut below = Below::Nothing;
         for guid in chain.iter().rev() {
             let source = self.image(storage, storage.image(*guid)?, below)?;
@@ -141,9 +143,9 @@ impl Parts<'_> {
         let reference = Reference::new(ReferenceKind::ExtentFile, entry.file.clone());
         self.references.push(reference.clone());
         let Some(file) = self.request.opener.open_bytes(&reference)? else {
-            return Ok(Arc::new(Detached {
-                reference: Box::new(reference),
+            return Ok(Arc::new(Unreadable {
                 size: storage.size,
+                reason: Reason::Detached(reference),
             }));
         };
         self.take(entry, &file)?;

@@ -1,6 +1,8 @@
 //! `DiskDescriptor.xml`: which files a disk consists of, and which of them lies over which (QEMU,
 //! `docs/interop/prl-xml.rst`).
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::name::ImageName;
@@ -16,45 +18,8 @@ const ROOT: &str = "Parallels_disk_image";
 /// The byte order mark of UTF-8.
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// An identifier: 16 bytes, in curly brackets where it is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Guid(u128);
-
-impl Guid {
-    /// The parent of an image that has none.
-    const NONE: Guid = Guid(0);
-    /// The image on top, unless the descriptor says otherwise.
-    const TOP: Guid = Guid(0x5fba_abe3_6958_40ff_92a7_860e_329a_ab41);
-
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        let text = text.trim();
-        let text = text.strip_prefix('{').unwrap_or(text);
-        let text = text.strip_suffix('}').unwrap_or(text);
-        let lengths = text.split('-').map(str::len);
-        if !lengths.eq([8, 4, 4, 4, 12]) {
-            return None;
-        }
-        let digits: String = text.split('-').collect();
-        let hex = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let value = u128::from_str_radix(&digits, 16).ok()?;
-        hex.then_some(Guid(value))
-    }
-}
-
-impl std::fmt::Display for Guid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let part = |shift: u32, bits: u32| self.0 >> shift & ((1 << bits) - 1);
-        write!(
-            f,
-            "{{{:08x}-{:04x}-{:04x}-{:04x}-{:012x}}}",
-            part(96, 32),
-            part(80, 16),
-            part(64, 16),
-            part(48, 16),
-            part(0, 48)
-        )
-    }
-}
+/// The image on top, unless the descriptor says otherwise.
+const TOP: Uuid = Uuid::from_u128(0x5fba_abe3_6958_40ff_92a7_860e_329a_ab41);
 
 /// What a disk consists of.
 #[derive(Debug)]
@@ -65,7 +30,7 @@ pub(super) struct Descriptor {
     pub(super) storages: Vec<Storage>,
     /// The images that lie over each other in every part, with their parents.
     pub(super) shots: Vec<Shot>,
-    top: Guid,
+    top: Uuid,
 }
 
 /// A part of a disk.
@@ -81,7 +46,7 @@ pub(super) struct Storage {
 /// An image of a part.
 #[derive(Debug)]
 pub(super) struct ImageEntry {
-    guid: Guid,
+    guid: Uuid,
     pub(super) kind: ImageKind,
     pub(super) file: ImageName,
 }
@@ -98,8 +63,8 @@ pub(super) enum ImageKind {
 /// A state of the disk, and the one that it is recorded over.
 #[derive(Debug)]
 pub(super) struct Shot {
-    pub(super) guid: Guid,
-    parent: Guid,
+    pub(super) guid: Uuid,
+    parent: Uuid,
 }
 
 /// Whether these bytes begin as a descriptor does.
@@ -129,11 +94,7 @@ fn malformed(problem: impl Into<String>) -> Error {
 }
 
 fn unsupported(feature: String) -> Error {
-    Error::Unsupported {
-        format: PARALLELS,
-        feature,
-        hint: None,
-    }
+    Error::unsupported(PARALLELS, feature, None)
 }
 
 impl Descriptor {
@@ -170,7 +131,7 @@ impl Descriptor {
         let snapshots = children(root, "Snapshots").next();
         let shots = snapshots.map_or(Ok(Vec::new()), shots)?;
         let top = snapshots.and_then(|node| children(node, "TopGUID").next());
-        let top = top.map_or(Ok(Guid::TOP), guid)?;
+        let top = top.map_or(Ok(TOP), guid)?;
         Ok(Descriptor {
             size,
             storages,
@@ -180,12 +141,12 @@ impl Descriptor {
     }
 
     /// The state that is read unless another one is asked for.
-    pub(super) fn top(&self) -> Guid {
+    pub(super) fn top(&self) -> Uuid {
         self.top
     }
 
     /// The images from `top` down to the one that has no parent.
-    pub(super) fn chain(&self, top: Guid, limits: &Limits) -> Result<Vec<Guid>> {
+    pub(super) fn chain(&self, top: Uuid, limits: &Limits) -> Result<Vec<Uuid>> {
         let mut chain = vec![top];
         // Without any snapshots there is nothing to tell.
         if self.shots.is_empty() {
@@ -200,7 +161,7 @@ impl Descriptor {
                 )));
             };
             at = shot.parent;
-            if at == Guid::NONE {
+            if at.is_nil() {
                 return Ok(chain);
             }
             if chain.contains(&at) {
@@ -216,7 +177,7 @@ impl Descriptor {
 
 impl Storage {
     /// The image of a state.
-    pub(super) fn image(&self, guid: Guid) -> Result<&ImageEntry> {
+    pub(super) fn image(&self, guid: Uuid) -> Result<&ImageEntry> {
         let mut named = self.images.iter().filter(|image| image.guid == guid);
         match (named.next(), named.next()) {
             (Some(image), None) => Ok(image),
@@ -240,7 +201,7 @@ fn check_parameters(parameters: &Element) -> Result<()> {
     let encryption = children(parameters, "Encryption").next();
     let engine = encryption.and_then(|node| children(node, "Engine").next());
     let engine = engine.map(Element::text).unwrap_or_default();
-    if !engine.is_empty() && Guid::parse(engine) != Some(Guid::NONE) {
+    if !engine.is_empty() && Uuid::try_parse(engine) != Ok(Uuid::nil()) {
         let engine = ImageName::from(engine);
         return Err(unsupported(format!("encryption ({})", engine.quoted())));
     }
@@ -311,8 +272,8 @@ fn kind(node: &Element) -> Result<ImageKind> {
     }
 }
 
-fn guid(node: &Element) -> Result<Guid> {
-    Guid::parse(node.text()).ok_or_else(|| {
+fn guid(node: &Element) -> Result<Uuid> {
+    Uuid::try_parse(node.text().trim()).map_err(|_| {
         let found = ImageName::from(node.text());
         malformed(format!("has {} for a GUID", found.quoted()))
     })
@@ -360,25 +321,4 @@ fn to_number(node: &Element, name: &'static str) -> Result<u64> {
             found.quoted()
         ))
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guid_is_read_as_it_is_written() {
-        let text = "{5fbaabe3-6958-40ff-92a7-860e329aab41}";
-        assert_eq!(Guid::parse(text), Some(Guid::TOP));
-        assert_eq!(Guid::TOP.to_string(), text);
-        assert_eq!(Guid::parse(&text.to_uppercase()), Some(Guid::TOP));
-        for bad in [
-            "",
-            "{}",
-            "5fbaabe3",
-            "{5fbaabe3-6958-40ff-92a7-860e329aab4+}",
-        ] {
-            assert_eq!(Guid::parse(bad), None, "{bad}");
-        }
-    }
 }

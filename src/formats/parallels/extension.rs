@@ -2,6 +2,8 @@
 
 use md5::{Digest, Md5};
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::image::BitmapInfo;
 use crate::limits::Limits;
@@ -140,21 +142,9 @@ impl Extension {
                 self.own(header, offset);
             }
         }
-        let name = ImageName::from(uuid(&bitmap.id).as_str());
+        let name = ImageName::from(Uuid::from_bytes(bitmap.id).to_string().as_str());
         let granularity = u64::from(bitmap.granularity) * SECTOR;
         self.bitmaps.push(BitmapInfo::new(name, granularity));
         Ok(())
     }
-}
-
-/// An identifier as QEMU writes it.
-fn uuid(id: &[u8; 16]) -> String {
-    let mut text = String::new();
-    for (i, byte) in id.iter().enumerate() {
-        if matches!(i, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        text.push_str(&format!("{byte:02x}"));
-    }
-    text
 }

@@ -74,11 +74,11 @@ impl Header {
             return bad("magic", "is none of Parallels'".to_owned());
         }
         if raw.version != 2 {
-            return Err(Error::Unsupported {
-                format: PARALLELS,
-                feature: format!("version {}", raw.version),
-                hint: None,
-            });
+            return Err(Error::unsupported(
+                PARALLELS,
+                format!("version {}", raw.version),
+                None,
+            ));
         }
         if raw.tracks == 0 || raw.tracks > MAX_TRACKS {
             let problem = format!("is {}, and has to be 1 to {MAX_TRACKS}", raw.tracks);

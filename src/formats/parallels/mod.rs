@@ -15,8 +15,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Verdict,
-    disagrees,
+    Capabilities, CheckFn, Format, Image, Probe, Request, SafetyCheck, Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -35,6 +34,10 @@ impl Format for Parallels {
 
     fn extensions(&self) -> &'static [&'static str] {
         &["hds", "hdd"]
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::SNAPSHOTS
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
@@ -75,15 +78,7 @@ impl Format for Parallels {
         open::open(source, request)
     }
 
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        check::check(source, request).map(Some)
-    }
-
-    fn create(&self, _: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        Err(Error::not_written(PARALLELS))
+    fn checker(&self) -> Option<CheckFn> {
+        Some(check::check)
     }
 }

@@ -53,13 +53,7 @@ impl Header {
         let n = file.read_at(&mut bytes, 0)?;
         let raw = RawHeader::parse(bytes.get(..n).unwrap_or_default(), 0)?;
         let bad = |field, problem: String| Err(RawHeader::malformed(0, field, problem));
-        let unsupported = |feature: String| {
-            Err(Error::Unsupported {
-                format: QCOW,
-                feature,
-                hint: None,
-            })
-        };
+        let unsupported = |feature: String| Err(Error::unsupported(QCOW, feature, None));
         if raw.magic != MAGIC {
             return bad("magic", "is not QFI\\xfb".to_owned());
         }

@@ -56,11 +56,11 @@ impl Packing for QcowEntries {
             UnpackError::Damaged(problem) => {
                 Error::malformed(QCOW, "compressed cluster", host, problem)
             }
-            UnpackError::NotBuilt(feature) => Error::Unsupported {
-                format: QCOW,
-                feature: format!("reading clusters packed with {feature}"),
-                hint: Some("build blockform with the feature of that name".into()),
-            },
+            UnpackError::NotBuilt(feature) => Error::unsupported(
+                QCOW,
+                format!("reading clusters packed with {feature}"),
+                "build blockform with the feature of that name",
+            ),
         })
     }
 }
@@ -109,9 +109,6 @@ pub(super) fn check(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Find
 
 /// Opens the image in `file`.
 pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-    if request.snapshot.is_some() {
-        return Err(Error::invalid("a qcow image has no snapshots"));
-    }
     let header = Header::read(&file)?;
     let map = tables(&header, &file, request.limits, request.salvages)?;
     let backing = header

@@ -244,11 +244,7 @@ impl Header {
                 HeaderV3::AT,
             )?),
             other => {
-                return Err(Error::Unsupported {
-                    format: QCOW2,
-                    feature: format!("version {other}"),
-                    hint: None,
-                });
+                return Err(Error::unsupported(QCOW2, format!("version {other}"), None));
             }
         };
         if !(9..=21).contains(&v2.cluster_bits) {
@@ -400,11 +396,7 @@ impl Header {
         }
         let names = self.extension(extension::FEATURE_NAMES).unwrap_or_default();
         let feature = super::feature::describe_unknown(unknown, names);
-        Err(Error::Unsupported {
-            format: QCOW2,
-            feature,
-            hint: None,
-        })
+        Err(Error::unsupported(QCOW2, feature, None))
     }
 }
 
@@ -421,11 +413,11 @@ fn encryption(method: u32) -> Result<Option<Encryption>> {
         0 => Ok(None),
         1 => Ok(Some(Encryption::Aes)),
         2 => Ok(Some(Encryption::Luks)),
-        other => Err(Error::Unsupported {
-            format: QCOW2,
-            feature: format!("encryption method {other}"),
-            hint: None,
-        }),
+        other => Err(Error::unsupported(
+            QCOW2,
+            format!("encryption method {other}"),
+            None,
+        )),
     }
 }
 
@@ -440,10 +432,10 @@ fn compression(value: u8, features: Incompatible) -> Result<CompressionType> {
             "compression_type",
             "contradicts the compression type bit of incompatible_features",
         )),
-        (other, _) => Err(Error::Unsupported {
-            format: QCOW2,
-            feature: format!("compression type {other}"),
-            hint: None,
-        }),
+        (other, _) => Err(Error::unsupported(
+            QCOW2,
+            format!("compression type {other}"),
+            None,
+        )),
     }
 }

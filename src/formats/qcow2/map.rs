@@ -408,11 +408,11 @@ impl Packing for Qcow2Map {
                 UnpackError::Damaged(problem) => {
                     Error::malformed(QCOW2, "compressed cluster", host, problem)
                 }
-                UnpackError::NotBuilt(feature) => Error::Unsupported {
-                    format: QCOW2,
-                    feature: format!("reading clusters packed with {feature}"),
-                    hint: Some("build blockform with the feature of that name".into()),
-                },
+                UnpackError::NotBuilt(feature) => Error::unsupported(
+                    QCOW2,
+                    format!("reading clusters packed with {feature}"),
+                    "build blockform with the feature of that name",
+                ),
             })
     }
 }

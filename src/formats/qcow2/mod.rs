@@ -20,8 +20,8 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
-    Scope, Verdict, disagrees,
+    Capabilities, CheckFn, CreateFn, Format, Image, Probe, RepairFn, Request, SafetyCheck, Scope,
+    Verdict, disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -40,6 +40,10 @@ pub struct Qcow2;
 impl Format for Qcow2 {
     fn id(&self) -> FormatId {
         QCOW2
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::SNAPSHOTS
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
@@ -70,12 +74,8 @@ impl Format for Qcow2 {
         open::open(source, request)
     }
 
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        check::check(source, request.limits).map(Some)
+    fn checker(&self) -> Option<CheckFn> {
+        Some(|source, request| check::check(source, request.limits))
     }
 
     fn repairs(&self) -> &'static [(Scope, RepairFn)] {
@@ -85,7 +85,7 @@ impl Format for Qcow2 {
         ]
     }
 
-    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        Qcow2Options::parse(options)?.writer(options.virtual_size)
+    fn creator(&self) -> Option<CreateFn> {
+        Some(|options| Qcow2Options::parse(options)?.writer(options.virtual_size))
     }
 }

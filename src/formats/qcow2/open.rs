@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::{BitmapInfo, DiskImage, Image, ImageInfo, Request, Sealed, Value};
-use crate::map::{Below, Detached, Mapped, Regions, TableReader};
+use crate::map::{Below, Mapped, Reason, Regions, TableReader, Unreadable};
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -174,9 +174,9 @@ fn open_data_file(
     references.push(reference.clone());
     Ok(match request.opener.open_bytes(&reference)? {
         Some(file) => file,
-        None => Arc::new(Detached {
-            reference: Box::new(reference),
+        None => Arc::new(Unreadable {
             size: header.size,
+            reason: Reason::Detached(reference),
         }),
     })
 }

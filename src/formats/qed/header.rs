@@ -69,11 +69,11 @@ impl Header {
         }
         let Some(features) = Features::from_bits(raw.features) else {
             let unknown = raw.features & !Features::all().bits();
-            return Err(Error::Unsupported {
-                format: QED,
-                feature: format!("the feature of bit {}", unknown.trailing_zeros()),
-                hint: None,
-            });
+            return Err(Error::unsupported(
+                QED,
+                format!("the feature of bit {}", unknown.trailing_zeros()),
+                None,
+            ));
         };
         let cluster_size = u64::from(raw.cluster_size);
         if !cluster_size.is_power_of_two() || !((1 << 12)..=(1 << 26)).contains(&cluster_size) {

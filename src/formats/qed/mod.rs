@@ -5,12 +5,9 @@ mod open;
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format_id::FormatId;
-use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Probe, Request, SafetyCheck, Verdict,
-    disagrees,
-};
+use crate::image::{CheckFn, Format, Image, Probe, Request, SafetyCheck, Verdict, disagrees};
 use crate::limits::Limits;
 use crate::source::BlockSource;
 
@@ -51,15 +48,7 @@ impl Format for Qed {
         open::open(source, request)
     }
 
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        open::check(source, request.limits).map(Some)
-    }
-
-    fn create(&self, _: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        Err(Error::not_written(QED))
+    fn checker(&self) -> Option<CheckFn> {
+        Some(|source, request| open::check(source, request.limits))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image::{DiskImage, Findings, Image, ImageInfo, Request};
 use crate::limits::Limits;
 use crate::map::{Below, Cluster, Entries, Mapped, Regions, Shape, TwoLevel};
@@ -66,9 +66,6 @@ pub(super) fn check(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Find
 
 /// Opens the image in `file`.
 pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-    if request.snapshot.is_some() {
-        return Err(Error::invalid("a QED image has no snapshots"));
-    }
     let header = Header::read(&file)?;
     let map = tables(&header, &file, request.limits, request.salvages)?;
     let mut info = ImageInfo {

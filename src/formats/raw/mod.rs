@@ -4,11 +4,9 @@ mod write;
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format_id::FormatId;
-use crate::image::{
-    CreateOptions, DiskImage, Format, Image, ImageInfo, ImageWriter, Probe, Request, Verdict,
-};
+use crate::image::{CreateFn, DiskImage, Format, Image, ImageInfo, Probe, Request, Verdict};
 use crate::source::BlockSource;
 
 pub use write::{Preallocation, RawOptions};
@@ -29,10 +27,7 @@ impl Format for Raw {
         Verdict::Reject
     }
 
-    fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-        if request.snapshot.is_some() {
-            return Err(Error::invalid("a raw disk has no snapshots"));
-        }
+    fn open(&self, source: Arc<dyn BlockSource>, _: &Request<'_>) -> Result<Box<dyn Image>> {
         let info = ImageInfo {
             virtual_size: source.size(),
             ..ImageInfo::default()
@@ -42,7 +37,7 @@ impl Format for Raw {
         Ok(Box::new(image.with_trailer(0)))
     }
 
-    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        RawOptions::parse(options)?.writer(options.virtual_size)
+    fn creator(&self) -> Option<CreateFn> {
+        Some(|options| RawOptions::parse(options)?.writer(options.virtual_size))
     }
 }

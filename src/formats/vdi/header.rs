@@ -1,8 +1,9 @@
 //! The header, in both of its versions: `VDIPREHEADER`, `VDIHEADER0`, `VDIHEADER1` and
 //! `VDIHEADER1PLUS` of VirtualBox's `VDICore.h`.
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
-use crate::formats::identity::{NIL, Uuid};
 use crate::ondisk::on_disk;
 use crate::source::BlockSource;
 
@@ -39,9 +40,9 @@ on_disk! {
         block_size: u32 = 288,
         blocks: u32 = 292,
         blocks_allocated: u32 = 296,
-        uuid_create: [u8; 16] = 300,
-        uuid_modify: [u8; 16] = 316,
-        uuid_linkage: [u8; 16] = 332,
+        uuid_create: Uuid = 300,
+        uuid_modify: Uuid = 316,
+        uuid_linkage: Uuid = 332,
     }
 }
 
@@ -62,10 +63,10 @@ on_disk! {
         block_extra: u32 = 308,
         blocks: u32 = 312,
         blocks_allocated: u32 = 316,
-        uuid_create: [u8; 16] = 320,
-        uuid_modify: [u8; 16] = 336,
-        uuid_linkage: [u8; 16] = 352,
-        uuid_parent_modify: [u8; 16] = 368,
+        uuid_create: Uuid = 320,
+        uuid_modify: Uuid = 336,
+        uuid_linkage: Uuid = 352,
+        uuid_parent_modify: Uuid = 368,
     }
 }
 
@@ -163,11 +164,11 @@ impl Header {
             VERSION => {
                 Self::of_version_1(pre.version, &Header1::parse(rest, at)?, at, source.size())
             }
-            version => Err(Error::Unsupported {
-                format: VDI,
-                feature: format!("version {}.{}", version >> 16, version & 0xffff),
-                hint: None,
-            }),
+            version => Err(Error::unsupported(
+                VDI,
+                format!("version {}.{}", version >> 16, version & 0xffff),
+                None,
+            )),
         }
     }
 
@@ -290,5 +291,5 @@ fn comment(field: &[u8]) -> Vec<u8> {
 }
 
 fn some(uuid: Uuid) -> Option<Uuid> {
-    Some(uuid).filter(|uuid| *uuid != NIL)
+    Some(uuid).filter(|uuid| !uuid.is_nil())
 }

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
-    Scope, Verdict, disagrees,
+    CheckFn, CreateFn, Format, Image, Probe, RepairFn, Request, SafetyCheck, Scope, Verdict,
+    disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -71,19 +71,15 @@ impl Format for Vdi {
         open::open(source, request)
     }
 
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        check::check(source, request).map(Some)
+    fn checker(&self) -> Option<CheckFn> {
+        Some(|source, request| check::check(source, request))
     }
 
     fn repairs(&self) -> &'static [(Scope, RepairFn)] {
         &[(Scope::All, repair::repair)]
     }
 
-    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        VdiOptions::parse(options)?.writer(options.virtual_size)
+    fn creator(&self) -> Option<CreateFn> {
+        Some(|options| VdiOptions::parse(options)?.writer(options.virtual_size))
     }
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::error::Result;
-use crate::formats::identity::{NIL, Uuid, mixed_endian, to_text};
 use crate::image::{DiskImage, Image, ImageInfo, Request, Value};
 use crate::map::{Below, Mapped};
 use crate::name::ImageName;
@@ -41,7 +42,7 @@ pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Resul
 /// The parent. An image knows it by its UUID alone, and VirtualBox keeps a list of its disks; the name
 /// is the one that it gives the files of its snapshots.
 fn reference(parent: Uuid) -> Reference {
-    let name = format!("{{{}}}.vdi", to_text(&mixed_endian(parent)));
+    let name = format!("{}.vdi", parent.braced());
     let reference = Reference::new(ReferenceKind::BackingFile, ImageName::from(name.as_str()));
     reference.with_format(Some(ImageName::from(VDI.as_str())))
 }
@@ -50,11 +51,7 @@ fn check_parent(parent: &dyn Image, header: &Header, info: &mut ImageInfo) -> Re
     let ids = &parent.info().ids;
     let at = PreHeader::LEN as u64;
     let mismatch = |field, ours: Uuid, found: Uuid| {
-        let problem = format!(
-            "is {}, and the parent that was found has {}",
-            to_text(&mixed_endian(ours)),
-            to_text(&mixed_endian(found))
-        );
+        let problem = format!("is {ours}, and the parent that was found has {found}");
         Err(Header1::malformed(at, field, problem))
     };
     match (header.uuid_linkage, ids.uuid) {
@@ -91,8 +88,7 @@ fn describe(header: &Header) -> ImageInfo {
         ..ImageInfo::default()
     };
     info.ids.uuid = Some(header.uuid_create);
-    info.ids.modification_uuid = Some(header.uuid_modify).filter(|uuid| *uuid != NIL);
-    let text = |uuid: Uuid| to_text(&mixed_endian(uuid));
+    info.ids.modification_uuid = Some(header.uuid_modify).filter(|uuid| !uuid.is_nil());
     let mut details = Value::map();
     details.insert("subformat", header.kind.name());
     details.insert(
@@ -102,13 +98,13 @@ fn describe(header: &Header) -> ImageInfo {
     details.insert("block-extra", header.block_extra);
     details.insert("blocks", header.blocks);
     details.insert("blocks-allocated", header.blocks_allocated);
-    details.insert("uuid", text(header.uuid_create));
-    details.insert("modification-uuid", text(header.uuid_modify));
+    details.insert("uuid", header.uuid_create.to_string());
+    details.insert("modification-uuid", header.uuid_modify.to_string());
     if let Some(parent) = header.uuid_linkage {
-        details.insert("parent-uuid", text(parent));
+        details.insert("parent-uuid", parent.to_string());
     }
     if let Some(parent) = header.uuid_parent_modify {
-        details.insert("parent-modification-uuid", text(parent));
+        details.insert("parent-modification-uuid", parent.to_string());
     }
     if !header.comment.is_empty() {
         details.insert("comment", ImageName::from(header.comment.as_slice()));

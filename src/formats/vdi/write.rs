@@ -1,7 +1,9 @@
 //! Laying a new image out: header, block map, and the blocks in the order of the disk.
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
-use crate::formats::identity::{Identity, NIL, Uuid, derived, mixed_endian};
+use crate::formats::identity::{Identity, derived};
 use crate::image::{
     Backing, CreateOptions, Finish, ImageWriter, Payload, Placed, Write, WriteRun, WriteShape,
 };
@@ -139,9 +141,9 @@ struct Parent {
 impl Parent {
     fn new(backing: &Backing) -> Result<Self> {
         match (backing.format.as_str(), backing.ids.uuid) {
-            ("vdi", Some(uuid)) if uuid != NIL => Ok(Parent {
+            ("vdi", Some(uuid)) if !uuid.is_nil() => Ok(Parent {
                 uuid,
-                modification_uuid: backing.ids.modification_uuid.unwrap_or(NIL),
+                modification_uuid: backing.ids.modification_uuid.unwrap_or_default(),
             }),
             ("vdi", _) => Err(Error::invalid(
                 "the UUID of the backing file is not known, and a differencing VDI has to repeat it",
@@ -252,15 +254,19 @@ impl VdiWriter {
             signature: SIGNATURE,
             version: VERSION,
         };
-        let parent = self
+        let (linkage, parent_modify): (Uuid, Uuid) = self
             .parent
             .as_ref()
-            .map_or((NIL, NIL), |p| (p.uuid, p.modification_uuid));
+            .map_or_else(Default::default, |p| (p.uuid, p.modification_uuid));
         let numbers = [u64::from(self.kind.number()), self.size, self.block_size];
         let numbers: Vec<u8> = numbers.into_iter().flat_map(u64::to_be_bytes).collect();
-        let uuid = self
-            .identity
-            .uuid(&[b"vdi", &numbers, &parent.0, &parent.1, map]);
+        let uuid = self.identity.uuid(&[
+            b"vdi",
+            &numbers,
+            &linkage.to_bytes_le(),
+            &parent_modify.to_bytes_le(),
+            map,
+        ]);
         let header = Header1 {
             header_size: HEADER_SIZE,
             image_type: self.kind.number(),
@@ -276,10 +282,10 @@ impl VdiWriter {
             block_extra: 0,
             blocks: u32::try_from(self.map.len()).unwrap_or(u32::MAX),
             blocks_allocated: self.allocated,
-            uuid_create: mixed_endian(uuid),
-            uuid_modify: mixed_endian(derived(&[b"modification", &uuid])),
-            uuid_linkage: parent.0,
-            uuid_parent_modify: parent.1,
+            uuid_create: uuid,
+            uuid_modify: derived(&[b"modification", uuid.as_bytes()]),
+            uuid_linkage: linkage,
+            uuid_parent_modify: parent_modify,
         };
         let mut bytes = [pre.encode().as_slice(), &header.encode()].concat();
         // `VDIHEADER1PLUS` ends with a geometry: cylinders, heads and sectors, which readers make up

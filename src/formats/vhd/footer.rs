@@ -1,5 +1,7 @@
 //! The footer and its copy at the start: specification, "Hard Disk Footer Format".
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::image::{Probe, SafetyCheck, Verdict};
 use crate::ondisk::on_disk;
@@ -32,7 +34,7 @@ on_disk! {
         sectors_per_track: u8 = 59,
         disk_type: u32 = 60,
         checksum: u32 = 64,
-        unique_id: [u8; 16] = 68,
+        unique_id: Uuid = 68,
         saved_state: u8 = 84,
     }
 }
@@ -265,11 +267,11 @@ impl Footers {
             },
         };
         if footer.file_format_version >> 16 != VERSION >> 16 {
-            return Err(Error::Unsupported {
-                format: VHD,
-                feature: format!("version {:#010x}", footer.file_format_version),
-                hint: None,
-            });
+            return Err(Error::unsupported(
+                VHD,
+                format!("version {:#010x}", footer.file_format_version),
+                None,
+            ));
         }
         Ok(Footers {
             kind: footer.kind(at)?,

@@ -1,5 +1,7 @@
 //! The header of dynamic and differencing disks: specification, "Dynamic Disk Header Format".
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::image::Request;
 use crate::map::{Regions, TableReader};
@@ -33,7 +35,7 @@ on_disk! {
         max_table_entries: u32 = 28,
         block_size: u32 = 32,
         checksum: u32 = 36,
-        parent_unique_id: [u8; 16] = 40,
+        parent_unique_id: Uuid = 40,
         parent_time_stamp: u32 = 56,
         parent_unicode_name: [u8; 512] = 64,
         parent_locators: [u8; LOCATORS_LEN] = 576,
@@ -152,11 +154,11 @@ impl Tables {
             return Err(Header::malformed(at, "cookie", "is not \"cxsparse\""));
         }
         if header.header_version >> 16 != VERSION >> 16 {
-            return Err(Error::Unsupported {
-                format: VHD,
-                feature: format!("header version {:#010x}", header.header_version),
-                hint: None,
-            });
+            return Err(Error::unsupported(
+                VHD,
+                format!("header version {:#010x}", header.header_version),
+                None,
+            ));
         }
         let damaged = checksum(&bytes, CHECKSUM_AT) != header.checksum;
         let (mut tables, regions) = Self::of_header(source, footers, size, header, request)?;

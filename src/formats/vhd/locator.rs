@@ -10,7 +10,6 @@ use crate::source::{BlockSource, BlockSourceExt};
 
 use super::header::{Header, LOCATORS_LEN};
 use super::{SECTOR, VHD};
-use crate::formats::identity::NIL;
 
 on_disk! {
     /// "Parent Locator Entry".
@@ -68,7 +67,7 @@ pub(super) fn references(
 /// The format of the parent. It is a VHD by the specification. Xen puts differencing disks over raw
 /// ones, too, and says so by naming a parent without a UUID.
 pub(super) fn declared_format(header: &Header) -> &'static str {
-    if header.parent_unique_id == NIL {
+    if header.parent_unique_id.is_nil() {
         "raw"
     } else {
         "vpc"

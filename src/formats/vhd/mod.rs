@@ -23,8 +23,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
-    Scope, Verdict,
+    CheckFn, CreateFn, Format, Image, Probe, RepairFn, Request, SafetyCheck, Scope, Verdict,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -76,19 +75,15 @@ impl Format for Vhd {
         }
     }
 
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        check::check(source, request).map(Some)
+    fn checker(&self) -> Option<CheckFn> {
+        Some(|source, request| check::check(source, request))
     }
 
     fn repairs(&self) -> &'static [(Scope, RepairFn)] {
         &[(Scope::All, repair::repair)]
     }
 
-    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        VhdOptions::parse(options)?.writer(options.virtual_size)
+    fn creator(&self) -> Option<CreateFn> {
+        Some(|options| VhdOptions::parse(options)?.writer(options.virtual_size))
     }
 }

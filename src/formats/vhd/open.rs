@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::formats::identity::{NIL, to_text};
 use crate::image::{DiskImage, Image, ImageInfo, Parent, Request, Sealed, Value};
 use crate::limits::Limits;
-use crate::map::{Below, Mapped, Missing};
+use crate::map::{Below, Mapped, Reason, Unreadable};
 use crate::name::ImageName;
 use crate::ondisk::on_disk;
 use crate::source::{BlockSource, BlockSourceExt};
@@ -49,11 +48,9 @@ pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Resul
             ));
         }
         let there = size.min(footers.data_end);
-        let missing = Missing {
+        let missing = Unreadable {
             size: size - there,
-            format: VHD,
-            structure: "disk",
-            problem: cut_short(&footers, size),
+            reason: Reason::Missing(VHD, "disk", cut_short(&footers, size)),
         };
         let there = Slice::new(Arc::clone(&source), 0, there)?;
         let disk = Concat::new([Arc::new(there) as Arc<dyn BlockSource>, Arc::new(missing)])?;
@@ -125,14 +122,13 @@ fn check_parent(parent: &dyn Image, tables: &Tables, info: &mut ImageInfo) -> Re
     match ids.uuid {
         Some(uuid) if uuid != header.parent_unique_id => {
             let problem = format!(
-                "is {}, and the parent that was found is {}",
-                to_text(&header.parent_unique_id),
-                to_text(&uuid)
+                "is {}, and the parent that was found is {uuid}",
+                header.parent_unique_id
             );
             return Err(Header::malformed(at, "parent_unique_id", problem));
         }
         // Without a UUID the parent is taken for raw, which a VHD must not be.
-        None if header.parent_unique_id == NIL => {
+        None if header.parent_unique_id.is_nil() => {
             let mut start = [0; footer::COOKIE.len()];
             let n = parent.read_at(&mut start, 0)?;
             if n == start.len() && start == footer::COOKIE {
@@ -237,7 +233,7 @@ fn describe(footers: &Footers, size: u64) -> ImageInfo {
     details.insert("subformat", footers.kind.name());
     details.insert("creator", ImageName::new(footer.creator_application));
     details.insert("creator-host-os", ImageName::new(footer.creator_host_os));
-    details.insert("uuid", to_text(&footer.unique_id));
+    details.insert("uuid", footer.unique_id.to_string());
     details.insert("current-size", footer.current_size);
     details.insert("original-size", footer.original_size);
     details.insert(
@@ -255,6 +251,6 @@ fn describe(footers: &Footers, size: u64) -> ImageInfo {
 fn describe_tables(tables: &Tables, kind: DiskType, info: &mut ImageInfo) {
     info.cluster_size = Some(tables.block_size);
     if let (Some(details), DiskType::Differencing) = (&mut info.details, kind) {
-        details.insert("parent-uuid", to_text(&tables.header.parent_unique_id));
+        details.insert("parent-uuid", tables.header.parent_unique_id.to_string());
     }
 }

@@ -1,6 +1,8 @@
 //! What vouches for a header that is damaged: the blocks, if they lie in the file as only one header would have
 //! them.
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::image::Request;
 use crate::source::BlockSource;
@@ -78,7 +80,7 @@ pub(super) fn find(
             max_table_entries: entries,
             block_size: in_header,
             checksum: 0,
-            parent_unique_id: [0; 16],
+            parent_unique_id: Uuid::nil(),
             parent_time_stamp: 0,
             parent_unicode_name: [0; 512],
             parent_locators: [0; LOCATORS_LEN],

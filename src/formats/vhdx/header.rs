@@ -1,11 +1,12 @@
 //! The file type identifier and the two headers (MS-VHDX 2.2.1 and 2.2.2).
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::ondisk::on_disk;
 use crate::source::BlockSource;
 
 use super::VHDX;
-use super::guid::Guid;
 
 /// `vhdxfile`.
 pub(super) const FILE_SIGNATURE: [u8; 8] = *b"vhdxfile";
@@ -34,9 +35,9 @@ on_disk! {
         signature: [u8; 4] = 0,
         checksum: u32 = 4,
         sequence_number: u64 = 8,
-        file_write_guid: Guid = 16,
-        data_write_guid: Guid = 32,
-        log_guid: Guid = 48,
+        file_write_guid: Uuid = 16,
+        data_write_guid: Uuid = 32,
+        log_guid: Uuid = 48,
         log_version: u16 = 64,
         version: u16 = 66,
         log_length: u32 = 68,
@@ -108,11 +109,11 @@ pub(super) fn read_current(source: &dyn BlockSource) -> Result<Current> {
         (Err(problem), Err(_)) => return Err(problem),
     };
     if current.header.version != 1 {
-        return Err(Error::Unsupported {
-            format: VHDX,
-            feature: format!("version {}", current.header.version),
-            hint: None,
-        });
+        return Err(Error::unsupported(
+            VHDX,
+            format!("version {}", current.header.version),
+            None,
+        ));
     }
     Ok(current)
 }

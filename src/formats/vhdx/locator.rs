@@ -1,19 +1,15 @@
 //! The parent locator of a differencing image (MS-VHDX 2.6.2.6).
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::name::ImageName;
 use crate::ondisk::{Order, on_disk, values};
 
 use super::VHDX;
-use super::guid::Guid;
 
 /// The type of locator whose keys this is about.
-pub(super) const LOCATOR_TYPE: Guid = Guid::new(
-    0xb04a_efb7,
-    0xd19e,
-    0x4a81,
-    [0xb7, 0x89, 0x25, 0xb8, 0xe9, 0x44, 0x59, 0x13],
-);
+pub(super) const LOCATOR_TYPE: Uuid = Uuid::from_u128(0xb04a_efb7_d19e_4a81_b789_25b8_e944_5913);
 /// The parent's data write GUID.
 pub(super) const LINKAGE: &str = "parent_linkage";
 /// Another one that the parent may have.
@@ -28,7 +24,7 @@ pub(super) const ABSOLUTE: &str = "absolute_win32_path";
 on_disk! {
     /// The head of a parent locator.
     pub(super) struct ParentLocatorHeader in VHDX, "parent locator", Little, 20 bytes {
-        locator_type: Guid = 0,
+        locator_type: Uuid = 0,
         key_value_count: u16 = 18,
     }
 }
@@ -47,7 +43,7 @@ on_disk! {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ParentLocator {
     /// The data write GUIDs of which the parent has to have one.
-    pub(super) linkage: Vec<Guid>,
+    pub(super) linkage: Vec<Uuid>,
     /// The names of the parent, in the order in which they are to be tried, as they stand in the image.
     pub(super) names: Vec<String>,
 }
@@ -57,11 +53,11 @@ impl ParentLocator {
     pub(super) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
         let head = ParentLocatorHeader::parse(bytes, at)?;
         if head.locator_type != LOCATOR_TYPE {
-            return Err(Error::Unsupported {
-                format: VHDX,
-                feature: format!("the type of parent locator {}", head.locator_type),
-                hint: None,
-            });
+            return Err(Error::unsupported(
+                VHDX,
+                format!("the type of parent locator {}", head.locator_type),
+                None,
+            ));
         }
         let count = usize::from(head.key_value_count);
         let table = bytes.get(ParentLocatorHeader::LEN..).unwrap_or_default();
@@ -99,9 +95,9 @@ impl ParentLocator {
         let value = |name: &str| pairs.iter().find(|(key, _)| key == name).map(|(_, v)| v);
         let mut linkage = Vec::new();
         for key in [LINKAGE, LINKAGE2] {
-            match value(key).map(|text| Guid::parse(text)) {
-                Some(Some(guid)) => linkage.push(guid),
-                Some(None) => {
+            match value(key).map(|text| Uuid::try_parse(text)) {
+                Some(Ok(guid)) => linkage.push(guid),
+                Some(Err(_)) => {
                     let problem = format!("has a {key} that is no GUID");
                     return Err(Error::malformed(VHDX, "parent locator", at, problem));
                 }
@@ -217,7 +213,7 @@ mod tests {
         ];
         let bytes = ParentLocator::encode(&pairs).unwrap();
         let locator = ParentLocator::parse(&bytes, 0).unwrap();
-        assert_eq!(locator.linkage, [Guid::parse(GUID).unwrap()]);
+        assert_eq!(locator.linkage, [Uuid::try_parse(GUID).unwrap()]);
         assert_eq!(locator.names, [r".\bäse.vhdx", r"\\?\C:\disks\base.vhdx"]);
         for cut in 0..bytes.len() {
             assert!(ParentLocator::parse(&bytes[..cut], 0).is_err(), "{cut}");

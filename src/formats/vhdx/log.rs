@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::map::edit::{Changes, Overlay, Rank};
@@ -12,7 +14,6 @@ use crate::ondisk::on_disk;
 use crate::source::BlockSource;
 
 use super::VHDX;
-use super::guid::Guid;
 use super::header::{Header, MIB, checksum, read};
 use super::region::REGION_TABLES;
 
@@ -25,7 +26,7 @@ on_disk! {
         tail: u32 = 12,
         sequence_number: u64 = 16,
         descriptor_count: u32 = 24,
-        log_guid: Guid = 32,
+        log_guid: Uuid = 32,
         flushed_file_offset: u64 = 48,
         last_file_offset: u64 = 56,
     }
@@ -75,7 +76,7 @@ const WRITE_COST: u64 = 96;
 /// A log whose entries are looked at in memory.
 struct Log {
     bytes: Vec<u8>,
-    guid: Guid,
+    guid: Uuid,
     /// Where it is in the file, in bytes.
     offset: u64,
 }
@@ -96,15 +97,15 @@ pub(super) fn replay(
     file: &Arc<dyn BlockSource>,
     limits: &Limits,
 ) -> Result<Option<Overlay>> {
-    if header.log_guid == Guid::ZERO {
+    if header.log_guid == Uuid::nil() {
         return Ok(None);
     }
     if header.log_version != 0 {
-        return Err(Error::Unsupported {
-            format: VHDX,
-            feature: format!("a log of version {}", header.log_version),
-            hint: None,
-        });
+        return Err(Error::unsupported(
+            VHDX,
+            format!("a log of version {}", header.log_version),
+            None,
+        ));
     }
     let len = u64::from(header.log_length);
     let offset = header.log_offset;

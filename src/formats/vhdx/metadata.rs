@@ -1,11 +1,12 @@
 //! The metadata region: a table of items, and the items that every image has (MS-VHDX 2.6).
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::ondisk::on_disk;
 use crate::source::BlockSource;
 
 use super::VHDX;
-use super::guid::Guid;
 use super::header::read;
 use super::region::Region;
 
@@ -22,47 +23,20 @@ const MAX_ITEM: u64 = 1 << 20;
 pub(super) const MAX_DISK: u64 = 64 << 40;
 
 /// Block size, and whether there is a parent.
-pub(super) const FILE_PARAMETERS: Guid = Guid::new(
-    0xcaa1_6737,
-    0xfa36,
-    0x4d43,
-    [0xb3, 0xb6, 0x33, 0xf0, 0xaa, 0x44, 0xe7, 0x6b],
-);
+pub(super) const FILE_PARAMETERS: Uuid = Uuid::from_u128(0xcaa1_6737_fa36_4d43_b3b6_33f0_aa44_e76b);
 /// Size of the disk in bytes.
-pub(super) const VIRTUAL_DISK_SIZE: Guid = Guid::new(
-    0x2fa5_4224,
-    0xcd1b,
-    0x4876,
-    [0xb2, 0x11, 0x5d, 0xbe, 0xd8, 0x3b, 0xf4, 0xb8],
-);
+pub(super) const VIRTUAL_DISK_SIZE: Uuid =
+    Uuid::from_u128(0x2fa5_4224_cd1b_4876_b211_5dbe_d83b_f4b8);
 /// The identity that a guest sees.
-pub(super) const VIRTUAL_DISK_ID: Guid = Guid::new(
-    0xbeca_12ab,
-    0xb2e6,
-    0x4523,
-    [0x93, 0xef, 0xc3, 0x09, 0xe0, 0x00, 0xc7, 0x46],
-);
+pub(super) const VIRTUAL_DISK_ID: Uuid = Uuid::from_u128(0xbeca_12ab_b2e6_4523_93ef_c309_e000_c746);
 /// The sector size that a guest sees.
-pub(super) const LOGICAL_SECTOR_SIZE: Guid = Guid::new(
-    0x8141_bf1d,
-    0xa96f,
-    0x4709,
-    [0xba, 0x47, 0xf2, 0x33, 0xa8, 0xfa, 0xab, 0x5f],
-);
+pub(super) const LOGICAL_SECTOR_SIZE: Uuid =
+    Uuid::from_u128(0x8141_bf1d_a96f_4709_ba47_f233_a8fa_ab5f);
 /// The sector size that a guest is told to align to.
-pub(super) const PHYSICAL_SECTOR_SIZE: Guid = Guid::new(
-    0xcda3_48c7,
-    0x445d,
-    0x4471,
-    [0x9c, 0xc9, 0xe9, 0x88, 0x52, 0x51, 0xc5, 0x56],
-);
+pub(super) const PHYSICAL_SECTOR_SIZE: Uuid =
+    Uuid::from_u128(0xcda3_48c7_445d_4471_9cc9_e988_5251_c556);
 /// Where the parent is.
-pub(super) const PARENT_LOCATOR: Guid = Guid::new(
-    0xa8d3_5f2d,
-    0xb30b,
-    0x454d,
-    [0xab, 0xf7, 0xd3, 0xd8, 0x48, 0x34, 0xab, 0x0c],
-);
+pub(super) const PARENT_LOCATOR: Uuid = Uuid::from_u128(0xa8d3_5f2d_b30b_454d_abf7_d3d8_4834_ab0c);
 
 on_disk! {
     /// The head of the metadata table.
@@ -75,7 +49,7 @@ on_disk! {
 on_disk! {
     /// An entry of the metadata table.
     pub(super) struct MetadataTableEntry in VHDX, "metadata table entry", Little, 32 bytes {
-        item_id: Guid = 0,
+        item_id: Uuid = 0,
         offset: u32 = 16,
         length: u32 = 20,
         flags: u32 = 24,
@@ -100,7 +74,7 @@ on_disk! {
 on_disk! {
     /// The item of [`VIRTUAL_DISK_ID`].
     pub(super) struct VirtualDiskId in VHDX, "virtual disk id", Little, 16 bytes {
-        virtual_disk_id: Guid = 0,
+        virtual_disk_id: Uuid = 0,
     }
 }
 
@@ -141,7 +115,7 @@ pub(super) struct Metadata {
     pub(super) block_size: u64,
     pub(super) flags: FileFlags,
     pub(super) virtual_disk_size: u64,
-    pub(super) virtual_disk_id: Guid,
+    pub(super) virtual_disk_id: Uuid,
     pub(super) logical_sector_size: u32,
     pub(super) physical_sector_size: u32,
     /// The parent locator and where it is in the file.
@@ -163,7 +137,7 @@ pub(super) fn read_metadata(source: &dyn BlockSource, region: Region) -> Result<
 }
 
 /// Where writers put the items, behind the table: QEMU and DiscUtils in the one order, Hyper-V in the other.
-const USUAL: [[(Guid, u32, usize); 5]; 2] = [
+const USUAL: [[(Uuid, u32, usize); 5]; 2] = [
     [
         (FILE_PARAMETERS, 0, FileParameters::LEN),
         (VIRTUAL_DISK_SIZE, 8, VirtualDiskSize::LEN),
@@ -350,7 +324,7 @@ impl<'a> Table<'a> {
 
     /// Refuses items that are required and not known, by their GUIDs.
     fn check_known(&self) -> Result<()> {
-        const KNOWN: [Guid; 6] = [
+        const KNOWN: [Uuid; 6] = [
             FILE_PARAMETERS,
             VIRTUAL_DISK_SIZE,
             VIRTUAL_DISK_ID,
@@ -365,16 +339,16 @@ impl<'a> Table<'a> {
         });
         match unknown {
             None => Ok(()),
-            Some((_, entry)) => Err(Error::Unsupported {
-                format: VHDX,
-                feature: format!("the required metadata item {}", entry.item_id),
-                hint: None,
-            }),
+            Some((_, entry)) => Err(Error::unsupported(
+                VHDX,
+                format!("the required metadata item {}", entry.item_id),
+                None,
+            )),
         }
     }
 
     /// A system item, and where it is in the file.
-    fn item(&self, id: Guid) -> Result<Option<(u64, Vec<u8>)>> {
+    fn item(&self, id: Uuid) -> Result<Option<(u64, Vec<u8>)>> {
         let found = self
             .entries
             .iter()
@@ -387,7 +361,7 @@ impl<'a> Table<'a> {
         Ok(Some((at, read(self.source, at, len, "metadata item")?)))
     }
 
-    fn required(&self, id: Guid, name: &str, len: usize) -> Result<(u64, Vec<u8>)> {
+    fn required(&self, id: Uuid, name: &str, len: usize) -> Result<(u64, Vec<u8>)> {
         let problem = match self.item(id)? {
             Some((at, bytes)) if bytes.len() >= len => return Ok((at, bytes)),
             Some((_, bytes)) => {

@@ -5,7 +5,6 @@
 
 mod bat;
 mod check;
-mod guid;
 mod header;
 mod locator;
 mod log;
@@ -22,8 +21,8 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
-    Scope, Verdict, disagrees,
+    CheckFn, CreateFn, Format, Image, Probe, RepairFn, Request, SafetyCheck, Scope, Verdict,
+    disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -67,19 +66,15 @@ impl Format for Vhdx {
         open::open(source, request)
     }
 
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        check::check(source, request.limits).map(Some)
+    fn checker(&self) -> Option<CheckFn> {
+        Some(|source, request| check::check(source, request.limits))
     }
 
     fn repairs(&self) -> &'static [(Scope, RepairFn)] {
         &[(Scope::All, repair::repair)]
     }
 
-    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        VhdxOptions::parse(options)?.writer(options.virtual_size)
+    fn creator(&self) -> Option<CreateFn> {
+        Some(|options| VhdxOptions::parse(options)?.writer(options.virtual_size))
     }
 }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::image::{DiskImage, Image, ImageIds, ImageInfo, Request, Value};
 use crate::map::{Below, Mapped, TableReader};
@@ -11,7 +13,6 @@ use crate::source::BlockSource;
 
 use super::VHDX;
 use super::bat::Geometry;
-use super::guid::Guid;
 use super::header::{self, Current, Header};
 use super::locator::{self, ParentLocator};
 use super::log;
@@ -125,10 +126,10 @@ fn check_parent(
         return Ok(());
     }
     let ids = &parent.info().ids;
-    let found = Guid(ids.uuid.unwrap_or_default());
+    let found = ids.uuid.unwrap_or_default();
     let bad = |problem: String| Err(Error::malformed(VHDX, "parent locator", None, problem));
     if !locator.linkage.contains(&found) {
-        let wanted: Vec<String> = locator.linkage.iter().map(Guid::to_string).collect();
+        let wanted: Vec<String> = locator.linkage.iter().map(Uuid::to_string).collect();
         return bad(format!(
             "wants a parent with the data write GUID {}, and {reference} has {found}: it is another \
              image, or was changed since",
@@ -181,7 +182,7 @@ fn describe(
         cluster_size: Some(metadata.block_size),
         dirty,
         ids: ImageIds {
-            uuid: Some(header.data_write_guid.0),
+            uuid: Some(header.data_write_guid),
             logical_sector_size: Some(metadata.logical_sector_size),
             ..ImageIds::default()
         },

@@ -1,12 +1,13 @@
 //! The region tables, and which ranges of a file are taken by metadata (MS-VHDX 2.2.3).
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::map;
 use crate::ondisk::on_disk;
 use crate::source::BlockSource;
 
 use super::VHDX;
-use super::guid::Guid;
 use super::header::{Header, MIB, checksum, read};
 
 /// Where the two region tables are, in bytes.
@@ -19,19 +20,9 @@ pub(super) const REGION_SIGNATURE: [u8; 4] = *b"regi";
 const MAX_ENTRIES: u32 = 2047;
 
 /// The block allocation table.
-pub(super) const BAT: Guid = Guid::new(
-    0x2dc2_7766,
-    0xf623,
-    0x4200,
-    [0x9d, 0x64, 0x11, 0x5e, 0x9b, 0xfd, 0x4a, 0x08],
-);
+pub(super) const BAT: Uuid = Uuid::from_u128(0x2dc2_7766_f623_4200_9d64_115e_9bfd_4a08);
 /// The metadata region.
-pub(super) const METADATA: Guid = Guid::new(
-    0x8b7c_a206,
-    0x4790,
-    0x4b9a,
-    [0xb8, 0xfe, 0x57, 0x5f, 0x05, 0x0f, 0x88, 0x6e],
-);
+pub(super) const METADATA: Uuid = Uuid::from_u128(0x8b7c_a206_4790_4b9a_b8fe_575f_050f_886e);
 
 on_disk! {
     /// The head of a region table.
@@ -45,7 +36,7 @@ on_disk! {
 on_disk! {
     /// An entry of a region table.
     pub(super) struct RegionTableEntry in VHDX, "region table entry", Little, 32 bytes {
-        guid: Guid = 0,
+        guid: Uuid = 0,
         file_offset: u64 = 16,
         length: u32 = 24,
         required: u32 = 28,
@@ -115,11 +106,11 @@ pub(super) fn read_regions(
                 ));
             }
             None if entry.required & 1 != 0 => {
-                return Err(Error::Unsupported {
-                    format: VHDX,
-                    feature: format!("the required region {}", entry.guid),
-                    hint: None,
-                });
+                return Err(Error::unsupported(
+                    VHDX,
+                    format!("the required region {}", entry.guid),
+                    None,
+                ));
             }
             None => {}
         }

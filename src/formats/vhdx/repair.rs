@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::error::Result;
 use crate::formats::identity::derived;
 use crate::image::{Fixed, Request};
@@ -10,7 +12,6 @@ use crate::map::edit::{Changes, Ordered, Rank, TableStore};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
 
-use super::guid::Guid;
 use super::header::{self, CHECKSUM, Current, HEADER_LEN, HEADERS, Header};
 use super::log;
 use super::region::{self, REGION_TABLE_LEN, REGION_TABLES};
@@ -69,12 +70,15 @@ fn next_header(file: &dyn BlockSource, current: &Current) -> Result<Changes> {
     let header = Header {
         sequence_number,
         // A new one says that the file was written to; the same data_write_guid, that the disk is the same.
-        file_write_guid: Guid(derived(&[
-            b"file write",
-            &current.header.file_write_guid.0,
-            &number,
-        ])),
-        log_guid: Guid::ZERO,
+        file_write_guid: Uuid::from_bytes_le(
+            derived(&[
+                b"file write",
+                &current.header.file_write_guid.to_bytes_le(),
+                &number,
+            ])
+            .into_bytes(),
+        ),
+        log_guid: Uuid::nil(),
         ..current.header
     };
     let mut bytes = vec![0; HEADER_LEN];

@@ -154,76 +154,22 @@ fn check_hosted(
     let Some(layout) = findings.sound(Layout::hosted(first, &header))? else {
         return Ok(findings);
     };
-    let main = findings.sound(layout.read_directory(file, header.gd_offset, limits))?;
-    let other = match second_directory(&header) {
-        None => None,
-        Some(_) => findings.sound(layout.read_directory(file, header.rgd_offset, limits))?,
-    };
     let mut walk = Walk::new(file, &layout, limits);
     walk.markers = header.flag_set().contains(Flags::MARKERS);
     walk.packed = header.is_compressed();
-    for (name, sector, directory) in [
-        ("grain directory", header.gd_offset, &main),
-        ("redundant grain directory", header.rgd_offset, &other),
-    ] {
-        if let Some(directory) = directory {
-            walk.note_directory(name, sector * SECTOR, directory, &mut findings)?;
-        }
-    }
-    walk.usage.settle(&mut findings);
-    let tables = |directory: Vec<u8>| SectorTables {
-        file: Arc::clone(file),
-        directory,
-        second: None,
-        cut: false,
-        unread: Vec::new(),
-        zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
-    };
-    let (main, other) = (main.map(tables), other.map(tables));
-    if let (Some(main), Some(other)) = (&main, &other) {
-        walk.compare(main, other, &mut findings)?;
-    }
-    match main.or(other) {
-        Some(tables) => walk.run(&tables, findings),
-        None => Ok(findings),
-    }
+    let second = second_directory(&header).map(|_| header.rgd_offset);
+    let zeroed_grains = header.flag_set().contains(Flags::ZEROED_GRAINS);
+    walk.directories((header.gd_offset, second), zeroed_grains, findings)
 }
 
 fn check_cowd(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findings> {
     let header = read_cowd_header(file)?;
-    let layout = Layout::cowd(&header);
     let mut findings = Findings::default();
-    if u64::from(header.num_gd_entries) < layout.directory_entries() {
-        let problem = format!(
-            "has {} entries, and the capacity needs {}",
-            header.num_gd_entries,
-            layout.directory_entries()
-        );
-        findings.add(Finding::corruption("grain directory", problem));
-        return Ok(findings);
-    }
-    let sector = u64::from(header.gd_offset);
-    let read = layout.read_directory(file, sector, limits);
-    let Some(directory) = findings.sound(read)? else {
+    let Some(layout) = findings.sound(Layout::cowd(&header))? else {
         return Ok(findings);
     };
-    let mut walk = Walk::new(file, &layout, limits);
-    walk.note_directory(
-        "grain directory",
-        sector * SECTOR,
-        &directory,
-        &mut findings,
-    )?;
-    walk.usage.settle(&mut findings);
-    let tables = SectorTables {
-        file: Arc::clone(file),
-        directory,
-        second: None,
-        cut: false,
-        unread: Vec::new(),
-        zeroed_grains: false,
-    };
-    walk.run(&tables, findings)
+    let walk = Walk::new(file, &layout, limits);
+    walk.directories((header.gd_offset.into(), None), false, findings)
 }
 
 fn check_se_sparse(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findings> {
@@ -231,13 +177,7 @@ fn check_se_sparse(file: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Findi
     let Some(loaded) = findings.sound(sesparse::load(file, limits))? else {
         return Ok(findings);
     };
-    let layout = Layout {
-        entries: loaded.entries,
-        grain: loaded.grain,
-        capacity: loaded.capacity,
-        reserved: loaded.reserved,
-    };
-    let mut walk = Walk::new(file, &layout, limits);
+    let mut walk = Walk::new(file, &loaded.layout, limits);
     walk.note_reserved("seSparse structures", &mut findings)?;
     walk.usage.settle(&mut findings);
     let shared = sesparse::refuse_shared_tables(&loaded.tables);
@@ -264,6 +204,40 @@ impl<'a> Walk<'a> {
             packed: false,
             markers: false,
             limits,
+        }
+    }
+
+    /// Checks what the grain directory leads to, and its copy if there is one, each at a sector.
+    fn directories(
+        mut self,
+        (main, second): (u64, Option<u64>),
+        zeroed_grains: bool,
+        mut findings: Findings,
+    ) -> Result<Findings> {
+        let file = self.file;
+        let mut tables = [None, None];
+        let sectors = [
+            ("grain directory", Some(main)),
+            ("redundant grain directory", second),
+        ];
+        for ((name, sector), tables) in sectors.into_iter().zip(&mut tables) {
+            let Some(sector) = sector else {
+                continue;
+            };
+            let read = self.layout.read_directory(file, sector, self.limits);
+            if let Some(directory) = findings.sound(read)? {
+                self.note_directory(name, sector * SECTOR, &directory, &mut findings)?;
+                *tables = Some(SectorTables::new(file, directory, zeroed_grains));
+            }
+        }
+        self.usage.settle(&mut findings);
+        let [main, other] = tables;
+        if let (Some(main), Some(other)) = (&main, &other) {
+            self.compare(main, other, &mut findings)?;
+        }
+        match main.or(other) {
+            Some(tables) => self.run(&tables, findings),
+            None => Ok(findings),
         }
     }
 

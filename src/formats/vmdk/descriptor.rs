@@ -60,10 +60,12 @@ pub(super) fn recognize(head: &[u8]) -> Option<&'static str> {
             return None;
         }
         rest = rest.trim_ascii_start();
-        let line = trim(lines(rest).next()?);
+        let line = lines(rest).next()?.trim_ascii();
         let after = |word: &[u8]| {
             let (first, rest) = line.split_at_checked(word.len())?;
-            first.eq_ignore_ascii_case(word).then_some(trim(rest))
+            first
+                .eq_ignore_ascii_case(word)
+                .then_some(rest.trim_ascii())
         };
         if let Some(comment) = after(b"#") {
             if comment.eq_ignore_ascii_case(b"disk descriptorfile") {
@@ -108,7 +110,7 @@ impl Descriptor {
             ..Descriptor::default()
         };
         for line in lines(text) {
-            let line = trim(line);
+            let line = line.trim_ascii();
             if line.is_empty() || line.starts_with(b"#") {
                 continue;
             }
@@ -116,8 +118,10 @@ impl Descriptor {
                 limits.check_extents(descriptor.extents.len() as u64 + 1)?;
                 descriptor.extents.push(extent);
             } else if let Some((key, value)) = split_once(line, b'=') {
-                let key = trim(key).to_ascii_lowercase();
-                descriptor.entries.push((key, unquoted(trim(value)).into()));
+                let key = key.trim_ascii().to_ascii_lowercase();
+                descriptor
+                    .entries
+                    .push((key, unquoted(value.trim_ascii()).into()));
             }
         }
         descriptor.refuse_encrypted()?;
@@ -257,7 +261,7 @@ impl ExtentLine {
         if kind.is_empty() {
             return Err(bad("no type"));
         }
-        let rest = trim(rest);
+        let rest = rest.trim_ascii();
         let (name, rest) = match rest.strip_prefix(b"\"") {
             Some(quoted) => {
                 let (name, rest) =
@@ -300,8 +304,8 @@ pub(super) fn says_no_parent(text: &[u8]) -> bool {
     let entries = pieces.filter_map(|line| split_once(line, b'='));
     let mut said = false;
     for (key, value) in entries {
-        let key = trim(key).to_ascii_lowercase();
-        let value = unquoted(trim(value)).to_ascii_lowercase();
+        let key = key.trim_ascii().to_ascii_lowercase();
+        let value = unquoted(value.trim_ascii()).to_ascii_lowercase();
         match key.as_slice() {
             b"parentcid" if value == b"ffffffff" => said = true,
             b"parentcid" => return false,
@@ -310,10 +314,6 @@ pub(super) fn says_no_parent(text: &[u8]) -> bool {
         }
     }
     said
-}
-
-fn trim(text: &[u8]) -> &[u8] {
-    text.trim_ascii()
 }
 
 /// The first word, and what follows it.

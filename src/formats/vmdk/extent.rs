@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::extent::{Extent, ExtentKind};
 use crate::image::{FileInfo, Request, Value};
-use crate::map::{Below, BlockMap, Detached, Mapped, Missing};
+use crate::map::{Below, BlockMap, Mapped, Reason, Unreadable};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity, check_extent, readable};
@@ -110,7 +110,9 @@ impl Builder<'_> {
             }
         };
         if line.access == Access::None {
-            return Ok(info.part(Arc::new(NoAccess { size })));
+            let feature = "reading an extent that is marked NOACCESS";
+            let reason = Reason::Unsupported(VMDK, feature);
+            return Ok(info.part(Arc::new(Unreadable { size, reason })));
         }
         let Some(name) = line.name.clone().filter(|name| !name.is_empty()) else {
             return Err(malformed(format!(
@@ -127,8 +129,8 @@ impl Builder<'_> {
         }
         let Some(file) = self.request.opener.open_bytes(&reference)? else {
             info.known = flat;
-            let reference = Box::new(reference);
-            return Ok(info.part(Arc::new(Detached { reference, size })));
+            let reason = Reason::Detached(reference);
+            return Ok(info.part(Arc::new(Unreadable { size, reason })));
         };
         let file_info = FileInfo::new(String::new(), reference.name, &file);
         let part = if flat {
@@ -174,11 +176,9 @@ impl Builder<'_> {
                 0 => Arc::new(Memory::default()),
                 there => Arc::new(Slice::new(file, start, there)?),
             };
-            let missing = Missing {
+            let missing = Unreadable {
                 size: size - there.size(),
-                format: VMDK,
-                structure: "extent",
-                problem,
+                reason: Reason::Missing(VMDK, "extent", problem),
             };
             return Ok(info.part(Arc::new(Concat::new([there, Arc::new(missing)])?)));
         }
@@ -339,38 +339,10 @@ impl BlockSource for Zeros {
     }
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
-        Ok(Extent {
-            start: offset,
-            len: check_extent(offset, limit, self.size)?,
-            kind: ExtentKind::Zero,
-            depth: 0,
-            host_offset: None,
-        })
-    }
-}
-
-/// An extent whose data nobody may read.
-#[derive(Debug)]
-struct NoAccess {
-    size: u64,
-}
-
-impl NoAccess {
-    fn error() -> Error {
-        unsupported("reading an extent that is marked NOACCESS".into())
-    }
-}
-
-impl BlockSource for NoAccess {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_at(&self, _: &mut [u8], _: u64) -> Result<usize> {
-        Err(NoAccess::error())
-    }
-
-    fn extent_at(&self, _: u64, _: u64) -> Result<Extent> {
-        Err(NoAccess::error())
+        Ok(Extent::new(
+            offset,
+            check_extent(offset, limit, self.size)?,
+            ExtentKind::Zero,
+        ))
     }
 }

@@ -293,9 +293,5 @@ fn check_grain_size(sectors: u64) -> std::result::Result<(), String> {
 
 /// The error for something that the image has by right and this crate cannot do.
 pub(super) fn unsupported(feature: String) -> Error {
-    Error::Unsupported {
-        format: VMDK,
-        feature,
-        hint: None,
-    }
+    Error::unsupported(VMDK, feature, None)
 }

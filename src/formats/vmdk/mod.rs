@@ -23,8 +23,8 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
-    CreateOptions, Findings, Format, Image, ImageWriter, Probe, RepairFn, Request, SafetyCheck,
-    Scope, Verdict, disagrees,
+    CheckFn, CreateFn, Format, Image, Probe, RepairFn, Request, SafetyCheck, Scope, Verdict,
+    disagrees,
 };
 use crate::limits::Limits;
 use crate::source::BlockSource;
@@ -84,12 +84,8 @@ impl Format for Vmdk {
         open::open(source, request)
     }
 
-    fn check(
-        &self,
-        source: &Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Option<Findings>> {
-        check::check(source, request).map(Some)
+    fn checker(&self) -> Option<CheckFn> {
+        Some(check::check)
     }
 
     fn repairs(&self) -> &'static [(Scope, RepairFn)] {
@@ -99,7 +95,9 @@ impl Format for Vmdk {
         ]
     }
 
-    fn create(&self, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-        VmdkOptions::parse(options)?.writer(options.virtual_size, options.file_name.as_ref())
+    fn creator(&self) -> Option<CreateFn> {
+        Some(|options| {
+            VmdkOptions::parse(options)?.writer(options.virtual_size, options.file_name.as_ref())
+        })
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::image::{Disk, DiskImage, FileInfo, Image, ImageInfo, Probe, Request, Value};
 use crate::limits::Limits;
-use crate::map::{Below, Missing, read_what_is_left};
+use crate::map::{Below, Reason, Unreadable, read_what_is_left};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt, forward_source};
@@ -40,11 +40,6 @@ struct VmdkDisk {
 /// # Errors
 /// As [`Format::open`](crate::Format::open).
 pub(super) fn open(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {
-    if request.snapshot.is_some() {
-        return Err(Error::invalid(
-            "a VMDK has no internal snapshots: each is a disk of its own",
-        ));
-    }
     let mut magic = [0; 8];
     let n = source.read_at(&mut magic, 0)?;
     let starts = |known: &[u8]| n >= known.len() && magic.starts_with(known);
@@ -251,13 +246,11 @@ impl Opening {
             error.chain()
         ));
         if !descriptor::says_no_parent(text) {
-            self.below = Below::Image(Arc::new(Missing {
+            let problem = "does not tell any more whether there is a parent, which would have what is not \
+                           recorded here";
+            self.below = Below::Image(Arc::new(Unreadable {
                 size,
-                format: VMDK,
-                structure: "descriptor",
-                problem: "does not tell any more whether there is a parent, which would have what is not \
-                          recorded here"
-                    .to_owned(),
+                reason: Reason::Missing(VMDK, "descriptor", problem.to_owned()),
             }));
         }
     }
@@ -418,11 +411,11 @@ fn check_parent(descriptor: &Descriptor, parent: &dyn Image) -> Result<()> {
 }
 
 fn extent_alone(feature: &str) -> Error {
-    Error::Unsupported {
-        format: VMDK,
-        feature: feature.to_owned(),
-        hint: Some("open the descriptor that names it".into()),
-    }
+    Error::unsupported(
+        VMDK,
+        feature.to_owned(),
+        "open the descriptor that names it",
+    )
 }
 
 /// The most bytes of a file that is a descriptor, whatever is allowed: of so much of a stream that has no end

@@ -57,11 +57,11 @@ fn run(file: &Arc<dyn BlockTarget>, request: &Request<'_>, takes_more: bool) -> 
         let is_extent = magic == SE_SPARSE_MAGIC || magic.starts_with(b"COWD");
         return Err(match is_extent {
             true => unsupported("repairing an extent that has one grain directory".to_owned()),
-            false => Error::Unsupported {
-                format: super::VMDK,
-                feature: "repairing a disk through its descriptor".to_owned(),
-                hint: Some("repair each of its extent files".into()),
-            },
+            false => Error::unsupported(
+                super::VMDK,
+                "repairing a disk through its descriptor",
+                "repair each of its extent files",
+            ),
         });
     }
     let header = read_header(file)?;

@@ -1,23 +1,22 @@
 //! Space-efficient sparse extents of ESXi hosts (`seSparse`), as QEMU and dissect found them to be:
 //! VMware published nothing. No file of a real host was seen.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::image::Request;
 use crate::limits::Limits;
-use crate::map::TableReader;
 use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt};
 
-use super::VMDK;
-use super::alias::{Seen, metadata};
+use super::alias::metadata;
 use super::entry::{Grain, SeDirectoryEntry, SeGrainEntry};
 use super::header::{
     SE_SPARSE_MAGIC, SE_SPARSE_VOLATILE_MAGIC, SECTOR, SECTOR_LEN, SeSparseConstHeader,
     SeSparseVolatileHeader, unsupported,
 };
 use super::map::{GrainMap, Tables, malformed};
+use super::sparse::Layout;
 
 const ENTRY_LEN: u64 = 8;
 
@@ -70,14 +69,7 @@ impl SeSparseTables {
 /// What is known of such an extent before its tables are looked at.
 pub(super) struct Loaded {
     pub(super) tables: SeSparseTables,
-    /// Where its structures are, each a start and an end in bytes.
-    pub(super) reserved: Vec<(u64, u64)>,
-    /// Bytes of the guest that it has room for.
-    pub(super) capacity: u64,
-    /// Bytes of a grain.
-    pub(super) grain: u64,
-    /// Entries of a grain table.
-    pub(super) entries: u64,
+    pub(super) layout: Layout,
 }
 
 /// Reads the headers and the grain directory.
@@ -135,10 +127,12 @@ pub(super) fn load(file: &dyn BlockSource, limits: &Limits) -> Result<Loaded> {
             grains_start: grains.0,
             grain,
         },
-        reserved: vec![(0, SECTOR), directory, tables],
-        capacity,
-        grain,
-        entries,
+        layout: Layout {
+            entries,
+            grain,
+            capacity,
+            reserved: vec![(0, SECTOR), directory, tables],
+        },
     })
 }
 
@@ -148,36 +142,14 @@ pub(super) fn open(
     size: Option<u64>,
     request: &Request<'_>,
 ) -> Result<GrainMap<SeSparseTables>> {
-    let limits = request.limits;
-    let Loaded {
-        tables,
-        reserved,
-        capacity,
-        grain,
-        entries,
-    } = load(&file, limits)?;
-    let (regions, overlap) = metadata(reserved);
+    let Loaded { tables, layout } = load(&file, request.limits)?;
+    let (regions, overlap) = metadata(layout.reserved.clone());
     if let Some(at) = overlap {
         let problem = format!("overlap at byte {at}");
         return Err(malformed("seSparse directory and tables", 0, problem));
     }
     refuse_shared_tables(&tables)?;
-    let seen = Seen::new(grain, file.size(), limits);
-    Ok(GrainMap {
-        file,
-        tables,
-        packing: None,
-        grain,
-        entries,
-        size: size.unwrap_or(capacity),
-        regions,
-        seen,
-        reader: TableReader::of(VMDK, request),
-        first_grain: 0,
-        marked_tables: false,
-        compares: false,
-        all_claims: OnceLock::new(),
-    })
+    Ok(GrainMap::new(file, tables, &layout, regions, size, request))
 }
 
 /// The size in bytes that the header of such an extent gives.

@@ -1,12 +1,12 @@
 //! Hosted sparse extents (`KDMV`) and those of ESXi hosts (`COWD`).
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::image::Request;
 use crate::limits::Limits;
-use crate::map::{Regions, TableReader, read_what_is_left};
+use crate::map::{Regions, read_what_is_left};
 use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::zero::is_zero;
@@ -32,6 +32,24 @@ pub(super) struct SectorTables {
     /// Which bytes of it could not be read, from its start on.
     pub(super) unread: Vec<Range<u64>>,
     pub(super) zeroed_grains: bool,
+}
+
+impl SectorTables {
+    /// The tables of a directory that is whole.
+    pub(super) fn new(
+        file: &Arc<dyn BlockSource>,
+        directory: Vec<u8>,
+        zeroed_grains: bool,
+    ) -> Self {
+        SectorTables {
+            file: Arc::clone(file),
+            directory,
+            second: None,
+            cut: false,
+            unread: Vec::new(),
+            zeroed_grains,
+        }
+    }
 }
 
 impl Tables for SectorTables {
@@ -189,43 +207,28 @@ pub(super) fn open_hosted(
     if header.unclean_shutdown != 0 {
         warnings.push("the extent was not closed: its tables may be behind its data".to_owned());
     }
-    let packing = header.is_compressed().then(|| GrainPacking {
-        markers: header.flag_set().contains(Flags::MARKERS),
-        grain: layout.grain,
-        size,
-        unpacker: Default::default(),
-    });
-    // Packed grains begin at any sector.
-    let unit = if header.is_compressed() {
-        SECTOR
-    } else {
-        layout.grain
-    };
-    let seen = Seen::new(unit, file.size(), limits);
+    let zeroed_grains = header.flag_set().contains(Flags::ZEROED_GRAINS);
     let tables = SectorTables {
-        file: Arc::clone(&file),
-        directory,
         second,
         cut: salvages,
         unread,
-        zeroed_grains: header.flag_set().contains(Flags::ZEROED_GRAINS),
+        ..SectorTables::new(&file, directory, zeroed_grains)
     };
-    let map = GrainMap {
-        // Of an extent that was not closed it is known that its tables are not what they should be.
-        marked_tables: first.gd_offset == GD_AT_END,
-        compares: header.unclean_shutdown == 0 && !salvages,
-        first_grain: header.over_head.saturating_mul(SECTOR),
-        file,
-        tables,
-        packing,
-        grain: layout.grain,
-        entries: layout.entries,
-        size,
-        regions,
-        seen,
-        reader: TableReader::of(VMDK, request),
-        all_claims: OnceLock::new(),
-    };
+    let mut map = GrainMap::new(file, tables, &layout, regions, Some(size), request);
+    map.marked_tables = first.gd_offset == GD_AT_END;
+    // Of an extent that was not closed it is known that its tables are not what they should be.
+    map.compares = header.unclean_shutdown == 0 && !salvages;
+    map.first_grain = header.over_head.saturating_mul(SECTOR);
+    if header.is_compressed() {
+        // Compressed grains begin at any sector.
+        map.seen = Seen::new(SECTOR, map.file.size(), limits);
+        map.packing = Some(GrainPacking {
+            markers: header.flag_set().contains(Flags::MARKERS),
+            grain: layout.grain,
+            size,
+            unpacker: Default::default(),
+        });
+    }
     Ok(SparseExtent { map, warnings })
 }
 
@@ -246,16 +249,7 @@ pub(super) fn open_cowd(
     request: &Request<'_>,
 ) -> Result<GrainMap<SectorTables>> {
     let (limits, salvages) = (request.limits, request.salvages);
-    let layout = Layout::cowd(header);
-    let capacity = layout.capacity;
-    if u64::from(header.num_gd_entries) < layout.directory_entries() {
-        let problem = format!(
-            "is {}, and the capacity needs {}",
-            header.num_gd_entries,
-            layout.directory_entries()
-        );
-        return Err(CowdHeader::malformed(0, "num_gd_entries", problem));
-    }
+    let layout = Layout::cowd(header)?;
     let mut unread = Vec::new();
     let found = match layout.directory(&file, header.gd_offset.into(), limits) {
         Err(_) if salvages => {
@@ -266,29 +260,12 @@ pub(super) fn open_cowd(
         found => found?,
     };
     let (directory, regions) = found;
-    let seen = Seen::new(layout.grain, file.size(), limits);
-    Ok(GrainMap {
-        tables: SectorTables {
-            file: Arc::clone(&file),
-            directory,
-            second: None,
-            cut: salvages,
-            unread,
-            zeroed_grains: false,
-        },
-        file,
-        packing: None,
-        first_grain: 0,
-        marked_tables: false,
-        compares: false,
-        grain: layout.grain,
-        entries: layout.entries,
-        size: size.unwrap_or(capacity),
-        regions,
-        seen,
-        reader: TableReader::of(VMDK, request),
-        all_claims: OnceLock::new(),
-    })
+    let tables = SectorTables {
+        cut: salvages,
+        unread,
+        ..SectorTables::new(&file, directory, false)
+    };
+    Ok(GrainMap::new(file, tables, &layout, regions, size, request))
 }
 
 /// What the place and size of a grain directory follow from.
@@ -332,13 +309,19 @@ impl Layout {
     }
 
     /// Of a COWD extent.
-    pub(super) fn cowd(header: &CowdHeader) -> Self {
-        Layout {
+    pub(super) fn cowd(header: &CowdHeader) -> Result<Self> {
+        let layout = Layout {
             entries: COWD_TABLE_ENTRIES,
             grain: u64::from(header.grain_size) * SECTOR,
             capacity: u64::from(header.num_sectors) * SECTOR,
             reserved: vec![(0, CowdHeader::LEN as u64)],
+        };
+        let (there, needed) = (header.num_gd_entries, layout.directory_entries());
+        if u64::from(there) < needed {
+            let problem = format!("is {there}, and the capacity needs {needed}");
+            return Err(CowdHeader::malformed(0, "num_gd_entries", problem));
         }
+        Ok(layout)
     }
 
     pub(super) fn directory_entries(&self) -> u64 {

@@ -63,27 +63,58 @@ pub(super) fn at_end(file: &dyn BlockSource) -> Result<Option<u64>> {
     Ok((is_footer && is_end && magic).then_some(at + SECTOR))
 }
 
+/// The part of a stream that begins with a marker.
+pub(super) enum Part {
+    /// A grain of the guest's sector, so many bytes long with its marker.
+    Grain { sector: u64, len: u64 },
+    /// A table, a directory, a footer or a note of progress: its kind, the byte where it begins and its sectors.
+    Metadata { kind: u32, start: u64, sectors: u64 },
+    /// The end of the stream.
+    End,
+}
+
+/// The part whose marker is at byte `at`, and where the next marker is.
+pub(super) fn part_at(file: &dyn BlockSource, at: u64) -> Result<(Part, u64)> {
+    let marker = marker_at(file, at)?;
+    let (part, sectors) = match (marker.size, marker.kind) {
+        (0, MARKER_EOS) => (Part::End, Some(1)),
+        (0, kind @ (MARKER_GT | MARKER_GD | MARKER_PROGRESS | MARKER_FOOTER)) => {
+            let part = Part::Metadata {
+                kind,
+                start: at.saturating_add(SECTOR),
+                sectors: marker.val,
+            };
+            (part, marker.val.checked_add(1))
+        }
+        (0, kind) => {
+            let problem = format!("is {kind}, which is not known");
+            return Err(Marker::malformed(at, "kind", problem));
+        }
+        (size, _) => {
+            let len = u64::from(size) + GRAIN_MARKER_LEN as u64;
+            let sector = marker.val;
+            (Part::Grain { sector, len }, Some(len.div_ceil(SECTOR)))
+        }
+    };
+    let next = sectors
+        .and_then(|sectors| sectors.checked_mul(SECTOR))
+        .and_then(|len| at.checked_add(len));
+    Ok((part, next.ok_or_else(|| missing(at))?))
+}
+
 /// Where the footer is, by following the markers from the first grain on. Every step goes on by a
 /// sector or more.
 fn walk(file: &dyn BlockSource, first: &SparseExtentHeader) -> Result<u64> {
     let mut footer = None;
     let mut at = first.over_head.max(1).saturating_mul(SECTOR);
     while at.checked_add(SECTOR).is_some_and(|end| end <= file.size()) {
-        let marker = marker_at(file, at)?;
-        let sectors = match (marker.size, marker.kind) {
-            (0, MARKER_EOS) => return footer.ok_or_else(|| missing(at)),
-            (0, MARKER_GT | MARKER_GD | MARKER_PROGRESS) => marker.val.checked_add(1),
-            (0, MARKER_FOOTER) => {
-                footer = Some(at + SECTOR);
-                marker.val.checked_add(1)
-            }
-            (0, kind) => {
-                let problem = format!("is {kind}, which is not known");
-                return Err(Marker::malformed(at, "kind", problem));
-            }
-            (size, _) => Some((u64::from(size) + GRAIN_MARKER_LEN as u64).div_ceil(SECTOR)),
-        };
-        at = after(at, sectors)?;
+        let (part, next) = part_at(file, at)?;
+        match part {
+            Part::End => return footer.ok_or_else(|| missing(at)),
+            Part::Metadata { kind, start, .. } if kind == MARKER_FOOTER => footer = Some(start),
+            Part::Metadata { .. } | Part::Grain { .. } => {}
+        }
+        at = next;
     }
     Err(missing(at))
 }
@@ -92,14 +123,6 @@ fn walk(file: &dyn BlockSource, first: &SparseExtentHeader) -> Result<u64> {
 pub(super) fn grain_end(at: u64, marker: &Marker) -> Option<u64> {
     at.checked_add(GRAIN_MARKER_LEN as u64)?
         .checked_add(marker.size.into())
-}
-
-/// Where the marker is that comes so many sectors after the one at `at`.
-pub(super) fn after(at: u64, sectors: Option<u64>) -> Result<u64> {
-    sectors
-        .and_then(|sectors| sectors.checked_mul(SECTOR))
-        .and_then(|len| at.checked_add(len))
-        .ok_or_else(|| missing(at))
 }
 
 /// The error of a stream that ends at `at` without a footer.

@@ -12,13 +12,10 @@ use crate::lock::lock;
 use crate::map::{self, BlockMap, Packing, Run};
 use crate::source::{BlockSource, BlockSourceExt, readable};
 
-use super::header::{
-    GRAIN_MARKER_LEN, MARKER_EOS, MARKER_FOOTER, MARKER_GD, MARKER_GT, MARKER_PROGRESS, Marker,
-    SECTOR, SparseExtentHeader,
-};
+use super::header::{MARKER_FOOTER, MARKER_PROGRESS, Marker, SECTOR, SparseExtentHeader};
 use super::map::{GrainPacking, grain_past_end, malformed};
 use super::open;
-use super::stream;
+use super::stream::{self, Part};
 
 /// How many grains that went by are remembered: the data of a segment is read after all of it was
 /// claimed.
@@ -118,36 +115,25 @@ impl Shared {
     /// Goes on by one marker.
     fn step(&self, progress: &mut Progress) -> Result<()> {
         let at = progress.at;
-        let marker = stream::marker_at(&self.file, at)?;
-        let sectors = match (marker.size, marker.kind) {
-            (0, MARKER_EOS) => {
-                if progress.footer.is_none() {
-                    return Err(stream::missing(at));
-                }
-                progress.end = Some(at + SECTOR);
-                return Ok(());
-            }
-            (0, MARKER_GT | MARKER_GD | MARKER_PROGRESS | MARKER_FOOTER) => {
-                let start = at + SECTOR;
-                if marker.kind == MARKER_FOOTER {
+        let (part, next) = stream::part_at(&self.file, at)?;
+        match part {
+            Part::End if progress.footer.is_none() => return Err(stream::missing(at)),
+            Part::End => progress.end = Some(next),
+            Part::Metadata {
+                kind,
+                start,
+                sectors,
+            } => {
+                if kind == MARKER_FOOTER {
                     progress.footer = Some(start);
                 }
-                if marker.kind != MARKER_PROGRESS {
-                    self.keep(progress, start, marker.val)?;
+                if kind != MARKER_PROGRESS {
+                    self.keep(progress, start, sectors)?;
                 }
-                marker.val.checked_add(1)
             }
-            (0, kind) => {
-                let problem = format!("is {kind}, which is not known");
-                return Err(Marker::malformed(at, "kind", problem));
-            }
-            (size, _) => {
-                let len = u64::from(size) + GRAIN_MARKER_LEN as u64;
-                self.remember(progress, marker.val, at, len)?;
-                Some(len.div_ceil(SECTOR))
-            }
-        };
-        progress.at = stream::after(at, sectors)?;
+            Part::Grain { sector, len } => self.remember(progress, sector, at, len)?,
+        }
+        progress.at = next;
         Ok(())
     }
 

@@ -89,13 +89,7 @@ impl Changes {
                 (ExtentKind::Zero, end)
             }
         };
-        Ok(Extent {
-            start: offset,
-            len: limit.min(end - offset),
-            kind,
-            depth: 0,
-            host_offset: None,
-        })
+        Ok(Extent::new(offset, limit.min(end - offset), kind))
     }
 }
 

@@ -93,9 +93,5 @@ fn zstandard(level: Option<u32>) -> Result<Method> {
 
 #[cfg(not(all(feature = "zlib", feature = "zstd")))]
 fn missing(_: u32, feature: &str, hint: &'static str) -> Error {
-    Error::Unsupported {
-        format: QCOW2,
-        feature: feature.to_owned(),
-        hint: Some(hint.into()),
-    }
+    Error::unsupported(QCOW2, feature.to_owned(), hint)
 }

@@ -11,6 +11,8 @@
 mod options;
 mod sparse;
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::image::{Finish, ImageWriter, Payload, Placed, Write, WriteRun, WriteShape};
 
@@ -24,7 +26,7 @@ pub use options::{Subformat, VhdOptions};
 const PAGE: u64 = 4096;
 
 /// The footer of an image, but for its UUID.
-fn footer(plan: &Plan, unique_id: [u8; 16]) -> Footer {
+fn footer(plan: &Plan, unique_id: Uuid) -> Footer {
     let data_offset = match plan.kind {
         DiskType::Fixed => NO_OFFSET,
         DiskType::Dynamic | DiskType::Differencing => SECTOR,

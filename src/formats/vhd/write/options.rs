@@ -2,8 +2,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
-use crate::formats::identity::{Identity, NIL, Uuid};
+use crate::formats::identity::Identity;
 use crate::formats::vhd::SECTOR;
 use crate::formats::vhd::footer::DiskType;
 use crate::formats::vhd::geometry::Geometry;
@@ -259,10 +261,10 @@ impl Parent {
             // Xen's way, which has no words for it but a UUID that is none.
             ("raw", _) => Ok(Parent {
                 name,
-                unique_id: NIL,
+                unique_id: Uuid::nil(),
                 time_stamp: 0,
             }),
-            ("vhd" | "vpc", Some(unique_id)) if unique_id != NIL => Ok(Parent {
+            ("vhd" | "vpc", Some(unique_id)) if !unique_id.is_nil() => Ok(Parent {
                 name,
                 unique_id,
                 time_stamp: backing.ids.timestamp.unwrap_or(0),
@@ -368,11 +370,11 @@ mod tests {
     fn a_parent_has_to_be_known() {
         let mut backing = Backing::new(ImageName::from("base.vhd"), "vpc");
         assert!(Parent::new(&backing).is_err());
-        backing.ids.uuid = Some([7; 16]);
-        assert_eq!(Parent::new(&backing).unwrap().unique_id, [7; 16]);
+        backing.ids.uuid = Some(Uuid::from_u128(7));
+        assert_eq!(Parent::new(&backing).unwrap().unique_id, Uuid::from_u128(7));
         backing.format = "qcow2".to_owned();
         assert!(Parent::new(&backing).is_err());
         backing.format = "raw".to_owned();
-        assert_eq!(Parent::new(&backing).unwrap().unique_id, NIL);
+        assert_eq!(Parent::new(&backing).unwrap().unique_id, Uuid::nil());
     }
 }

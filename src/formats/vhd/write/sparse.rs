@@ -1,5 +1,7 @@
 //! Dynamic and differencing disks.
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::formats::vhd::SECTOR;
 use crate::formats::vhd::footer::{DiskType, Footer, NO_OFFSET};
@@ -136,7 +138,7 @@ impl SparseWriter {
             max_table_entries: u32::try_from(self.bat.len()).unwrap_or(u32::MAX),
             block_size: u32::try_from(self.block_size).unwrap_or(u32::MAX),
             checksum: 0,
-            parent_unique_id: [0; 16],
+            parent_unique_id: Uuid::nil(),
             parent_time_stamp: 0,
             parent_unicode_name: [0; 512],
             parent_locators: [0; LOCATORS_LEN],

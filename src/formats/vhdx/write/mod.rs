@@ -9,20 +9,20 @@
 //! bitmap when the position leaves the chunk. The header comes last.
 
 mod bitmap;
-mod guids;
 mod options;
 mod sections;
 mod table;
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
+use crate::formats::identity::Digest;
 use crate::formats::vhdx::bat::{self, BITMAP_BLOCK, Geometry, ZERO_ENTRY};
-use crate::formats::vhdx::guid::Guid;
 use crate::formats::vhdx::header::MIB;
 use crate::formats::vhdx::region::Region;
 use crate::image::{Finish, ImageWriter, Payload, Placed, Write, WriteRun, WriteShape};
 
 use bitmap::Bitmap;
-use guids::Digest;
 use table::Table;
 
 pub use options::{Guids, Subformat, VhdxOptions};
@@ -90,7 +90,7 @@ impl Writer {
             len: (entries * 8).next_multiple_of(MIB),
         };
         // What does not fit is refused before anything is written.
-        sections::metadata(&options, &geometry, Guid::ZERO)?;
+        sections::metadata(&options, &geometry, Uuid::nil())?;
         sections::region_tables(bat, metadata)?;
         let seed = options.seed(&geometry);
         // Over a parent what is absent is the parent's.
@@ -381,14 +381,14 @@ impl ImageWriter for Writer {
         self.table.finish(&mut tables);
         let own = Digest::of(&self.seed);
         let disk_id = match self.options.guids {
-            Guids::Given(guid) => Guid(guid),
-            Guids::Derived | Guids::Fresh => own.guid("disk"),
+            Guids::Given(guid) => guid,
+            Guids::Derived | Guids::Fresh => own.uuid("disk"),
         };
         let metadata = sections::metadata(&self.options, &self.geometry, disk_id)?;
         tables.push(sections::bytes(self.metadata.offset, metadata));
         tables.extend(sections::region_tables(self.bat, self.metadata)?);
         self.note_run();
-        let seal = sections::seal(self.log, self.digest.guid("file"), self.digest.guid("data"))?;
+        let seal = sections::seal(self.log, self.digest.uuid("file"), self.digest.uuid("data"))?;
         Ok(Finish::new(tables, seal, vec![self.next]))
     }
 }

@@ -2,10 +2,11 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::formats::vhdx::VHDX;
 use crate::formats::vhdx::bat::Geometry;
-use crate::formats::vhdx::guid::Guid;
 use crate::formats::vhdx::header::MIB;
 use crate::formats::vhdx::locator;
 use crate::formats::vhdx::metadata::MAX_DISK;
@@ -49,7 +50,7 @@ pub enum Guids {
     /// From chance: no two images have the same.
     Fresh,
     /// From this GUID, as its bytes stand in the image: it is the disk's id, and the others come from it.
-    Given([u8; 16]),
+    Given(Uuid),
 }
 
 /// The options of a new VHDX image.
@@ -130,9 +131,9 @@ impl VhdxOptions {
         options.guids = match set.text("guid") {
             None | Some("derived") => Guids::Derived,
             Some("fresh") => Guids::Fresh,
-            Some(text) => match Guid::parse(text) {
-                Some(Guid(bytes)) => Guids::Given(bytes),
-                None => {
+            Some(text) => match Uuid::try_parse(text) {
+                Ok(guid) => Guids::Given(guid),
+                Err(_) => {
                     return Err(Error::invalid(
                         "option guid has to be derived, fresh or a GUID such as \
                          2dc27766-f623-4200-9d64-115e9bfd4a08",
@@ -201,7 +202,7 @@ impl VhdxOptions {
     /// What the GUIDs are derived from.
     pub(super) fn seed(&self, geometry: &Geometry) -> Vec<u8> {
         match self.guids {
-            Guids::Given(guid) => guid.to_vec(),
+            Guids::Given(guid) => guid.to_bytes_le().to_vec(),
             Guids::Fresh => {
                 // Every hasher has its own keys, which come from the system's randomness.
                 let random = || RandomState::new().build_hasher().finish();
@@ -221,7 +222,7 @@ impl VhdxOptions {
                     self.logical_sector_size,
                     self.block_state_zero,
                     parent.map(|backing| &backing.name),
-                    parent.map(|backing| backing.ids.uuid),
+                    parent.map(|backing| backing.ids.uuid.map(|uuid| uuid.to_bytes_le())),
                 );
                 text.into_bytes()
             }
@@ -293,7 +294,7 @@ mod tests {
         backing.format = "vhdx".to_owned();
         assert!(message("", &backing).contains("has to be a VHDX image"));
         backing.ids = ImageIds {
-            uuid: Some([1; 16]),
+            uuid: Some(Uuid::from_u128(1)),
             logical_sector_size: Some(4096),
             ..ImageIds::default()
         };

@@ -1,8 +1,9 @@
 //! What of a new image is neither data nor table: identifier, headers, region tables, metadata.
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::formats::vhdx::bat::Geometry;
-use crate::formats::vhdx::guid::Guid;
 use crate::formats::vhdx::header::{
     FILE_SIGNATURE, FileIdentifier, HEADER_LEN, HEADER_SIGNATURE, HEADERS, Header, checksum,
 };
@@ -37,8 +38,8 @@ pub(super) fn bytes(offset: u64, bytes: Vec<u8>) -> Write {
 /// The file type identifier and both headers.
 pub(super) fn seal(
     log: Region,
-    file_write_guid: Guid,
-    data_write_guid: Guid,
+    file_write_guid: Uuid,
+    data_write_guid: Uuid,
 ) -> Result<Vec<Write>> {
     let mut creator = [0; 512];
     let text = CREATOR.encode_utf16().flat_map(u16::to_le_bytes);
@@ -60,7 +61,7 @@ pub(super) fn seal(
                 sequence_number,
                 file_write_guid,
                 data_write_guid,
-                log_guid: Guid::ZERO,
+                log_guid: Uuid::nil(),
                 log_version: 0,
                 version: 1,
                 log_length,
@@ -102,7 +103,7 @@ pub(super) fn region_tables(bat: Region, metadata: Region) -> Result<Vec<Write>>
 pub(super) fn metadata(
     options: &VhdxOptions,
     geometry: &Geometry,
-    disk_id: Guid,
+    disk_id: Uuid,
 ) -> Result<Vec<u8>> {
     let mut flags = FileFlags::empty();
     flags.set(
@@ -136,9 +137,12 @@ pub(super) fn metadata(
         (PHYSICAL_SECTOR_SIZE, of_disk, sector(PHYSICAL_SECTOR)),
     ];
     if let Some(backing) = &options.backing {
-        let linkage = Guid(backing.ids.uuid.unwrap_or_default());
+        let linkage = backing.ids.uuid.unwrap_or_default();
         let (key, value) = locator::as_value(&backing.name)?;
-        let mut pairs = vec![(LINKAGE, format!("{{{linkage}}}")), (key, value.clone())];
+        let mut pairs = vec![
+            (LINKAGE, linkage.braced().to_string()),
+            (key, value.clone()),
+        ];
         if key == RELATIVE {
             // libvhdi looks under this key only, for the last part of the name.
             pairs.push((ABSOLUTE, value));

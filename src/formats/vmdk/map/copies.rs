@@ -64,10 +64,8 @@ impl<T: Tables> GrainMap<T> {
             return Ok(());
         }
         let len = self.tables.entry_len();
-        let guests = (index * self.table_span()..self.size)
-            .step_by(usize::try_from(self.grain).unwrap_or(usize::MAX));
         let pairs = table.chunks_exact(len).zip(copy.entries.chunks_exact(len));
-        for ((raw, other), guest) in pairs.zip(guests) {
+        for ((raw, other), guest) in pairs.zip(self.guests(index)) {
             let own = self.tables.entry(raw)?;
             let Ok(Grain::At(at)) = self.decode(other, guest) else {
                 continue;
@@ -144,12 +142,9 @@ impl<T: Tables> GrainMap<T> {
 
     /// Checks that all grains of a table are in the file, and nobody else's.
     fn check_table(&self, index: u64, host: u64, table: &[u8]) -> Result<()> {
-        let start = index * self.table_span();
         let mut grains = Vec::new();
-        for (raw, guest) in table
-            .chunks_exact(self.tables.entry_len())
-            .zip((start..self.size).step_by(usize::try_from(self.grain).unwrap_or(usize::MAX)))
-        {
+        let entries = table.chunks_exact(self.tables.entry_len());
+        for (raw, guest) in entries.zip(self.guests(index)) {
             if let Grain::At(at) = self.decode_in(raw, guest, Some(host), self.first_grain)? {
                 grains.push(at);
             }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
+use crate::image::Request;
 use crate::map::{BlockMap, Claim, Claims, Held, Packing, Regions, Run, Table, TableReader};
 use crate::source::BlockSource;
 
@@ -10,6 +11,7 @@ use super::VMDK;
 use super::alias::Seen;
 use super::entry::Grain;
 use super::header::SECTOR;
+use super::sparse::Layout;
 
 mod copies;
 mod packing;
@@ -61,6 +63,39 @@ pub(super) struct GrainMap<T> {
 }
 
 impl<T: Tables> GrainMap<T> {
+    /// The map of an extent whose grains are stored as they are, each table once. The guest sees `size` bytes
+    /// of it, or all.
+    pub(super) fn new(
+        file: Arc<dyn BlockSource>,
+        tables: T,
+        layout: &Layout,
+        regions: Regions,
+        size: Option<u64>,
+        request: &Request<'_>,
+    ) -> Self {
+        GrainMap {
+            seen: Seen::new(layout.grain, file.size(), request.limits),
+            file,
+            tables,
+            packing: None,
+            grain: layout.grain,
+            entries: layout.entries,
+            size: size.unwrap_or(layout.capacity),
+            regions,
+            first_grain: 0,
+            marked_tables: false,
+            compares: false,
+            reader: TableReader::of(VMDK, request),
+            all_claims: OnceLock::new(),
+        }
+    }
+
+    /// The guest offset of each grain of a table.
+    fn guests(&self, index: u64) -> impl Iterator<Item = u64> + use<T> {
+        let grain = usize::try_from(self.grain).unwrap_or(usize::MAX);
+        (index * self.table_span()..self.size).step_by(grain)
+    }
+
     /// Guest bytes for which one grain table answers.
     fn table_span(&self) -> u64 {
         self.entries * self.grain
@@ -81,12 +116,12 @@ impl<T: Tables> GrainMap<T> {
                 (Ok(table), Some(second)) if self.compares => {
                     self.compare(index, &table, second).map(|()| table)
                 }
-                (Err(error @ Error::Malformed { .. }), Some(second)) => self
-                    .read_table(index, second)
-                    .or_else(|_| self.read_both(index, host, second).ok_or(error)),
-                (Err(error), Some(second)) if self.reader.salvages() => self
-                    .read_table(index, second)
-                    .or_else(|_| self.read_both(index, host, second).ok_or(error)),
+                (Err(error), Some(second))
+                    if self.reader.salvages() || matches!(error, Error::Malformed { .. }) =>
+                {
+                    self.read_table(index, second)
+                        .or_else(|_| self.read_both(index, host, second).ok_or(error))
+                }
                 (Err(error), None) => self.read_both(index, host, host).ok_or(error),
                 (result, _) => result,
             }
@@ -203,10 +238,8 @@ impl<T: Tables> GrainMap<T> {
             let Ok(Some(table)) = self.load(index) else {
                 continue;
             };
-            let guests = (index * self.table_span()..self.size)
-                .step_by(usize::try_from(self.grain).unwrap_or(usize::MAX));
             let entries = table.entries.chunks_exact(self.tables.entry_len());
-            for (raw, guest) in entries.zip(guests) {
+            for (raw, guest) in entries.zip(self.guests(index)) {
                 if let Ok(Grain::At(at)) = self.decode(raw, guest) {
                     let units = at / unit..at / unit + 1;
                     claims.claim(units, Claim::Own, self.reader.limits())?;

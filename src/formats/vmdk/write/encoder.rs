@@ -123,9 +123,9 @@ fn method(level: u32) -> Result<Method> {
 
 #[cfg(not(feature = "zlib"))]
 fn method(_: u32) -> Result<Method> {
-    Err(Error::Unsupported {
-        format: crate::formats::vmdk::VMDK,
-        feature: "writing subformat streamOptimized".to_owned(),
-        hint: Some("build with the feature zlib".into()),
-    })
+    Err(Error::unsupported(
+        crate::formats::vmdk::VMDK,
+        "writing subformat streamOptimized",
+        "build with the feature zlib",
+    ))
 }

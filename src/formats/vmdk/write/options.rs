@@ -1,5 +1,7 @@
 //! The options of a new disk, as people know them from `qemu-img create -o`.
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 use crate::image::{Backing, CreateOptions};
 use crate::name::ImageName;
@@ -110,7 +112,7 @@ pub struct VmdkOptions {
     /// the same conversion makes the same image.
     pub cid: Option<u32>,
     /// The disk's UUID: `uuid`. None is written unless given.
-    pub uuid: Option<[u8; 16]>,
+    pub uuid: Option<Uuid>,
     /// How hard a stream is packed, 1 to 9: `compression_level`, 5 unless given.
     pub compression_level: Option<u32>,
     /// The parent.
@@ -224,14 +226,12 @@ fn bad(name: &str, value: &str, want: &str) -> Error {
     ))
 }
 
-/// The bytes of a UUID, whatever stands between its digits.
-fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+/// Reads a UUID, whatever stands between its digits.
+fn parse_uuid(text: &str) -> Option<Uuid> {
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-    let others = text.chars().filter(|c| !c.is_ascii_hexdigit());
-    if digits.len() != 32 || others.clone().any(|c| !matches!(c, '-' | ' ' | '{' | '}')) {
+    let mut others = text.chars().filter(|c| !c.is_ascii_hexdigit());
+    if others.any(|c| !matches!(c, '-' | ' ' | '{' | '}')) {
         return None;
     }
-    u128::from_str_radix(&digits, 16)
-        .ok()
-        .map(u128::to_be_bytes)
+    Uuid::try_parse(&digits).ok()
 }

@@ -107,7 +107,7 @@ fn database(options: &VmdkOptions, size: u64) -> Vec<(&'static str, String)> {
             let bytes: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
             bytes.join(" ")
         };
-        let (first, second) = uuid.split_at(8);
+        let (first, second) = uuid.as_bytes().split_at(8);
         entries.push(("uuid", format!("{}-{}", hex(first), hex(second))));
     }
     entries

@@ -1,142 +1,29 @@
 //! Images that arrive: opened when their start is there, and once more when all of it was.
 
-use std::collections::hash_map::RandomState;
-use std::fmt;
-use std::hash::{BuildHasher, DefaultHasher, Hasher as _};
-use std::io::Read;
-use std::path::{Path, PathBuf};
+mod said;
+mod source;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::detect::Detected;
-use crate::digest::{Algorithm, Digest, Hasher};
+use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
-use crate::extent::{Extent, ExtentKind};
+use crate::extent::Extent;
 use crate::format_id::FormatId;
 use crate::image::{Image, Window};
 use crate::open::OpenOptions;
 use crate::packed::{Codec, PackedSource, PackedUnit};
-use crate::progress::Cancel;
 use crate::reference::Resolver;
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Stored, check_extent, readable};
 use crate::storage::{Incoming, Room, Spill};
+
+use said::Said;
+pub use source::StreamSource;
 
 /// Bytes of the disk whose tables are looked up before their data is read.
 const STEP: u64 = 1 << 20;
 /// The least bytes of the disk that are asked about where more would be too far ahead.
 const LEAST: u64 = 64 << 10;
-
-/// A pipe, a socket, a download: whatever is a [`Read`], as the place where an image comes from.
-///
-/// ```
-/// use blockform::{OpenOptions, StreamSource};
-/// use blockform::convert::ConvertOptions;
-///
-/// # let folder = tempfile::tempdir().unwrap();
-/// # let destination = folder.path().join("disk.raw");
-/// let download = std::fs::File::open("testdata/qcow2/good/plain.qcow2").unwrap();
-/// let image = OpenOptions::new().format("qcow2").open_stream(StreamSource::new(download))?;
-/// ConvertOptions::to("raw").convert_to_path(&image, &destination)?;
-/// # Ok::<(), blockform::Error>(())
-/// ```
-pub struct StreamSource {
-    reader: Box<dyn Read + Send>,
-    size: Option<u64>,
-    window: u64,
-    digests: Vec<(Algorithm, Option<Digest>)>,
-    spill: Option<(PathBuf, u64)>,
-    path: Option<PathBuf>,
-    file: Option<FileIdentity>,
-    cancel: Cancel,
-}
-
-impl fmt::Debug for StreamSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StreamSource")
-            .field("size", &self.size)
-            .field("window", &self.window)
-            .field("spill", &self.spill)
-            .finish_non_exhaustive()
-    }
-}
-
-impl StreamSource {
-    /// The stream that `reader` is, from where it is. It is read to its end.
-    pub fn new(reader: impl Read + Send + 'static) -> Self {
-        StreamSource {
-            reader: Box::new(reader),
-            size: None,
-            window: 16 << 20,
-            digests: Vec::new(),
-            spill: None,
-            path: None,
-            file: None,
-            cancel: Cancel::new(),
-        }
-    }
-
-    /// The disk's virtual size in bytes, for an image that tells it only by its end: a raw disk, a fixed
-    /// VHD. Without it these can be written only to where the size need not be known beforehand.
-    /// If it turns out to be another one, the conversion fails.
-    #[must_use]
-    pub fn size(mut self, bytes: u64) -> Self {
-        self.size = Some(bytes);
-        self
-    }
-
-    /// How many bytes are at hand after they went by, 16 MiB unless told otherwise and never less than
-    /// 4 MiB: by how much an image may be out of order. The memory is 4 MiB more; it is a part of what
-    /// a conversion [may use](crate::convert::ConvertOptions::memory).
-    #[must_use]
-    pub fn window(mut self, bytes: u64) -> Self {
-        self.window = bytes;
-        self
-    }
-
-    /// Makes the digest of the bytes of the stream while they arrive; it is among
-    /// [`Summary::file_digests`](crate::convert::Summary::file_digests).
-    #[must_use]
-    pub fn digest(mut self, algorithm: Algorithm) -> Self {
-        self.digests.push((algorithm, None));
-        self
-    }
-
-    /// As [`digest`](Self::digest), and fails with [`Error::DigestMismatch`] if it is another one.
-    #[must_use]
-    pub fn expect(mut self, digest: Digest) -> Self {
-        self.digests.push((digest.algorithm(), Some(digest)));
-        self
-    }
-
-    /// Allows a file in `folder`, without a name and of no more than so many bytes, for what comes before
-    /// it is needed. Without it an image whose data comes before its tables, or not in the order of the
-    /// disk, is an [`Error::OutOfOrder`]. What arrives in order is not written there.
-    #[must_use]
-    pub fn spill(mut self, folder: impl AsRef<Path>, bytes: u64) -> Self {
-        self.spill = Some((folder.as_ref().to_owned(), bytes));
-        self
-    }
-
-    /// Where the stream came from: names in the image are relative to the directory of this path.
-    #[must_use]
-    pub fn path(mut self, path: impl AsRef<Path>) -> Self {
-        self.path = Some(path.as_ref().to_owned());
-        self
-    }
-
-    /// The file that is read, if the reader is one: it is not to be written to.
-    #[must_use]
-    pub fn file(mut self, file: FileIdentity) -> Self {
-        self.file = Some(file);
-        self
-    }
-
-    /// What stops waiting for the stream, between two reads.
-    #[must_use]
-    pub fn cancel(mut self, cancel: Cancel) -> Self {
-        self.cancel = cancel;
-        self
-    }
-}
 
 /// An image that arrives. It can be converted once, while it does: it is an
 /// [input](crate::convert::Input) of a conversion, and cannot be read in any other way.
@@ -210,7 +97,7 @@ impl OpenOptions {
         if incoming.has_ended() {
             window = Window::read(&source)?;
         }
-        let shown = Detected::of(&window.probe());
+        let shown = Detected::among(&self.formats, &window.probe());
         if let Some(error) = self.format.as_ref().and_then(|name| shown.packed_not(name)) {
             return Err(error);
         }
@@ -513,82 +400,5 @@ impl Arriving {
             }
         }
         Ok(digests)
-    }
-}
-
-/// What an image says of the disk's runs from its start on, as a digest that does not depend on how they
-/// are cut.
-#[derive(Debug)]
-struct Said {
-    random: RandomState,
-    digest: DefaultHasher,
-    /// The run that may go on.
-    run: Option<(u64, ExtentKind, u16)>,
-    end: u64,
-}
-
-impl Said {
-    fn new() -> Self {
-        let random = RandomState::new();
-        Said {
-            digest: random.build_hasher(),
-            random,
-            run: None,
-            end: 0,
-        }
-    }
-
-    /// Nothing yet, to be compared with this.
-    fn anew(&self) -> Self {
-        Said {
-            digest: self.random.build_hasher(),
-            random: self.random.clone(),
-            run: None,
-            end: 0,
-        }
-    }
-
-    /// Takes in what `image` says in `run`, as far as that is new.
-    fn say(&mut self, image: &dyn Image, run: Extent) -> Result<()> {
-        if run.end() <= self.end {
-            return Ok(());
-        }
-        let goes_on = self
-            .run
-            .is_some_and(|(_, kind, depth)| (kind, depth) == (run.kind, run.depth));
-        if !goes_on {
-            self.close();
-            self.run = Some((self.end, run.kind, run.depth));
-        }
-        if let (ExtentKind::Compressed, 0, Some(packed)) = (run.kind, run.depth, image.packed()) {
-            let unit = packed.unit();
-            let mut at = self.end.next_multiple_of(unit);
-            while at < run.end() {
-                let place = packed.place_of_unit(at)?;
-                self.digest.write_u64(place.unwrap_or(u64::MAX));
-                at += unit;
-            }
-        }
-        self.end = run.end();
-        Ok(())
-    }
-
-    fn close(&mut self) {
-        if let Some((start, kind, depth)) = self.run.take() {
-            self.digest.write_u64(start);
-            self.digest.write_u64(self.end);
-            self.digest.write_u8(match kind {
-                ExtentKind::Data => 0,
-                ExtentKind::Compressed => 1,
-                ExtentKind::Zero => 2,
-                ExtentKind::Hole => 3,
-            });
-            self.digest.write_u16(depth);
-        }
-    }
-
-    fn end_of_speech(&mut self) -> u64 {
-        self.close();
-        self.digest.finish()
     }
 }

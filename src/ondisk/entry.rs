@@ -53,7 +53,7 @@ pub(crate) trait TableEntry: Copy + 'static {
 macro_rules! table_entry {
     ($(#[$meta:meta])* $vis:vis struct $name:ident($raw:ty), $order:ident;) => {
         $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
         $vis struct $name($raw);
 
         impl $crate::ondisk::TableEntry for $name {

@@ -5,7 +5,7 @@ use crate::image::{Finding, Findings, Request};
 use crate::map::Usage;
 use crate::source::BlockSource;
 
-use super::header::{Header, Header1, PreHeader, ZERO};
+use super::header::{Header, Header1, PreHeader};
 use super::map::read_entries;
 
 /// Checks the image in `source`.
@@ -25,13 +25,9 @@ pub(super) fn check(source: &dyn BlockSource, request: &Request<'_>) -> Result<F
     usage.structure("block map", map, map_len, &mut findings)?;
     usage.settle(&mut findings);
     let mut allocated = 0_u64;
-    let stored = entries
-        .iter()
-        .zip(0_u64..)
-        .filter(|(entry, _)| **entry < ZERO);
-    for (entry, index) in stored {
+    let stored = entries.iter().zip(0_u64..);
+    for (entry, index) in stored.filter_map(|(entry, index)| Some((entry.number()?, index))) {
         let place = (map + index * 4, index * header.block_size);
-        let entry = u64::from(*entry);
         if entry >= blocks {
             let problem = format!("entry {index} is {entry}, and there are {blocks} blocks");
             let finding = Finding::corruption("block map", problem);

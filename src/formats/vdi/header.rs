@@ -4,22 +4,35 @@
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::ondisk::on_disk;
+use crate::ondisk::{on_disk, table_entry};
 use crate::source::BlockSource;
 
 use super::VDI;
 
 pub(super) const SIGNATURE: u32 = 0xbeda_107f;
-pub(super) const SIGNATURE_AT: usize = 64;
+pub(super) const SIGNATURE_AT: usize = PreHeader::signature.offset;
 /// The version that is written: 1.1.
 pub(super) const VERSION: u32 = 0x0001_0001;
-/// A block of which nothing is known: it reads as the parent, or as zero.
-pub(super) const FREE: u32 = u32::MAX;
-/// A block that was discarded: it reads as zero.
-pub(super) const ZERO: u32 = u32::MAX - 1;
 /// The largest block that is read or written, in bytes. VirtualBox writes 1 MiB.
 pub(super) const MAX_BLOCK: u64 = 256 << 20;
 pub(super) const SECTOR: u64 = 512;
+
+table_entry! {
+    /// An entry of the block map: the number of a block in the file.
+    pub(super) struct BlockEntry(u32), Little;
+}
+
+impl BlockEntry {
+    /// A block of which nothing is known: it reads as the parent, or as zero.
+    pub(super) const FREE: Self = BlockEntry(u32::MAX);
+    /// A block that was discarded: it reads as zero.
+    pub(super) const ZERO: Self = BlockEntry(u32::MAX - 1);
+
+    /// Number of the block in the file, if it is there.
+    pub(super) fn number(self) -> Option<u64> {
+        (self < Self::ZERO).then(|| self.0.into())
+    }
+}
 
 on_disk! {
     /// `VDIPREHEADER`.
@@ -67,6 +80,16 @@ on_disk! {
         uuid_modify: Uuid = 336,
         uuid_linkage: Uuid = 352,
         uuid_parent_modify: Uuid = 368,
+    }
+}
+
+on_disk! {
+    /// The end of `VDIHEADER1PLUS`: a geometry, which readers make up where it is 0.
+    pub(super) struct Geometry in VDI, "header", Little, 16 bytes {
+        cylinders: u32 = 0,
+        heads: u32 = 4,
+        sectors: u32 = 8,
+        sector_size: u32 = 12,
     }
 }
 

@@ -3,10 +3,11 @@
 use crate::error::{Error, Result};
 use crate::image::Request;
 use crate::map::{BlockMap, Held, Run, TableReader};
+use crate::ondisk::TableEntry;
 use crate::source::BlockSource;
 
 use super::VDI;
-use super::header::{FREE, Header, ZERO};
+use super::header::{BlockEntry, Header};
 
 /// Reads the first `count` entries of the map, all of which has to be in the file; if what can be is to be
 /// salvaged, as far as they can be read.
@@ -15,7 +16,7 @@ pub(super) fn read_entries(
     header: &Header,
     count: u64,
     request: &Request<'_>,
-) -> Result<(Vec<u32>, TableReader)> {
+) -> Result<(Vec<BlockEntry>, TableReader)> {
     let len = header.map_len();
     request.limits.check_metadata("the block map", len)?;
     let (start, file_size) = (header.offset_blocks, source.size());
@@ -26,16 +27,13 @@ pub(super) fn read_entries(
     let mut table = vec![0; usize::try_from(count * 4).unwrap_or(0)];
     let reader = TableReader::of(VDI, request);
     reader.read(source, &mut table, start)?;
-    let entries = table
-        .chunks_exact(4)
-        .filter_map(|raw| raw.first_chunk().copied().map(u32::from_le_bytes));
-    Ok((entries.collect(), reader))
+    Ok((BlockEntry::all(&table).collect(), reader))
 }
 
 /// The blocks of an image.
 #[derive(Debug)]
 pub(super) struct VdiMap {
-    entries: Vec<u32>,
+    entries: Vec<BlockEntry>,
     offset_data: u64,
     block_size: u64,
     block_extra: u64,
@@ -44,7 +42,7 @@ pub(super) struct VdiMap {
     file_size: u64,
     /// Blocks that several entries have, or that lie in the map, in order, if what can be is to be salvaged:
     /// else there are none.
-    shared: Vec<u32>,
+    shared: Vec<BlockEntry>,
     /// Where the map is.
     start: u64,
     reader: TableReader,
@@ -81,21 +79,20 @@ impl VdiMap {
     pub(super) fn in_use(&self) -> Option<(u64, u64)> {
         let (mut count, mut next) = (0, 0);
         for (entry, index) in self.entries.iter().zip(0_u64..) {
-            if *entry >= ZERO {
+            let Some(number) = entry.number() else {
                 continue;
-            }
+            };
             self.block(index * self.block_size).ok()?;
             count += 1;
-            next = next.max(u64::from(*entry) + 1);
+            next = next.max(number + 1);
         }
         Some((count, next))
     }
 
     /// Where the data of a block starts in the file.
-    fn host(&self, entry: u32) -> u64 {
-        self.offset_data
-            + u64::from(entry) * (self.block_size + self.block_extra)
-            + self.block_extra
+    fn host(&self, entry: BlockEntry) -> u64 {
+        let number = entry.number().unwrap_or(0);
+        self.offset_data + number * (self.block_size + self.block_extra) + self.block_extra
     }
 
     fn check(&mut self, map_start: u64, map_end: u64) -> Result<()> {
@@ -103,9 +100,9 @@ impl VdiMap {
             .entries
             .iter()
             .zip(0_u64..)
-            .filter(|(entry, _)| **entry < ZERO)
+            .filter(|(entry, _)| entry.number().is_some())
             .filter(|(_, index)| !self.reader.is_unread(self.start + index * 4, 4));
-        let mut stored: Vec<(u32, u32)> = stored
+        let mut stored: Vec<(BlockEntry, u32)> = stored
             .map(|(entry, index)| (*entry, u32::try_from(index).unwrap_or(u32::MAX)))
             .collect();
         let bad = |index: u32, problem: String| {
@@ -122,9 +119,15 @@ impl VdiMap {
             let start = self.host(entry) - self.block_extra;
             let end = start + self.block_extra + self.block_size;
             let problem = if start < map_end && map_start < end {
-                format!("entry {index} is {entry}, which is a block in the map itself")
+                format!(
+                    "entry {index} is {}, which is a block in the map itself",
+                    entry.raw()
+                )
             } else if before == Some(entry) {
-                format!("entry {index} is {entry}, which is another entry's block")
+                format!(
+                    "entry {index} is {}, which is another entry's block",
+                    entry.raw()
+                )
             } else {
                 before = Some(entry);
                 continue;
@@ -146,11 +149,14 @@ impl VdiMap {
         let entry = usize::try_from(index)
             .ok()
             .and_then(|index| self.entries.get(index));
-        let host = match entry.copied().unwrap_or(FREE) {
-            FREE => return Ok(Run::Unallocated),
-            ZERO => return Ok(Run::Zero),
+        let host = match entry.copied().unwrap_or(BlockEntry::FREE) {
+            BlockEntry::FREE => return Ok(Run::Unallocated),
+            BlockEntry::ZERO => return Ok(Run::Zero),
             entry if self.shared.binary_search(&entry).is_ok() => {
-                let problem = format!("entry {index} is {entry}, a block that is not its own");
+                let problem = format!(
+                    "entry {index} is {}, a block that is not its own",
+                    entry.raw()
+                );
                 return Err(Error::malformed(VDI, "block map", None, problem));
             }
             entry => self.host(entry),

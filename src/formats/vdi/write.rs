@@ -7,9 +7,10 @@ use crate::formats::identity::{Identity, derived};
 use crate::image::{
     Backing, CreateOptions, Finish, ImageWriter, Payload, Placed, Write, WriteRun, WriteShape,
 };
+use crate::ondisk::TableEntry;
 
 use super::header::{
-    FREE, Header1, ImageType, MAX_BLOCK, PreHeader, SECTOR, SIGNATURE, VERSION, ZERO,
+    BlockEntry, Geometry, Header1, ImageType, MAX_BLOCK, PreHeader, SECTOR, SIGNATURE, VERSION,
 };
 
 const MIB: u64 = 1 << 20;
@@ -113,11 +114,11 @@ impl VdiOptions {
             (None, false) => ImageType::Dynamic,
         };
         let identity = |count: u64| if self.fixed { 0..count } else { 0..0 };
-        let mut map: Vec<u32> = identity(blocks)
-            .filter_map(|block| u32::try_from(block).ok())
+        let mut map: Vec<BlockEntry> = identity(blocks)
+            .filter_map(|block| u32::try_from(block).ok().map(BlockEntry::from_raw))
             .collect();
         let allocated = u32::try_from(map.len()).unwrap_or(u32::MAX);
-        map.resize(usize::try_from(blocks).unwrap_or(0), FREE);
+        map.resize(usize::try_from(blocks).unwrap_or(0), BlockEntry::FREE);
         Ok(Box::new(VdiWriter {
             kind,
             size,
@@ -159,7 +160,7 @@ struct VdiWriter {
     size: u64,
     block_size: u64,
     offset_data: u64,
-    map: Vec<u32>,
+    map: Vec<BlockEntry>,
     allocated: u32,
     identity: Identity,
     parent: Option<Parent>,
@@ -174,18 +175,14 @@ impl VdiWriter {
                 "guest offset {guest} is outside of the disk"
             )));
         };
-        let is_new = *entry >= ZERO;
+        let is_new = entry.number().is_none();
         if is_new {
-            *entry = self.allocated;
+            *entry = BlockEntry::from_raw(self.allocated);
             self.allocated += 1;
         }
-        let host = self.offset_data + u64::from(*entry) * self.block_size;
+        let host = self.offset_data + entry.number().unwrap_or(0) * self.block_size;
         if is_new {
-            tables.push(Write {
-                file: 0,
-                offset: host,
-                payload: Payload::Zeroes(self.block_size),
-            });
+            tables.push(Write::new(0, host, Payload::Zeroes(self.block_size)));
         }
         Ok(host)
     }
@@ -213,11 +210,7 @@ impl VdiWriter {
     fn place_verbatim(&mut self, guest: u64, len: u64, tables: &mut Vec<Write>) -> Result<Placed> {
         let host = self.block(guest, tables)?;
         let into = guest % self.block_size;
-        Ok(Placed {
-            file: 0,
-            host: host + into,
-            taken: len.min(self.block_size - into),
-        })
+        Ok(Placed::new(0, host + into, len.min(self.block_size - into)))
     }
 
     fn place_zero(&mut self, guest: u64, len: u64, tables: &mut Vec<Write>) -> Result<Placed> {
@@ -227,20 +220,14 @@ impl VdiWriter {
         match (self.kind, self.map.get_mut(index)) {
             (ImageType::Fixed, _) => {
                 let placed = self.place_verbatim(guest, len, tables)?;
-                tables.push(Write {
-                    file: 0,
-                    offset: placed.host,
-                    payload: Payload::Zeroes(taken),
-                });
+                tables.push(Write::new(0, placed.host, Payload::Zeroes(taken)));
             }
-            (ImageType::Differencing, Some(entry)) if whole && *entry == FREE => *entry = ZERO,
+            (ImageType::Differencing, Some(entry)) if whole && *entry == BlockEntry::FREE => {
+                *entry = BlockEntry::ZERO
+            }
             _ => {}
         }
-        Ok(Placed {
-            file: 0,
-            host: 0,
-            taken,
-        })
+        Ok(Placed::new(0, 0, taken))
     }
 
     fn header(&self, map: &[u8]) -> Vec<u8> {
@@ -287,11 +274,14 @@ impl VdiWriter {
             uuid_linkage: linkage,
             uuid_parent_modify: parent_modify,
         };
-        let mut bytes = [pre.encode().as_slice(), &header.encode()].concat();
-        // `VDIHEADER1PLUS` ends with a geometry: cylinders, heads and sectors, which readers make up
-        // where they are 0, and the bytes of a sector.
-        bytes.extend([0; 12]);
-        bytes.extend(512_u32.to_le_bytes());
+        let geometry = Geometry {
+            cylinders: 0,
+            heads: 0,
+            sectors: 0,
+            sector_size: 512,
+        };
+        let (pre, header) = (pre.encode(), header.encode());
+        let mut bytes = [pre.as_slice(), &header, &geometry.encode()].concat();
         bytes.resize(512, 0);
         bytes
     }
@@ -332,18 +322,9 @@ impl ImageWriter for VdiWriter {
     }
 
     fn finish(self: Box<Self>) -> Result<Finish> {
-        let map: Vec<u8> = self
-            .map
-            .iter()
-            .copied()
-            .flat_map(u32::to_le_bytes)
-            .collect();
+        let map: Vec<u8> = self.map.iter().flat_map(|entry| entry.encode()).collect();
         let header = self.header(&map);
-        let bytes = |offset, bytes| Write {
-            file: 0,
-            offset,
-            payload: Payload::Bytes(bytes),
-        };
+        let bytes = |offset, bytes| Write::new(0, offset, bytes);
         let end = self.offset_data + u64::from(self.allocated) * self.block_size;
         Ok(Finish::new(
             vec![bytes(OFFSET_BLOCKS, map)],

@@ -9,7 +9,7 @@ use crate::zero::is_zero;
 
 use super::SECTOR;
 use super::footer::{DiskType, Footer, Footers};
-use super::header::{Header, Tables, UNUSED, bitmap_len};
+use super::header::{Header, Tables, bitmap_len};
 use super::map::SectorBitmaps;
 use super::open::{is_lsb_first, read_batmap};
 
@@ -59,15 +59,15 @@ pub(super) fn check(source: &dyn BlockSource, request: &Request<'_>) -> Result<F
     }
     usage.settle(&mut findings);
     let mut sound = Vec::new();
-    for (sector, index) in tables.bat.iter().zip(0_u64..) {
-        if *sector != UNUSED {
+    for (entry, index) in tables.bat.iter().zip(0_u64..) {
+        if let Some(start) = entry.start() {
             let place = (
                 tables.header.table_offset + index * 4,
                 index * tables.block_size,
             );
-            let (start, len) = (u64::from(*sector) * SECTOR, tables.stored_len(index, size));
+            let len = tables.stored_len(index, size);
             if usage.unit("block allocation table", start, len, place, &mut findings)? {
-                sound.push((*sector, index));
+                sound.push((start, index));
             }
         }
     }
@@ -97,27 +97,26 @@ struct Bitmaps<'a> {
 }
 
 impl Bitmaps<'_> {
-    /// Looks at those of the blocks, each the sector where it starts and its number, that share no bytes.
-    fn look(&self, blocks: &[(u32, u64)], findings: &mut Findings) -> Result<()> {
-        let mut starts: Vec<u32> = blocks.iter().map(|(sector, _)| *sector).collect();
+    /// Checks the blocks, each its host offset and its number, that share no bytes.
+    fn look(&self, blocks: &[(u64, u64)], findings: &mut Findings) -> Result<()> {
+        let mut starts: Vec<u64> = blocks.iter().map(|(start, _)| *start).collect();
         starts.sort_unstable();
-        for (sector, index) in blocks {
-            if self.is_alone(*sector, &starts) {
-                self.look_at_block(*index, u64::from(*sector) * SECTOR, findings)?;
+        for (start, index) in blocks {
+            if self.is_alone(*start, &starts) {
+                self.look_at_block(*index, *start, findings)?;
             }
         }
         Ok(())
     }
 
     /// Whether no other block shares bytes with one: many entries of one block would have it read as often.
-    fn is_alone(&self, sector: u32, starts: &[u32]) -> bool {
+    fn is_alone(&self, block: u64, starts: &[u64]) -> bool {
         let stored = bitmap_len(self.tables.block_size) + self.tables.block_size;
-        let apart = |one: u32, two: u32| u64::from(two.abs_diff(one)) * SECTOR >= stored;
-        let at = starts.partition_point(|start| *start < sector);
+        let at = starts.partition_point(|start| *start < block);
         let before = at.checked_sub(1).and_then(|at| starts.get(at));
         let after = starts.get(at + 1);
         let mut neighbours = before.into_iter().chain(after);
-        neighbours.all(|other| apart(*other, sector))
+        neighbours.all(|other| other.abs_diff(block) >= stored)
     }
 
     fn look_at_block(&self, index: u64, host: u64, findings: &mut Findings) -> Result<()> {

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::image::{Probe, SafetyCheck, Verdict};
-use crate::ondisk::on_disk;
+use crate::ondisk::{Field, on_disk};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::geometry::Geometry;
@@ -38,9 +38,6 @@ on_disk! {
         saved_state: u8 = 84,
     }
 }
-
-/// Where `checksum` stands in the footer.
-pub(super) const CHECKSUM_AT: usize = 64;
 
 /// What kind of VHD an image is (`Disk Type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +107,7 @@ impl Footer {
     /// The footer as bytes, with its checksum.
     pub(super) fn sealed(&self) -> [u8; Footer::LEN] {
         let mut footer = *self;
-        footer.checksum = checksum(&footer.encode(), CHECKSUM_AT);
+        footer.checksum = checksum(&footer.encode(), Footer::checksum);
         footer.encode()
     }
 
@@ -120,9 +117,9 @@ impl Footer {
     }
 }
 
-/// The one's complement of the sum of all bytes but the checksum's own, which stand at `at`.
-pub(super) fn checksum(bytes: &[u8], at: usize) -> u32 {
-    let own = at..at + 4;
+/// The one's complement of the sum of all bytes but those of the field itself.
+pub(super) fn checksum(bytes: &[u8], field: Field<u32>) -> u32 {
+    let own = field.offset..field.offset + 4;
     let counted = bytes.iter().enumerate().filter(|(i, _)| !own.contains(i));
     !counted.fold(0_u32, |sum, (_, byte)| sum.wrapping_add(u32::from(*byte)))
 }
@@ -164,7 +161,7 @@ impl Copy {
         if footer.cookie != COOKIE {
             return Ok(Copy::Absent);
         }
-        let sum = checksum(&bytes, CHECKSUM_AT);
+        let sum = checksum(&bytes, Footer::checksum);
         if sum == footer.checksum {
             Ok(Copy::Sound { at, footer })
         } else {
@@ -333,7 +330,9 @@ pub(super) fn probe(window: &Probe<'_>) -> Verdict {
     const SHOWN: &str = "conectix";
     for distance in [Footer::LEN, Footer::LEN - 1] {
         let found = window.from_end(distance, COOKIE.len()) == Some(COOKIE.as_slice());
-        let kind = window.from_end(distance - 60, 4).unwrap_or_default();
+        let kind = window
+            .from_end(distance - Footer::disk_type.offset, 4)
+            .unwrap_or_default();
         let fixed = kind == DiskType::Fixed.number().to_be_bytes();
         if found && (fixed || !window.has(0, &COOKIE)) {
             return Verdict::found(SHOWN, window.size - distance as u64);

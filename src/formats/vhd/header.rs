@@ -5,25 +5,36 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::image::Request;
 use crate::map::{Regions, TableReader};
-use crate::ondisk::on_disk;
+use crate::ondisk::{TableEntry, on_disk, table_entry};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::footer::{Footers, checksum};
-use super::locator::Locator;
-use super::proof::{self, is_proven};
 use super::{SECTOR, VHD};
 
 pub(super) const COOKIE: [u8; 8] = *b"cxsparse";
 /// `Header Version` of the specification.
 pub(super) const VERSION: u32 = 0x0001_0000;
-/// The entry of a block that is not allocated.
-pub(super) const UNUSED: u32 = u32::MAX;
 /// The largest block that is read, in bytes. The specification has none, and tools write 2 MiB or
 /// 512 KiB: what is far from these is no block size.
 pub(super) const MAX_BLOCK: u64 = 256 << 20;
 
 /// Bytes of all parent locators.
 pub(super) const LOCATORS_LEN: usize = 8 * Locator::LEN;
+
+table_entry! {
+    /// An entry of the block allocation table: the sector where a block begins.
+    pub(super) struct BatEntry(u32), Big;
+}
+
+impl BatEntry {
+    /// The entry of a block that is not in the file.
+    pub(super) const UNUSED: Self = BatEntry(u32::MAX);
+
+    /// Host offset of the block, if it is in the file.
+    pub(super) fn start(self) -> Option<u64> {
+        (self != Self::UNUSED).then(|| u64::from(self.0) * SECTOR)
+    }
+}
 
 on_disk! {
     /// "Dynamic Disk Header Format".
@@ -42,14 +53,21 @@ on_disk! {
     }
 }
 
-/// Where `checksum` stands in the header.
-pub(super) const CHECKSUM_AT: usize = 36;
+on_disk! {
+    /// "Parent Locator Entry".
+    pub(super) struct Locator in VHD, "parent locator", Big, 24 bytes {
+        platform_code: [u8; 4] = 0,
+        platform_data_space: u32 = 4,
+        data_length: u32 = 8,
+        data_offset: u64 = 16,
+    }
+}
 
 impl Header {
     /// The header as bytes, with its checksum.
     pub(super) fn sealed(&self) -> [u8; Header::LEN] {
         let mut header = *self;
-        header.checksum = checksum(&header.encode(), CHECKSUM_AT);
+        header.checksum = checksum(&header.encode(), Header::checksum);
         header.encode()
     }
 
@@ -59,7 +77,7 @@ impl Header {
         for (bytes, place) in self
             .parent_locators
             .chunks_exact(Locator::LEN)
-            .zip((at + 576..).step_by(Locator::LEN))
+            .zip((Header::parent_locators.at(at)..).step_by(Locator::LEN))
         {
             let locator = Locator::parse(bytes, place)?;
             if locator.platform_code != [0; 4] {
@@ -68,11 +86,6 @@ impl Header {
         }
         Ok(locators)
     }
-}
-
-/// The checksum that a header of these bytes has to have.
-pub(super) fn checksum_of(header: &[u8; Header::LEN]) -> u32 {
-    checksum(header, CHECKSUM_AT)
 }
 
 /// Bytes of the bitmap that stands before a block's data: a bit for each sector, in whole sectors.
@@ -88,7 +101,7 @@ pub(super) struct Tables {
     pub(super) at: u64,
     pub(super) block_size: u64,
     /// The sector of each block of the disk.
-    pub(super) bat: Vec<u32>,
+    pub(super) bat: Vec<BatEntry>,
     /// Whether the header's checksum is wrong.
     pub(super) damaged: bool,
     /// Blocks that lie in metadata or in each other, in order, if what can be is to be salvaged: else
@@ -111,33 +124,7 @@ impl Tables {
         Ok(tables)
     }
 
-    /// Reads the tables of a dynamic disk of which the header may be damaged, if the blocks prove what it has to
-    /// say. A word about that comes with them.
-    pub(super) fn read_or_find(
-        source: &dyn BlockSource,
-        footers: &Footers,
-        size: u64,
-        request: &Request<'_>,
-    ) -> Result<(Self, Option<&'static str>)> {
-        const WORD: &str = "the dynamic disk header is damaged; the blocks tell what it said";
-        let read = Self::read(source, footers, size, request);
-        let found = match &read {
-            Ok(tables) if !tables.damaged => return read.map(|tables| (tables, None)),
-            Ok(tables) if is_proven(tables, footers, size) => None,
-            Ok(_) | Err(Error::Io { .. } | Error::Malformed { .. } | Error::Unsupported { .. }) => {
-                match proof::find(source, footers, size, request)? {
-                    None => return read.map(|tables| (tables, None)),
-                    found => found,
-                }
-            }
-            Err(_) => return read.map(|tables| (tables, None)),
-        };
-        let mut tables = found.map_or(read, Ok)?;
-        tables.damaged = false;
-        Ok((tables, Some(WORD)))
-    }
-
-    /// The same without a look at what the table says, and where the metadata is.
+    /// Reads the tables without a look at what the BAT says, and where the metadata is.
     pub(super) fn load(
         source: &dyn BlockSource,
         footers: &Footers,
@@ -160,7 +147,7 @@ impl Tables {
                 None,
             ));
         }
-        let damaged = checksum(&bytes, CHECKSUM_AT) != header.checksum;
+        let damaged = checksum(&bytes, Header::checksum) != header.checksum;
         let (mut tables, regions) = Self::of_header(source, footers, size, header, request)?;
         tables.damaged = damaged;
         Ok((tables, regions))
@@ -206,10 +193,7 @@ impl Tables {
         let mut table = vec![0; usize::try_from(needed * 4).unwrap_or(0)];
         let reader = TableReader::of(VHD, request);
         reader.read(source, &mut table, header.table_offset)?;
-        let bat = table
-            .chunks_exact(4)
-            .filter_map(|raw| raw.first_chunk().copied().map(u32::from_be_bytes))
-            .collect();
+        let bat = BatEntry::all(&table).collect();
         let tables = Tables {
             shared: Vec::new(),
             reader,
@@ -245,14 +229,14 @@ impl Tables {
             .bat
             .iter()
             .zip(0_u64..)
-            .filter(|(sector, _)| **sector != UNUSED)
+            .filter(|(entry, _)| entry.start().is_some())
             .filter(|(_, index)| {
                 !self
                     .reader
                     .is_unread(self.header.table_offset + index * 4, 4)
             });
-        let mut blocks: Vec<(u32, u32)> = blocks
-            .map(|(sector, index)| (*sector, u32::try_from(index).unwrap_or(u32::MAX)))
+        let mut blocks: Vec<(BatEntry, u32)> = blocks
+            .map(|(entry, index)| (*entry, u32::try_from(index).unwrap_or(u32::MAX)))
             .collect();
         let bad = |index: u64, problem: String| {
             let at = self.header.table_offset + index * 4;
@@ -261,8 +245,8 @@ impl Tables {
         blocks.sort_unstable();
         let mut shared = Vec::new();
         let (mut end_before, mut index_before) = (0, 0);
-        for (sector, index) in blocks {
-            let (start, index) = (u64::from(sector) * SECTOR, u64::from(index));
+        for (entry, index) in blocks {
+            let (start, index) = (entry.start().unwrap_or(0), u64::from(index));
             let end = start + self.stored_len(index, size);
             let other = regions.overlapping(start, end - start);
             let overlaps = start < end_before;

@@ -6,14 +6,14 @@ use crate::error::{Error, Result};
 use crate::map::{BlockMap, Held, Run, Table, TableReader};
 use crate::source::{BlockSource, BlockSourceExt};
 
-use super::header::{Tables, UNUSED, bitmap_len};
+use super::header::{BatEntry, Tables, bitmap_len};
 use super::{SECTOR, VHD};
 
 /// The blocks of a dynamic or differencing disk.
 #[derive(Debug)]
 pub(super) struct VhdMap {
     file: Arc<dyn BlockSource>,
-    bat: Vec<u32>,
+    bat: Vec<BatEntry>,
     block_size: u64,
     /// Virtual size in bytes.
     size: u64,
@@ -70,10 +70,9 @@ impl VhdMap {
         let entry = usize::try_from(index)
             .ok()
             .and_then(|index| self.bat.get(index));
-        let Some(sector) = entry.copied().filter(|sector| *sector != UNUSED) else {
+        let Some(host) = entry.and_then(|entry| entry.start()) else {
             return Ok(None);
         };
-        let host = u64::from(sector) * SECTOR;
         let start = index * self.block_size;
         if self.shared.binary_search(&index).is_ok() {
             let problem = format!("entry {index} points into metadata or another block");

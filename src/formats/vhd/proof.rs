@@ -9,7 +9,7 @@ use crate::source::BlockSource;
 
 use super::SECTOR;
 use super::footer::Footers;
-use super::header::{self, COOKIE, Header, LOCATORS_LEN, MAX_BLOCK, Tables, UNUSED, bitmap_len};
+use super::header::{self, COOKIE, Header, LOCATORS_LEN, MAX_BLOCK, Tables, bitmap_len};
 
 /// To what some writers align the data of a block, as the disk beneath has it.
 const PAGE: u64 = 4096;
@@ -17,8 +17,7 @@ const PAGE: u64 = 4096;
 /// Where the blocks begin that are stored, and their numbers.
 pub(super) fn stored(tables: &Tables) -> impl Iterator<Item = (u64, u64)> {
     let blocks = tables.bat.iter().zip(0_u64..);
-    let stored = blocks.filter(|(sector, _)| **sector != UNUSED);
-    stored.map(|(sector, index)| (u64::from(*sector) * SECTOR, index))
+    blocks.filter_map(|(entry, index)| Some((entry.start()?, index)))
 }
 
 /// Whether the blocks follow each other without gaps up to the footer, or with those that put their data on
@@ -46,6 +45,32 @@ pub(super) fn is_proven(tables: &Tables, footers: &Footers, size: u64) -> bool {
         next == after || next == on_page
     };
     pairs.all(|(start, next)| follows(*start, *next)) && end == footers.data_end
+}
+
+/// Reads the tables of a dynamic disk of which the header may be damaged, if the blocks prove what it has to
+/// say. A word about that comes with them.
+pub(super) fn read_or_find(
+    source: &dyn BlockSource,
+    footers: &Footers,
+    size: u64,
+    request: &Request<'_>,
+) -> Result<(Tables, Option<&'static str>)> {
+    const WORD: &str = "the dynamic disk header is damaged; the blocks tell what it said";
+    let read = Tables::read(source, footers, size, request);
+    let found = match &read {
+        Ok(tables) if !tables.damaged => return read.map(|tables| (tables, None)),
+        Ok(tables) if is_proven(tables, footers, size) => None,
+        Ok(_) | Err(Error::Io { .. } | Error::Malformed { .. } | Error::Unsupported { .. }) => {
+            match find(source, footers, size, request)? {
+                None => return read.map(|tables| (tables, None)),
+                found => found,
+            }
+        }
+        Err(_) => return read.map(|tables| (tables, None)),
+    };
+    let mut tables = found.map_or(read, Ok)?;
+    tables.damaged = false;
+    Ok((tables, Some(WORD)))
 }
 
 /// The tables of a dynamic disk whose header is lost: those of the header that a writer would have put there,

@@ -9,8 +9,8 @@ use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
 
 use super::SECTOR;
-use super::footer::{self, Copy, DiskType, Footer, Footers};
-use super::header::{self, Header, Tables};
+use super::footer::{Copy, DiskType, Footer, Footers, checksum};
+use super::header::{Header, Tables};
 use super::proof::{is_proven, stored};
 
 const FOOTER: usize = Footer::LEN;
@@ -60,11 +60,8 @@ fn footers(file: &dyn BlockSource, request: &Request<'_>) -> Result<Changes> {
             if copy == footer =>
         {
             let mut bytes = read(file, at)?;
-            let sum = footer::checksum(&bytes, footer::CHECKSUM_AT).to_be_bytes();
-            let field = bytes.get_mut(footer::CHECKSUM_AT..);
-            if let Some(field) = field.and_then(|rest| rest.first_chunk_mut()) {
-                *field = sum;
-            }
+            let sum = checksum(&bytes, Footer::checksum);
+            Footer::checksum.put(&mut bytes, sum);
             changes.write(Rank::Root, at, bytes);
             changes.write(Rank::Header, 0, bytes);
         }
@@ -121,9 +118,9 @@ fn header_checksum(file: &dyn BlockSource, request: &Request<'_>) -> Result<Chan
     }
     let mut bytes = [0; Header::LEN];
     file.read_exact_at(&mut bytes, tables.at)?;
-    let sum = header::checksum_of(&bytes).to_be_bytes();
-    let at = tables.at + header::CHECKSUM_AT as u64;
-    Ok(Changes::of(Rank::Header, at, sum))
+    let field = Header::checksum;
+    let sum = field.bytes(checksum(&bytes, field));
+    Ok(Changes::of(Rank::Header, field.at(tables.at), sum))
 }
 
 fn read(file: &dyn BlockSource, at: u64) -> Result<[u8; FOOTER]> {

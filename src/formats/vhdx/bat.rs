@@ -1,16 +1,13 @@
 //! The entries of the block allocation table, and how they are counted (MS-VHDX 2.5).
 
+use crate::ondisk::table_entry;
+
 use super::header::MIB;
 
 /// Sectors of one chunk: as many as a sector bitmap block has bits.
 pub(super) const CHUNK_SECTORS: u64 = 1 << 23;
 /// Bytes of a sector bitmap block.
 pub(super) const BITMAP_BLOCK: u64 = MIB;
-
-/// Bits of an entry that are the state.
-const STATE: u64 = 7;
-/// Bits of an entry that have to be 0.
-pub(super) const RESERVED: u64 = 0x000f_fff8;
 
 /// The state of a payload block. That of a sector bitmap block is 0 or 6 of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,34 +22,48 @@ pub(super) enum State {
     PartiallyPresent,
 }
 
-/// The entry of a block in the state `ZERO`.
-pub(super) const ZERO_ENTRY: u64 = 2;
-
-/// The entry of a block in the file.
-pub(super) fn present(host: u64) -> u64 {
-    host | 6
+table_entry! {
+    /// An entry of the block allocation table.
+    pub(super) struct BatEntry(u64), Little;
 }
 
-/// The entry of a block in the file of which the parent may have parts.
-pub(super) fn partial(host: u64) -> u64 {
-    host | 7
-}
+impl BatEntry {
+    const STATE: u64 = 7;
+    const RESERVED: u64 = 0x000f_fff8;
 
-/// The state of an entry; `None` if it is none that there is.
-pub(super) fn state(entry: u64) -> Option<State> {
-    Some(match entry & STATE {
-        0 => State::NotPresent,
-        // 5 is the unmapped of version 0.95.
-        1..=3 | 5 => State::Zero,
-        6 => State::FullyPresent,
-        7 => State::PartiallyPresent,
-        _ => return None,
-    })
-}
+    /// The entry of a block in the state `ZERO`.
+    pub(super) const ZERO: Self = BatEntry(2);
 
-/// Where in the file an entry says that its block is, in bytes.
-pub(super) fn host(entry: u64) -> u64 {
-    entry & !(MIB - 1)
+    /// The entry of a block in the file.
+    pub(super) fn present(host: u64) -> Self {
+        BatEntry(host | 6)
+    }
+
+    /// The entry of a block in the file of which the parent may have parts.
+    pub(super) fn partial(host: u64) -> Self {
+        BatEntry(host | 7)
+    }
+
+    /// State of the block; `None` if the number means no state.
+    pub(super) fn state(self) -> Option<State> {
+        Some(match self.0 & Self::STATE {
+            0 => State::NotPresent,
+            // 5 is the unmapped of version 0.95.
+            1..=3 | 5 => State::Zero,
+            6 => State::FullyPresent,
+            7 => State::PartiallyPresent,
+            _ => return None,
+        })
+    }
+
+    /// Host offset of the block.
+    pub(super) fn host(self) -> u64 {
+        self.0 & !(MIB - 1)
+    }
+
+    pub(super) fn has_reserved_bits(self) -> bool {
+        self.0 & Self::RESERVED != 0
+    }
 }
 
 /// How the blocks of a disk are counted.

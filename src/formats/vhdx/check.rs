@@ -6,9 +6,10 @@ use crate::error::Result;
 use crate::image::{Finding, Findings};
 use crate::limits::Limits;
 use crate::map::{self, Claim, Claims};
+use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt};
 
-use super::bat::{self, BITMAP_BLOCK, Geometry, State};
+use super::bat::{BITMAP_BLOCK, BatEntry, Geometry, State};
 use super::header::{self, MIB};
 use super::log;
 use super::metadata::read_metadata;
@@ -108,9 +109,8 @@ impl Table {
             let mut piece = vec![0; usize::try_from(piece_len).unwrap_or(0)];
             self.file
                 .read_exact_at(&mut piece, self.bat.offset + done)?;
-            for (raw, index) in piece.chunks_exact(8).zip(done / 8..) {
-                let entry = raw.first_chunk().map_or(0, |raw| u64::from_le_bytes(*raw));
-                if entry != 0 {
+            for (entry, index) in BatEntry::all(&piece).zip(done / 8..) {
+                if entry != BatEntry::default() {
                     self.entry(index, entry)?;
                 }
             }
@@ -119,7 +119,7 @@ impl Table {
         Ok(())
     }
 
-    fn damaged(&mut self, index: u64, entry: u64, problem: &str) {
+    fn damaged(&mut self, index: u64, entry: BatEntry, problem: &str) {
         let problem = format!("entry {index} is {entry:#x}, {problem}");
         let mut finding = Finding::corruption("BAT", problem).at(self.bat.offset + index * 8);
         if !self.geometry.is_bitmap(index) {
@@ -129,16 +129,16 @@ impl Table {
         self.findings.add(finding);
     }
 
-    fn entry(&mut self, index: u64, entry: u64) -> Result<()> {
+    fn entry(&mut self, index: u64, entry: BatEntry) -> Result<()> {
         let is_bitmap = self.geometry.is_bitmap(index);
         // QEMU once left rubbish in the unused entries of sector bitmaps.
         if is_bitmap && !self.geometry.has_parent {
             return Ok(());
         }
-        if entry & bat::RESERVED != 0 {
+        if entry.has_reserved_bits() {
             self.damaged(index, entry, "with reserved bits set");
         }
-        let used = match (bat::state(entry), is_bitmap) {
+        let used = match (entry.state(), is_bitmap) {
             (None, _) => {
                 self.damaged(index, entry, "in a state that is none");
                 return Ok(());
@@ -161,7 +161,7 @@ impl Table {
         } else {
             self.geometry.block_size
         };
-        let start = bat::host(entry);
+        let start = entry.host();
         let end = start.checked_add(used);
         if let Some(other) = self.taken.overlapping(start, len) {
             self.damaged(index, entry, &format!("in the {other}"));
@@ -181,7 +181,7 @@ impl Table {
     }
 
     /// A block of which the parent has parts needs the bitmap that says which.
-    fn look_for_bitmap(&mut self, index: u64, entry: u64) -> Result<()> {
+    fn look_for_bitmap(&mut self, index: u64, entry: BatEntry) -> Result<()> {
         if !self.geometry.has_parent {
             self.damaged(index, entry, "partially present, and there is no parent");
             return Ok(());
@@ -190,7 +190,8 @@ impl Table {
         let mut raw = [0; 8];
         let at = self.bat.offset + self.geometry.bitmap_entry(chunk) * 8;
         self.file.read_exact_at(&mut raw, at)?;
-        if bat::state(u64::from_le_bytes(raw)) != Some(State::FullyPresent) {
+        let bitmap = BatEntry::decode(&raw, 0).unwrap_or_default();
+        if bitmap.state() != Some(State::FullyPresent) {
             self.damaged(
                 index,
                 entry,

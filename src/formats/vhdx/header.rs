@@ -16,8 +16,6 @@ pub(super) const HEADER_SIGNATURE: [u8; 4] = *b"head";
 pub(super) const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
 /// Bytes of a header, all of which its checksum covers.
 pub(super) const HEADER_LEN: usize = 4096;
-/// Where the checksum is in each structure that has one.
-pub(super) const CHECKSUM: usize = 4;
 /// The unit of everything that is allocated in a file: 1 MiB.
 pub(super) const MIB: u64 = 1 << 20;
 
@@ -54,12 +52,18 @@ pub(super) struct Current {
     pub(super) warning: Option<String>,
 }
 
-/// CRC-32C of a structure whose checksum field counts as zero.
+/// CRC-32C of a structure whose checksum field counts as zero; it stands at one place in all of them.
 pub(super) fn checksum(bytes: &[u8]) -> u32 {
-    let (head, rest) = bytes.split_at(bytes.len().min(CHECKSUM));
+    let (head, rest) = bytes.split_at(bytes.len().min(Header::checksum.offset));
     let rest = rest.get(4..).unwrap_or_default();
     let crc = crc32c::crc32c_append(crc32c::crc32c(head), &[0; 4]);
     crc32c::crc32c_append(crc, rest)
+}
+
+/// Sets the checksum of a structure.
+pub(super) fn set_checksum(bytes: &mut [u8]) {
+    let sum = checksum(bytes);
+    Header::checksum.put(bytes, sum);
 }
 
 /// Reads `len` bytes of a structure that has to be in the file whole.

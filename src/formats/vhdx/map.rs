@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::map::{BlockMap, Claim, Claims, Held, Regions, Run, Table, TableReader};
+use crate::ondisk::TableEntry;
 use crate::source::BlockSource;
 
 use super::VHDX;
-use super::bat::{self, BITMAP_BLOCK, CHUNK_SECTORS, Geometry, State};
+use super::bat::{BITMAP_BLOCK, BatEntry, CHUNK_SECTORS, Geometry, State};
 use super::header::{MIB, read};
 use super::region::Region;
 
@@ -65,7 +66,7 @@ impl VhdxMap {
     }
 
     /// The entry `index` of the table.
-    fn entry(&self, index: u64) -> Result<u64> {
+    fn entry(&self, index: u64) -> Result<BatEntry> {
         let number = index / PAGE_ENTRIES;
         let at = self.bat.offset + number * PAGE;
         let page = self.reader.table(at, || self.read_page(at, number))?;
@@ -73,9 +74,9 @@ impl VhdxMap {
     }
 
     /// The entry `index`, which is in this page.
-    fn entry_of(&self, page: &[u8], index: u64) -> Result<u64> {
+    fn entry_of(&self, page: &[u8], index: u64) -> Result<BatEntry> {
         self.reader.check("BAT", self.bat.offset + index * 8, 8)?;
-        Ok(le_u64(page, index % PAGE_ENTRIES))
+        Ok(BatEntry::decode(page, index % PAGE_ENTRIES).unwrap_or_default())
     }
 
     /// The page of the table that answers for `guest`.
@@ -133,12 +134,12 @@ impl VhdxMap {
         let count = self.geometry.entries().saturating_sub(first);
         let indices = (first..).take(usize::try_from(count.min(PAGE_ENTRIES)).unwrap_or(0));
         indices.filter_map(move |index| {
-            let entry = le_u64(page, index - first);
-            let in_file = match bat::state(entry) {
+            let entry = BatEntry::decode(page, index - first).unwrap_or_default();
+            let in_file = match entry.state() {
                 Some(State::FullyPresent | State::PartiallyPresent) => true,
                 Some(State::NotPresent | State::Zero) | None => false,
             };
-            let start = bat::host(entry);
+            let start = entry.host();
             // QEMU once left rubbish in the unused entries of sector bitmaps. What does not begin in the
             // file is an error of its own, in its turn.
             let unused = self.geometry.is_bitmap(index) && !self.geometry.has_parent;
@@ -196,8 +197,8 @@ impl VhdxMap {
     }
 
     /// Where a block that is in the file is, of which `used` bytes are needed.
-    fn place(&self, index: u64, entry: u64, used: u64) -> Result<u64> {
-        let start = bat::host(entry);
+    fn place(&self, index: u64, entry: BatEntry, used: u64) -> Result<u64> {
+        let start = entry.host();
         if let Some(other) = self.taken.overlapping(start, self.block_len(index)) {
             return Err(self.malformed(index, format!("is at byte {start}, in the {other}")));
         }
@@ -221,7 +222,7 @@ impl VhdxMap {
         let rest = self.geometry.block_size - into;
         let index = self.geometry.payload_entry(block);
         let entry = self.entry_of(&page.entries, index)?;
-        if entry & bat::RESERVED != 0 {
+        if entry.has_reserved_bits() {
             let problem = format!("is {entry:#x}, and has reserved bits set");
             return Err(self.malformed(index, problem));
         }
@@ -231,13 +232,13 @@ impl VhdxMap {
             false => self.geometry.used(block),
         };
         let in_file = matches!(
-            bat::state(entry),
+            entry.state(),
             Some(State::FullyPresent | State::PartiallyPresent)
         );
         if self.reader.salvages() && in_file {
-            self.check_alone(index, bat::host(entry))?;
+            self.check_alone(index, entry.host())?;
         }
-        match bat::state(entry) {
+        match entry.state() {
             None => Err(self.malformed(index, format!("is {entry:#x}, in a state that is none"))),
             Some(State::NotPresent) => Ok((Run::Unallocated, rest)),
             Some(State::Zero) => Ok((Run::Zero, rest)),
@@ -274,7 +275,7 @@ impl VhdxMap {
             true => self.entry_of(&page.entries, index)?,
             false => self.entry(index)?,
         };
-        if bat::state(entry) != Some(State::FullyPresent) || entry & bat::RESERVED != 0 {
+        if entry.state() != Some(State::FullyPresent) || entry.has_reserved_bits() {
             let problem = format!("is {entry:#x}, and there has to be a sector bitmap");
             return Err(self.malformed(index, problem));
         }
@@ -378,14 +379,6 @@ fn same_bits(bitmap: &[u8], first: u64, most: u64) -> (bool, u64) {
         }
     }
     (set, (at - first).clamp(1, most.max(1)))
-}
-
-/// The `index`th number of a table; 0 past its end.
-fn le_u64(table: &[u8], index: u64) -> u64 {
-    let raw = usize::try_from(index)
-        .ok()
-        .and_then(|index| table.get(index.checked_mul(8)?..)?.first_chunk());
-    raw.map_or(0, |raw| u64::from_le_bytes(*raw))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::map::edit::{Changes, Ordered, Rank, TableStore};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::target::BlockTarget;
 
-use super::header::{self, CHECKSUM, Current, HEADER_LEN, HEADERS, Header};
+use super::header::{self, Current, HEADER_LEN, HEADERS, Header};
 use super::log;
 use super::region::{self, REGION_TABLE_LEN, REGION_TABLES};
 
@@ -83,14 +83,8 @@ fn next_header(file: &dyn BlockSource, current: &Current) -> Result<Changes> {
     };
     let mut bytes = vec![0; HEADER_LEN];
     file.read_exact_at(&mut bytes, current.offset)?;
-    let fields = header.encode();
-    for (to, from) in bytes.iter_mut().zip(fields) {
-        *to = from;
-    }
-    let sum = header::checksum(&bytes).to_le_bytes();
-    for (to, from) in bytes.iter_mut().skip(CHECKSUM).zip(sum) {
-        *to = from;
-    }
+    bytes.splice(..Header::LEN, header.encode());
+    header::set_checksum(&mut bytes);
     let at = other(HEADERS, current.offset);
     Ok(Changes::of(Rank::Header, at, bytes))
 }

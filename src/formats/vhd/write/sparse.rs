@@ -5,8 +5,9 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::formats::vhd::SECTOR;
 use crate::formats::vhd::footer::{DiskType, Footer, NO_OFFSET};
-use crate::formats::vhd::header::{COOKIE, Header, LOCATORS_LEN, UNUSED, VERSION, bitmap_len};
+use crate::formats::vhd::header::{BatEntry, COOKIE, Header, LOCATORS_LEN, VERSION, bitmap_len};
 use crate::image::{Finish, ImageWriter, Payload, Placed, Write, WriteRun, WriteShape};
+use crate::ondisk::TableEntry;
 
 use super::options::{Parent, Plan};
 use super::{PAGE, bytes, footer};
@@ -21,7 +22,7 @@ pub(super) struct SparseWriter {
     parent: Option<Parent>,
     block_size: u64,
     table_offset: u64,
-    bat: Vec<u32>,
+    bat: Vec<BatEntry>,
     /// Where the next block may start.
     end: u64,
     open: Option<OpenBlock>,
@@ -41,7 +42,7 @@ impl SparseWriter {
         let blocks = plan.size.div_ceil(block_size);
         let table_offset = AFTER_HEADER + parent.as_ref().map_or(0, |parent| parent.name.space());
         SparseWriter {
-            bat: vec![UNUSED; usize::try_from(blocks).unwrap_or(0)],
+            bat: vec![BatEntry::UNUSED; usize::try_from(blocks).unwrap_or(0)],
             end: table_offset + (blocks * 4).next_multiple_of(SECTOR),
             plan,
             parent,
@@ -66,15 +67,15 @@ impl SparseWriter {
         let entry = usize::try_from(index)
             .ok()
             .and_then(|at| self.bat.get_mut(at));
-        let Some(entry) = entry.filter(|entry| **entry == UNUSED) else {
+        let Some(entry) = entry.filter(|entry| **entry == BatEntry::UNUSED) else {
             return Err(Error::invalid(format!(
                 "guest offset {guest} is outside of the disk, or its block was left"
             )));
         };
         let data = (self.end + bitmap_len).next_multiple_of(PAGE);
         let host = data - bitmap_len;
-        match u32::try_from(host / SECTOR) {
-            Ok(sector) if sector != UNUSED => *entry = sector,
+        match u32::try_from(host / SECTOR).map(BatEntry::from_raw) {
+            Ok(new) if new != BatEntry::UNUSED => *entry = new,
             _ => {
                 return Err(Error::invalid(
                     "the image is larger than the 2 TiB that a VHD can have",
@@ -82,11 +83,7 @@ impl SparseWriter {
             }
         }
         self.end = data + self.block_size;
-        tables.push(Write {
-            file: 0,
-            offset: data,
-            payload: Payload::Zeroes(self.block_size),
-        });
+        tables.push(Write::new(0, data, Payload::Zeroes(self.block_size)));
         let fill = if self.is_differencing() { 0 } else { 0xff };
         self.open = Some(OpenBlock {
             index,
@@ -122,11 +119,7 @@ impl SparseWriter {
                 );
             }
         }
-        Ok(Placed {
-            file: 0,
-            host: data + into,
-            taken,
-        })
+        Ok(Placed::new(0, data + into, taken))
     }
 
     fn header(&self) -> Header {
@@ -180,11 +173,7 @@ impl ImageWriter for SparseWriter {
             WriteRun::Zero { guest, len } if self.is_differencing() => {
                 self.place_in_block(guest, len, tables)
             }
-            WriteRun::Zero { len, .. } => Ok(Placed {
-                file: 0,
-                host: 0,
-                taken: len,
-            }),
+            WriteRun::Zero { len, .. } => Ok(Placed::new(0, 0, len)),
             WriteRun::Packed { .. } | WriteRun::Copied { .. } => {
                 Err(Error::invalid("a VHD cannot be compressed"))
             }
@@ -206,12 +195,7 @@ impl ImageWriter for SparseWriter {
         let mut tables = Vec::new();
         self.leave(&mut tables);
         let header = self.header().sealed().to_vec();
-        let mut bat: Vec<u8> = self
-            .bat
-            .iter()
-            .copied()
-            .flat_map(u32::to_be_bytes)
-            .collect();
+        let mut bat: Vec<u8> = self.bat.iter().flat_map(|entry| entry.encode()).collect();
         bat.resize(bat.len().next_multiple_of(Footer::LEN), 0xff);
         let unique_id = self.plan.unique_id(&[&header, &bat]);
         let footer = footer(&self.plan, unique_id).sealed().to_vec();

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::formats::vhdx::bat::Geometry;
 use crate::formats::vhdx::header::{
-    FILE_SIGNATURE, FileIdentifier, HEADER_LEN, HEADER_SIGNATURE, HEADERS, Header, checksum,
+    FILE_SIGNATURE, FileIdentifier, HEADER_LEN, HEADER_SIGNATURE, HEADERS, Header, set_checksum,
 };
 use crate::formats::vhdx::locator::{self, ABSOLUTE, LINKAGE, ParentLocator, RELATIVE};
 use crate::formats::vhdx::metadata::{
@@ -18,7 +18,7 @@ use crate::formats::vhdx::region::{
     BAT, METADATA, REGION_SIGNATURE, REGION_TABLE_LEN, REGION_TABLES, Region, RegionTableEntry,
     RegionTableHeader,
 };
-use crate::image::{Payload, Write};
+use crate::image::Write;
 
 use super::options::{Subformat, VhdxOptions};
 
@@ -26,14 +26,6 @@ use super::options::{Subformat, VhdxOptions};
 const CREATOR: &str = "blockform";
 /// What a guest is told to align to: the sectors of today's disks.
 const PHYSICAL_SECTOR: u32 = 4096;
-
-pub(super) fn bytes(offset: u64, bytes: Vec<u8>) -> Write {
-    Write {
-        file: 0,
-        offset,
-        payload: Payload::Bytes(bytes),
-    }
-}
 
 /// The file type identifier and both headers.
 pub(super) fn seal(
@@ -67,9 +59,9 @@ pub(super) fn seal(
                 log_length,
                 log_offset: log.offset,
             };
-            bytes(offset, with_checksum(&header.encode(), HEADER_LEN))
+            Write::new(0, offset, with_checksum(&header.encode(), HEADER_LEN))
         });
-    let first = bytes(0, identifier.encode().to_vec());
+    let first = Write::new(0, 0, identifier.encode().to_vec());
     Ok(std::iter::once(first).chain(headers).collect())
 }
 
@@ -95,7 +87,7 @@ pub(super) fn region_tables(bat: Region, metadata: Region) -> Result<Vec<Write>>
     }
     let table = with_checksum(&table, REGION_TABLE_LEN);
     Ok(REGION_TABLES
-        .map(|offset| bytes(offset, table.clone()))
+        .map(|offset| Write::new(0, offset, table.clone()))
         .into())
 }
 
@@ -176,9 +168,6 @@ pub(super) fn metadata(
 fn with_checksum(structure: &[u8], len: usize) -> Vec<u8> {
     let mut bytes = structure.to_vec();
     bytes.resize(len, 0);
-    let value = checksum(&bytes).to_le_bytes();
-    if let Some(field) = bytes.get_mut(4..8) {
-        field.copy_from_slice(&value);
-    }
+    set_checksum(&mut bytes);
     bytes
 }

@@ -1,7 +1,8 @@
 //! The block allocation table on its way: entries come in order, and full pages go.
 
-use crate::formats::vhdx::bat::{Geometry, ZERO_ENTRY};
-use crate::image::{Payload, Write};
+use crate::formats::vhdx::bat::{BatEntry, Geometry};
+use crate::image::Write;
+use crate::ondisk::TableEntry;
 
 /// Entries of a page.
 const PAGE: u64 = 8192;
@@ -13,7 +14,7 @@ pub(super) struct Table {
     /// Where the table is in the file, in bytes.
     offset: u64,
     /// What a payload block's entry is that nobody sets.
-    absent: u64,
+    absent: BatEntry,
     /// The entry that comes next.
     next: u64,
     /// The entries of the page of `next` that come before it; empty where all are 0.
@@ -25,14 +26,17 @@ impl Table {
         Table {
             geometry,
             offset,
-            absent: if mark_zeroes { ZERO_ENTRY } else { 0 },
+            absent: match mark_zeroes {
+                true => BatEntry::ZERO,
+                false => BatEntry::default(),
+            },
             next: 0,
             page: Vec::new(),
         }
     }
 
     /// Sets an entry that comes after all that were set before.
-    pub(super) fn set(&mut self, index: u64, entry: u64, tables: &mut Vec<Write>) {
+    pub(super) fn set(&mut self, index: u64, entry: BatEntry, tables: &mut Vec<Write>) {
         self.skip_to(index, tables);
         self.push(entry, tables);
     }
@@ -44,10 +48,13 @@ impl Table {
     }
 
     fn skip_to(&mut self, index: u64, tables: &mut Vec<Write>) {
-        if self.absent != 0 {
+        if self.absent != BatEntry::default() {
             while self.next < index {
-                let bitmap = self.geometry.is_bitmap(self.next);
-                self.push(if bitmap { 0 } else { self.absent }, tables);
+                let entry = match self.geometry.is_bitmap(self.next) {
+                    true => BatEntry::default(),
+                    false => self.absent,
+                };
+                self.push(entry, tables);
             }
         } else if self.next < index {
             if self.next / PAGE != index / PAGE {
@@ -57,10 +64,10 @@ impl Table {
         }
     }
 
-    fn push(&mut self, entry: u64, tables: &mut Vec<Write>) {
+    fn push(&mut self, entry: BatEntry, tables: &mut Vec<Write>) {
         let before = usize::try_from(self.next % PAGE * 8).unwrap_or(usize::MAX);
         self.page.resize(before, 0);
-        self.page.extend(entry.to_le_bytes());
+        self.page.extend(entry.encode());
         self.next += 1;
         if self.next % PAGE == 0 {
             self.flush(tables);
@@ -73,17 +80,18 @@ impl Table {
             return;
         }
         let first = self.next.saturating_sub(1) / PAGE * PAGE;
-        tables.push(Write {
-            file: 0,
-            offset: self.offset + first * 8,
-            payload: Payload::Bytes(std::mem::take(&mut self.page)),
-        });
+        tables.push(Write::new(
+            0,
+            self.offset + first * 8,
+            std::mem::take(&mut self.page),
+        ));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::Payload;
     use proptest::prelude::*;
 
     proptest! {
@@ -108,7 +116,7 @@ mod tests {
             for (gap, entry) in steps {
                 at += gap;
                 if at >= entries { break; }
-                table.set(at, entry << 20, &mut writes);
+                table.set(at, BatEntry::from_raw(entry << 20), &mut writes);
                 oracle[usize::try_from(at).unwrap()] = entry << 20;
                 at += 1;
             }

@@ -8,7 +8,7 @@ use crate::content::{
 
 use Confidence::{High, Low, Medium};
 
-/// What follows, the surest reasons first.
+/// Conclusions from the contents, the surest first.
 pub(super) fn findings(contents: &Contents) -> Vec<Finding> {
     let mut list = List(Vec::new());
     list.boot_record(contents);

@@ -175,7 +175,7 @@ impl<'a> Ext<'a> {
         None
     }
 
-    /// What a symbolic link says. Short ones stand where the map of blocks would.
+    /// Target of a symbolic link. A short one stands in place of the block map.
     fn target(&self, link: &IndexNode) -> Option<Vec<u8>> {
         let size = usize::try_from(size_of(link)).ok()?;
         if size > MOST_TARGET {

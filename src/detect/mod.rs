@@ -1,4 +1,4 @@
-//! Which format a file is of: all probes see the same window, and all that match are the answer.
+//! Detection of formats: all probes see the same window, and all matches are the answer.
 
 mod content;
 mod kinds;
@@ -18,7 +18,7 @@ pub struct Detected {
     /// The formats whose signatures were found, with the evidence for each: those that can be read
     /// first, then others.
     pub matches: Vec<(FormatId, Evidence)>,
-    /// What the disk holds, if the file is one: partition tables, filesystems and the like.
+    /// Content of the disk, if the file is one: partition tables, filesystems and the like.
     pub content: Vec<(FormatId, Evidence)>,
 }
 
@@ -28,13 +28,13 @@ pub struct Detected {
 /// everything is a raw disk to those who say so.
 ///
 /// # Errors
-/// What reading fails with.
+/// Errors of reading.
 pub fn detect(source: &dyn BlockSource) -> Result<Detected> {
     let window = Window::read(source)?;
     Ok(Detected::of(&window.probe()))
 }
 
-/// Whether files of what is called `name` are known by their end alone.
+/// Returns whether files of the kind `name` are recognised by their end alone.
 pub(crate) fn told_by_end(name: &str) -> bool {
     name == kinds::DMG.as_str()
 }
@@ -121,7 +121,7 @@ impl Detected {
         kinds::kind_by_name(id.as_str()).map(Kind::not_read)
     }
 
-    /// What says of which format the file is: the formats and, beside one of them, the content; but
+    /// Matches that decide the format: the formats and, beside one of them, the content; but
     /// nothing that honest files of a format have inside or as well.
     fn deciding(&self) -> Vec<FormatId> {
         let wrapper = self.matches.iter().find(|(id, evidence)| {

@@ -13,7 +13,7 @@ use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Stored};
 use super::look::Look;
 use super::{Kind, Nature};
 
-/// What is known of a file of a [`Kind`]. Reading it fails and says why.
+/// Description of a file of a [`Kind`]. Reading it fails with the reason.
 #[derive(Debug)]
 pub(crate) struct Described {
     kind: &'static Kind,

@@ -17,7 +17,7 @@ pub(super) const FAMILY: Family = Family {
     probe,
 };
 
-/// How each variant begins, how that is told, and what it is called.
+/// Variants: signature, its text, and name.
 const VARIANTS: [(&[u8; 8], &str, &str); 4] = [
     (b"EVF\x09\x0d\x0a\xff\0", "EVF", "EWF (E01)"),
     (b"LVF\x09\x0d\x0a\xff\0", "LVF", "logical EWF (L01)"),

@@ -54,14 +54,14 @@ pub(super) const FAMILY: Family = Family {
     probe,
 };
 
-/// What ends a file in Zstandard's seekable format.
+/// Magic at the end of a file in Zstandard's seekable format.
 const SEEKABLE: u32 = 0x8f92_eab1;
 
-/// How much of a packed file is read to unpack its start: a block of the largest kind (lz4's, in its
+/// Bytes of a compressed file that are read to decompress its start: a block of the largest kind (lz4's, in its
 /// legacy form), and a bit.
 const MOST_PACKED: u64 = 9 << 20;
 
-/// How something is packed.
+/// Compression of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Codec {
     /// Not at all.
@@ -111,9 +111,9 @@ fn probe(window: &Probe<'_>) -> Option<Found> {
     }
 }
 
-/// Whether a file is of the old kind of LZMA, which has no signature: properties as everybody writes
-/// them, a dictionary of a size that encoders make, a size that can be, and the first byte of what is
-/// packed, which is 0.
+/// Recognises the old kind of LZMA, which has no signature, by its properties as all encoders write
+/// them, a dictionary of a usual size, a possible file size, and the first compressed
+/// byte, which is 0.
 fn is_lzma(head: &[u8]) -> bool {
     let dictionary = le::<u32>(head, 1).unwrap_or(0);
     let size = le::<u64>(head, 5).unwrap_or(0);

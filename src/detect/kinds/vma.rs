@@ -40,7 +40,7 @@ on_disk! {
     }
 }
 
-/// Where the table of devices is, and how many entries it has.
+/// Offset of the table of devices, and its number of entries.
 const DEVICES: (usize, usize) = (4096, 256);
 /// Longest name of a device that is told, in bytes.
 const NAME_LEN: usize = 255;

@@ -37,7 +37,7 @@ pub struct Appliance {
     limits: Limits,
 }
 
-/// What a manifest was found to say.
+/// Result of comparing an archive with its manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verification {
@@ -94,7 +94,7 @@ impl Appliance {
         })
     }
 
-    /// What the descriptor says.
+    /// Content of the descriptor.
     pub fn package(&self) -> &Package {
         &self.package
     }
@@ -229,7 +229,7 @@ impl Appliance {
         Ok(file)
     }
 
-    /// What the appliance may demand.
+    /// Limits of what the appliance may demand.
     pub(super) fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -256,12 +256,12 @@ pub(super) fn unlisted<'a>(
     })
 }
 
-/// Whether a file is the one with the signature of the manifest.
+/// Returns whether a file is the one with the signature of the manifest.
 pub(super) fn is_certificate(name: &ImageName) -> bool {
     name.as_bytes().ends_with(b".cert")
 }
 
-/// What was chosen to be read.
+/// Disk or file that is read.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Chosen<'a> {
     Disk(&'a PackageDisk),

@@ -25,19 +25,19 @@ const MAX_EXTENDED: u64 = 1 << 20;
 pub(super) struct Member {
     pub(super) name: ImageName,
     pub(super) kind: Kind,
-    /// Where its header is, in bytes.
+    /// Offset of its header, in bytes.
     pub(super) header: u64,
-    /// Where its bytes begin.
+    /// Offset of its bytes.
     data: u64,
-    /// How many bytes there are in the archive.
+    /// Number of bytes in the archive.
     stored: u64,
-    /// How many bytes the file has.
+    /// Size of the file in bytes.
     pub(super) size: u64,
-    /// Which parts of the file the archive has, where it does not have all.
+    /// Parts of the file that the archive has, where it does not have all.
     pieces: Option<Arc<[Piece]>>,
 }
 
-/// What a member is.
+/// Kind of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A file with bytes of its own.
@@ -73,11 +73,11 @@ impl Member {
     }
 }
 
-/// What an archive holds, as far as it can be read.
+/// Members of an archive, as far as it can be read.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Index {
     pub(super) members: Vec<Member>,
-    /// Where and why the archive cannot be read further, if it cannot.
+    /// Offset and reason at which the archive cannot be read further, if it cannot.
     pub(super) damage: Option<(u64, String)>,
     pub(super) warnings: Vec<String>,
 }
@@ -86,7 +86,7 @@ impl Index {
     /// Reads all headers of an archive.
     ///
     /// # Errors
-    /// What reading fails with, and [`Error::LimitExceeded`]. Damage is no error: what stands before it
+    /// Errors of reading, and [`Error::LimitExceeded`]. Damage is not an error: what stands before it
     /// is in the index.
     pub(super) fn read(archive: &dyn BlockSource, limits: &Limits) -> Result<Self> {
         let mut reader = Reader {
@@ -119,14 +119,14 @@ impl Index {
 struct Reader<'a> {
     archive: &'a dyn BlockSource,
     limits: &'a Limits,
-    /// Where the next header is.
+    /// Offset of the next header.
     at: u64,
     /// Bytes of extended headers so far.
     metadata: u64,
     index: Index,
 }
 
-/// What the extended headers before a member say of it.
+/// Fields of the extended headers before a member.
 #[derive(Debug, Default)]
 struct Extended {
     name: Option<Vec<u8>>,

@@ -24,8 +24,8 @@ use text::{DiskText, descriptor};
 pub use options::{Controller, OvaOptions};
 
 impl OvaOptions {
-    /// What lays such an appliance out, with one disk of `virtual_size` bytes, rounded up to a sector.
-    /// `file_name` is what the file will be called; those in it are named after it.
+    /// Creates the writer of such an appliance with one disk of `virtual_size` bytes, rounded up to a sector.
+    /// The files in it are named after `file_name`, the name of the archive.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for options that exclude each other and names that do not fit,
@@ -67,7 +67,7 @@ impl OvaOptions {
     }
 }
 
-/// What the files are named after: the archive's name without its ending, as far as any system and any
+/// Stem of the files' names: the archive's name without its ending, as far as any system and any
 /// reader of URIs takes it.
 fn stem_of(file_name: Option<&ImageName>) -> String {
     let name = file_name.and_then(ImageName::as_str).unwrap_or_default();
@@ -89,18 +89,18 @@ fn stem_of(file_name: Option<&ImageName>) -> String {
 
 #[derive(Debug)]
 struct OvaWriter {
-    /// What lays the disk out, as if it were a file of its own.
+    /// Writer of the disk, as if it were a file of its own.
     disk: Box<dyn ImageWriter>,
     layout: Layout,
 }
 
-/// What stands around the disk.
+/// Parts of the archive around the disk.
 #[derive(Debug)]
 struct Layout {
     options: OvaOptions,
     /// The machine's name.
     name: String,
-    /// What the files are named after.
+    /// Stem of the files' names.
     stem: String,
     disk_name: String,
     /// Virtual size in bytes.
@@ -124,7 +124,7 @@ impl Layout {
         file_header(&format!("{}{suffix}", self.stem), size, self.options.mtime)
     }
 
-    /// Where the disk begins in the archive.
+    /// Offset of the disk in the archive.
     fn base(&self) -> u64 {
         BLOCK + self.room + BLOCK
     }

@@ -8,8 +8,7 @@ use crate::extent::ExtentKind;
 use crate::image::Probe;
 use crate::source::BlockSource;
 
-/// Bytes by their place. What is not there, or not to be had, is `None`: whoever looks for something
-/// has then not found it.
+/// Bytes by their offset. Bytes that do not exist or cannot be read are `None`, as if they were not found.
 pub(crate) trait Bytes {
     /// Number of bytes.
     fn size(&self) -> u64;
@@ -48,7 +47,7 @@ pub(super) const MOST_READ: u64 = 640 << 10;
 /// Cost of a compressed unit at most. It is read and decompressed whole, for the sake of a few bytes;
 /// most compress to three eighths of their length.
 const MOST_PACKED: u64 = 64 << 10;
-/// The longest packed unit that is read as a whole.
+/// Longest compressed unit that is read whole.
 const LONGEST_UNIT: u64 = 2 << 20;
 
 /// A disk that is read page by page, and not much of it.
@@ -131,7 +130,7 @@ impl<'a> Disk<'a> {
         Some(part.len())
     }
 
-    /// Reads the page, or the packed unit, that has the byte at `at`.
+    /// Reads the page, or the compressed unit, that has the byte at `at`.
     fn load(&self, at: u64, state: &mut State) -> Option<()> {
         let (unit, cost) = self.unit(at);
         let start = at - at % unit;

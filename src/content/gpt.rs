@@ -121,9 +121,8 @@ pub struct GptEntry {
 
 /// Finds the header of a table at either end of the disk, and returns its offset.
 ///
-/// The copy at the end counts where the boot record says that there is a table. In sectors of 4096
-/// bytes the place may be anything's in a file that holds a disk, so that there the first sector has to
-/// be a boot record.
+/// The copy at the end counts only if the boot record protects a table. The copy for sectors of 4096 bytes
+/// counts only behind a boot record: in a disk image those bytes may belong to anything.
 pub(crate) fn recognise(disk: &dyn Bytes) -> Option<u64> {
     let at = |offset| disk.has(offset, b"EFI PART");
     let boot_record = || disk.has(510, b"\x55\xaa");
@@ -157,8 +156,8 @@ struct Copy {
     problem: Option<String>,
 }
 
-/// The table of a disk, and what is wrong with it as text; `None` if there is no trace of one. On a CD
-/// one partition may be the whole volume, with others inside.
+/// The table of a disk, and its faults as text; `None` if there is no trace of one. On a CD one partition may
+/// be the whole volume, with others inside.
 pub(super) fn read(disk: &Part<'_>, is_disc: bool) -> Option<(Gpt, Vec<String>)> {
     let mut damaged = None;
     for sector in SECTORS {
@@ -183,7 +182,7 @@ fn read_in(disk: &Part<'_>, sector: u32, is_disc: bool) -> Option<(Gpt, Vec<Stri
     let last = (disk.size() / bytes).checked_sub(1)?;
     let primary = copy_at(disk, sector, 1);
     let mut backup = copy_at(disk, sector, last);
-    // Where the disk has grown, only the first copy knows where the second one is.
+    // On a disk that has grown, only the first copy knows the place of the second one.
     let alternate = primary.as_ref().map(|copy| copy.header.alternate_lba);
     if let Some(lba) = alternate.filter(|lba| backup.is_none() && *lba > 1 && *lba < last) {
         backup = copy_at(disk, sector, lba);

@@ -109,7 +109,7 @@ pub enum BootCode {
     FreeBsd,
     /// Parted's, which starts the active partition as the one of DOS does.
     Parted,
-    /// A program that nobody here knows.
+    /// An unknown program.
     Unknown,
 }
 
@@ -200,7 +200,7 @@ pub(crate) fn recognise(disk: &dyn Bytes) -> Option<Mbr> {
     if used.is_empty() || !is_sane {
         return None;
     }
-    // The program of a filesystem is none for disks, whatever its messages say.
+    // The program of a filesystem does not start a disk, whatever its messages say.
     let code = BootCode::of(&record.boot_code).filter(|_| !is_volume);
     Some(Mbr {
         disk_signature: record.unique_mbr_disk_signature,

@@ -12,10 +12,10 @@
 //! # Ok::<(), blockform::Error>(())
 //! ```
 //!
-//! It reads some hundred KiB at most, a few pages of most disks. Everything is what the disk says of
-//! itself: what cannot be true is named in the warnings, and nothing that a guest wrote makes an
-//! examination fail. Formats of images are not known here; a disk is any
-//! [`BlockSource`], and detection names what a raw file holds by the same functions.
+//! An examination reads a few hundred KiB at most, a few pages of most disks. The disk is not trusted:
+//! contradictions are warnings, and nothing that a guest wrote makes an examination fail. A disk is any
+//! [`BlockSource`]; image formats are not known here. Detection recognises the content of raw files by the
+//! same functions.
 
 mod bytes;
 mod derive;

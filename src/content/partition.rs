@@ -75,7 +75,7 @@ pub(super) fn list(contents: &mut Contents, disk: &Part<'_>, sector: u64) {
     for (count, partition) in partitions.iter_mut().enumerate() {
         let end = partition.offset.saturating_add(partition.size);
         if matches!(partition.kind, PartitionType::Mbr(_)) && end > disk.size() {
-            // A protecting entry covers as much as it can; that of a small disk, too.
+            // A protective entry may be larger than a small disk.
             if partition.kind != PartitionType::Mbr(0xee) {
                 contents.warnings.push(format!(
                     "partition {} ends at byte {end} of a disk of {}",

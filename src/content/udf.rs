@@ -178,7 +178,7 @@ fn descriptor(disk: &Part<'_>, block: u64, place: u64) -> Option<(u16, Vec<u8>)>
         return None;
     }
     let summed = body.get(..usize::from(tag.descriptor_crc_length));
-    // A descriptor may be longer than what is read of it, and is then taken at its tag's word.
+    // A descriptor that is longer than the bytes read cannot be summed.
     let is_right = summed.is_none_or(|b| text::crc16(b) == tag.descriptor_crc);
     is_right.then_some((tag.tag_identifier, raw))
 }

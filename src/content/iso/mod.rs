@@ -148,8 +148,8 @@ pub(super) fn read(disk: &Part<'_>) -> Option<(Iso, Vec<String>)> {
     let mut sessions = 1;
     let kept = (SYSTEM_AREA + FIRST_SESSION) * SECTOR;
     if disk.has(kept + 1, b"CD001") {
-        // On media that can be written again libisofs starts the first session later, and keeps what
-        // stands here up to date with the last one.
+        // On rewritable media libisofs starts the first session later, and keeps the descriptors here up to
+        // date with the last one.
         let (mut at, mut of) = (kept, Set::read(disk, kept));
         while let Some(next) = next_session(disk, at, &of).filter(|_| sessions < MOST_SESSIONS) {
             (at, of) = next;

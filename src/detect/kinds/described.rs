@@ -39,7 +39,7 @@ impl Described {
         }
         info.details = Some(details);
         if kind.nature != Nature::Image {
-            // Where there is no disk, its size is that of the raw one that QEMU sees in any file.
+            // QEMU sees a raw disk of this size in any file.
             info.virtual_size = file.size();
         }
         Ok(Described { kind, file, info })

@@ -100,7 +100,7 @@ fn describe(look: &Look<'_>) -> Result<ImageInfo> {
     details.insert("sector-size", volume.bytes_per_sector);
     details.insert("sectors-per-chunk", volume.sectors_per_chunk);
     let mut info = of_unknown_size(details);
-    // What is logical holds files, and no disk.
+    // A logical image holds files, not a disk.
     if head.starts_with(b"E") {
         let size = volume
             .number_of_sectors

@@ -117,7 +117,7 @@ fn describe_x86(look: &Look<'_>) -> Result<ImageInfo> {
     let head = look.window.head;
     let header = SetupHeader::parse(head, 0)?;
     let mut details = Value::map();
-    // Before 2.12 nothing tells for how many bits the kernel is.
+    // Before 2.12 no field says whether the kernel has 64 bits.
     let bits_are_told = header.version >= 0x20c;
     details.insert(
         "architecture",

@@ -71,7 +71,7 @@ impl<'a> Look<'a> {
                 depth: self.depth + 1,
             };
             inside.insert("kind", kind.name);
-            // Only the start is there: what it does not show is not told.
+            // Only the start is there, and a description of it may fail.
             if let Ok(ImageInfo {
                 details: Some(details),
                 ..

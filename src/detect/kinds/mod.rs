@@ -1,9 +1,8 @@
-//! Kinds of files that are known and not read: image formats without a reader, and files that are no
-//! disks at all.
+//! Kinds of files that are described and not read: image formats without a reader, and files that are not
+//! disks.
 //!
-//! They are known so that such a file is refused by its name, is described as what it is, and never
-//! passes for a raw disk in silence. A kind leaves this folder when its format gets one in `formats/`;
-//! as long as both are there, the format counts.
+//! Such a file is refused by its name and never taken for a raw disk. A format in `formats/` takes precedence
+//! over a kind of the same name.
 
 mod android;
 mod asif;
@@ -53,7 +52,7 @@ pub(crate) struct Kind {
 enum Nature {
     /// An image of one disk or of several, in a format that is not read.
     Image,
-    /// Something packed as a whole.
+    /// A compressed file.
     Packed,
     /// No disk.
     Other,

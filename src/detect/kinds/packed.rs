@@ -1,7 +1,7 @@
-//! Files that are packed as a whole, by their signatures, and what begins in them.
+//! Compressed files, by their signatures, and the start of their content.
 //!
-//! Of a packed file no more is unpacked than the window that detection sees, out of a bounded piece of
-//! it, with a bounded dictionary. What cannot be unpacked is not an error: the wrapper is named alone.
+//! Only the window that detection sees is decompressed, out of a bounded piece of the file and with a bounded
+//! dictionary. If that fails, only the wrapper is described.
 
 use std::io::{Read, Seek, SeekFrom};
 
@@ -126,7 +126,7 @@ fn is_lzma(head: &[u8]) -> bool {
         && head.get(13) == Some(&0)
 }
 
-/// The name of the file that was packed (RFC 1952, section 2.3.1).
+/// The name of the original file (RFC 1952, section 2.3.1).
 fn gzip_name(head: &[u8]) -> Option<ImageName> {
     const FEXTRA: u8 = 4;
     const FNAME: u8 = 8;
@@ -177,8 +177,8 @@ impl Codec {
     }
 }
 
-/// The first bytes of what is packed at `at` in the file, as many as detection looks at; fewer, or
-/// none, where it is damaged or more is needed than is granted.
+/// Decompresses the data at `at` in the file, as many bytes as detection looks at. Fewer bytes, or none, come
+/// from damaged data and from data that needs too much memory.
 pub(super) fn first_bytes(look: &Look<'_>, at: u64, codec: Codec) -> Vec<u8> {
     let mut reader = SourceReader::new(look.file);
     if reader.seek(SeekFrom::Start(at)).is_err() {

@@ -116,7 +116,7 @@ fn check_files(
     findings: &mut Findings,
 ) -> Result<()> {
     let package = appliance.package();
-    // Two names can mean one file, which is not to be checked again and again.
+    // Two names can mean one file, which is checked once.
     let mut seen = HashSet::new();
     for file in &package.files {
         let member = appliance
@@ -195,7 +195,7 @@ fn compare_size(file: &PackageFile, stored: u64, findings: &mut Findings) -> Res
     let problem = format!("says that {name} has {size} bytes, and there are {stored}");
     match file.compression {
         None => findings.add_damage(malformed("OVF descriptor", None, problem)),
-        // Some mean what it unpacks to, and nobody reads by it.
+        // Some writers give the inflated size. Readers do not use it.
         Some(_) => {
             findings.note("OVF descriptor", problem);
             Ok(())

@@ -1,4 +1,4 @@
-//! Files packed by gzip (RFC 1952), read at any offset.
+//! Files compressed by gzip (RFC 1952), read at any offset.
 //!
 //! One pass over the file finds its size, checks its sums and notes the inflater's state now and then.
 //! A read goes on from the nearest state before it, of these or of those that earlier reads left.
@@ -21,7 +21,7 @@ use super::malformed;
 
 /// Window of deflate, in bytes.
 const WINDOW: usize = 32 << 10;
-/// Bytes of the packed file read at once.
+/// Bytes of the compressed file read at once.
 const INPUT: usize = 32 << 10;
 /// The most bytes of a header, whose name and comment have no length of their own.
 const MAX_HEADER: u64 = 128 << 10;
@@ -85,7 +85,7 @@ impl State {
     }
 }
 
-/// A file packed by gzip, as what it holds.
+/// The content of a file compressed by gzip.
 pub(super) struct Inflated<S> {
     packed: S,
     size: u64,
@@ -355,7 +355,7 @@ impl<S: BlockSource> BlockSource for Inflated<S> {
             let before = inflater.state.at;
             let out = inflater.step()?;
             if out.is_empty() {
-                return Err(inflater.bad("is no longer what it was"));
+                return Err(inflater.bad("has changed since it was opened"));
             }
             let wanted = offset + done as u64;
             let skip = usize::try_from(wanted.saturating_sub(before)).unwrap_or(usize::MAX);

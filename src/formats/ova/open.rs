@@ -217,14 +217,14 @@ fn open_outside(
         return Ok(None);
     };
     let bytes = unpacked(file, stored, request.limits)?;
-    // What is within a file that was put together is not beside anything.
+    // A file that was assembled or inflated has no files beside it.
     request
         .opener
         .open_within(bytes, declared, Arc::new(DenyReferences))
         .map(Some)
 }
 
-/// The name and format of a file beside a descriptor that is neither packed nor in chunks.
+/// The name and format of a file beside a descriptor that is neither compressed nor in chunks.
 pub(super) fn as_it_is(
     file: &PackageFile,
     declared: Option<FormatId>,

@@ -147,7 +147,7 @@ impl Package {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let root = xml::parse(&xml::decoded(bytes)?)?;
         if root.name != "Envelope" {
-            return Err("is no OVF envelope".to_owned());
+            return Err("is not an OVF envelope".to_owned());
         }
         let mut package = Package::default();
         let references = root.children.iter().filter(|c| c.name == "References");
@@ -221,7 +221,7 @@ impl Package {
         let capacity = disk.attribute("capacity").map(|text| bytes(text, units));
         if capacity == Some(None) {
             self.warnings.push(format!(
-                "the capacity of the disk {} is no number",
+                "the capacity of the disk {} is not a number",
                 id.quoted()
             ));
         }
@@ -260,7 +260,7 @@ impl Package {
                 "OperatingSystemSection" => system.set_os(section),
                 "VirtualHardwareSection" => self.add_hardware(section, &mut system),
                 "ProductSection" => system.set_product(section),
-                // VirtualBox repeats the machine in its own words.
+                // VirtualBox repeats the machine in elements of its own.
                 "Machine" => {
                     let firmware = section.descendants().find(|e| e.name == "Firmware");
                     let kind = firmware.and_then(|e| e.attribute("type"));
@@ -408,7 +408,7 @@ fn type_of(element: &Element) -> &str {
 }
 
 /// A number of units in bytes. Units are `byte * 2^20`, `byte*10^6`, or the words of old (DSP0004,
-/// annex C); a fraction or a property's name is no number.
+/// annex C); a fraction or a property's name is not a number.
 fn bytes(number: &str, units: &str) -> Option<u64> {
     let number: u64 = number.trim().parse().ok()?;
     let plain: String = units.chars().filter(|c| !c.is_whitespace()).collect();
@@ -522,7 +522,7 @@ mod tests {
     fn what_contradicts_itself_is_refused() {
         let envelope = |inside: &str| format!("<Envelope>{inside}</Envelope>");
         for (text, words) in [
-            ("<Envelop/>".to_owned(), "no OVF envelope"),
+            ("<Envelop/>".to_owned(), "not an OVF envelope"),
             (
                 envelope("<References><File id='a'/></References>"),
                 "without href",

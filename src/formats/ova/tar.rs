@@ -171,7 +171,7 @@ impl Reader<'_> {
                 return Err(Header::malformed(self.at, "chksum", "is not the sum"));
             }
             let own = number(&header.size)
-                .ok_or_else(|| Header::malformed(self.at, "size", "is no number"))?;
+                .ok_or_else(|| Header::malformed(self.at, "size", "is not a number"))?;
             waiting = match header.typeflag {
                 b'x' | b'g' => {
                     let text = self.extended_bytes(own)?;
@@ -193,7 +193,7 @@ impl Reader<'_> {
                     false
                 }
             };
-            // A global header speaks of no member in particular.
+            // A global header is about no single member.
             waiting &= header.typeflag != b'g';
         }
     }
@@ -222,7 +222,7 @@ impl Reader<'_> {
             _ => Kind::Other,
         };
         let mut stored = extended.size.unwrap_or(own);
-        // Some archivers give a link the size of what it means; others a link with its bytes.
+        // Some archivers give a link the size of its target; others store the bytes with the link.
         if matches!(header.typeflag, b'1'..=b'6') && stored != 0 {
             return Err(Header::malformed(
                 at,
@@ -330,7 +330,7 @@ impl Reader<'_> {
     fn pax(&self, kind: u8, text: &[u8], extended: &mut Extended) -> Result<()> {
         let bad = |what: &str| malformed("pax header", self.at, what.to_owned());
         let records = pax_records(text).ok_or_else(|| bad("has a record that is not whole"))?;
-        let counted = |value| decimal(value).ok_or_else(|| bad("has a size that is no number"));
+        let counted = |value| decimal(value).ok_or_else(|| bad("has a size that is not a number"));
         for (key, value) in records {
             let decides = matches!(key, b"path" | b"size") || key.starts_with(b"GNU.sparse.");
             if kind == b'g' {
@@ -370,7 +370,7 @@ impl Reader<'_> {
     fn old_gnu_map(&mut self, block: &[u8]) -> Result<(Vec<u64>, u64, u64)> {
         let header = OldGnuHeader::parse(block, self.at)?;
         let real = number(&header.real_size)
-            .ok_or_else(|| OldGnuHeader::malformed(self.at, "real_size", "is no number"))?;
+            .ok_or_else(|| OldGnuHeader::malformed(self.at, "real_size", "is not a number"))?;
         let mut map = Vec::new();
         let mut take = |entries: &[u8], at: u64| -> Result<()> {
             for entry in entries.chunks_exact(12) {

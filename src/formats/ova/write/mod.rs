@@ -37,7 +37,7 @@ impl OvaOptions {
     ) -> Result<Box<dyn ImageWriter>> {
         self.check()?;
         if let Some(algorithm) = self.manifest {
-            // Whether it is built in shows here, and not when all is written.
+            // A codec that is not built in fails here, before anything is written.
             algorithm.digest(&[])?;
         }
         let stem = stem_of(file_name);
@@ -60,7 +60,7 @@ impl OvaOptions {
             disk_name,
             room: 0,
         };
-        // The longest size that it may have to tell.
+        // The longest size that the descriptor may have to hold.
         let room = layout.descriptor(u64::MAX).len() as u64;
         layout.room = room.next_multiple_of(BLOCK);
         Ok(Box::new(OvaWriter { disk, layout }))
@@ -151,7 +151,7 @@ impl ImageWriter for OvaWriter {
     fn shape(&self) -> WriteShape {
         let mut shape = self.disk.shape();
         shape.preallocation = self.layout.moved(shape.preallocation);
-        // The descriptor comes first and tells how long the disk has become.
+        // The descriptor comes first and holds the final size of the disk.
         shape.forward = false;
         shape
     }
@@ -214,7 +214,7 @@ impl ImageWriter for OvaWriter {
         let total = next.next_multiple_of(BLOCK) + 2 * BLOCK;
         push(BLOCK, text);
         tables.push(Write::new(0, next, Payload::WrittenZeroes(total - next)));
-        // An archive begins with it: without it the file is none.
+        // An archive begins with it: without it the file is not an archive.
         seal.push(Write::new(0, 0, layout.member(".ovf", layout.room)?));
         Ok(Finish::new(tables, seal, vec![total]))
     }

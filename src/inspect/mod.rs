@@ -39,7 +39,8 @@ use crate::image::{Evidence, FileInfo, Image, ImageInfo, SnapshotInfo, Value};
 use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::open::{Layer, OpenOptions};
-use crate::reference::{DetachReferences, Reference, ReferenceKind};
+use crate::reference::{Reference, ReferenceKind};
+use crate::resolver::DetachReferences;
 use crate::source::{BlockSource, BlockSourceExt};
 
 pub use map::ExtentMap;

@@ -13,7 +13,8 @@ use crate::inspect::mbr;
 use crate::name::ImageName;
 use crate::ondisk::luks;
 use crate::open::{Layer, OpenOptions};
-use crate::reference::{DetachReferences, ReferenceKind};
+use crate::reference::ReferenceKind;
+use crate::resolver::DetachReferences;
 use crate::source::BlockSource;
 use crate::storage::FileStorage;
 

@@ -22,11 +22,7 @@ pub fn digest_of(
         }
         let n = source.read_at(&mut buf, offset)?;
         if n == 0 {
-            return Err(Error::OutOfRange {
-                offset,
-                len: 1,
-                size: source.size(),
-            });
+            return Err(Error::out_of_range(offset, 1, source.size()));
         }
         hasher.update(buf.get(..n).unwrap_or_default());
         offset += n as u64;

@@ -126,11 +126,7 @@ impl Salvage {
     fn try_read(&self, buf: &mut [u8], offset: u64) -> Result<Option<Error>> {
         let error = match self.image.read_at(buf, offset) {
             Ok(n) if n == buf.len() => return Ok(None),
-            Ok(_) => Error::OutOfRange {
-                offset,
-                len: buf.len() as u64,
-                size: self.image.size(),
-            },
+            Ok(_) => Error::out_of_range(offset, buf.len() as u64, self.image.size()),
             Err(error) => error,
         };
         self.count(error).map(Some)

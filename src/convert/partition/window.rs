@@ -125,11 +125,7 @@ impl PartTarget {
     ) -> Result<()> {
         let end = offset.checked_add(len).filter(|end| *end <= self.len);
         let Some(end) = end else {
-            return Err(Error::OutOfRange {
-                offset,
-                len,
-                size: self.len,
-            });
+            return Err(Error::out_of_range(offset, len, self.len));
         };
         let first = self
             .pieces
@@ -220,11 +216,7 @@ impl BlockTarget for PartTarget {
     fn set_size(&self, size: u64) -> Result<()> {
         match size <= self.len {
             true => Ok(()),
-            false => Err(Error::OutOfRange {
-                offset: 0,
-                len: size,
-                size: self.len,
-            }),
+            false => Err(Error::out_of_range(0, size, self.len)),
         }
     }
 

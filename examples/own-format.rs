@@ -22,10 +22,7 @@ impl Format for Own {
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
-        match window.has(0, MAGIC) {
-            true => Verdict::found("OWNDISK", 0),
-            false => Verdict::Reject,
-        }
+        Verdict::found_if(window.has(0, MAGIC), "OWNDISK", 0)
     }
 
     fn open(&self, file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {

@@ -3,11 +3,10 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
 
 use crate::format_id::FormatId;
 use crate::hint::Hint;
-use crate::name::ImageName;
+use crate::name::quoted_path;
 use crate::reference::Reference;
 
 /// The result of everything that can fail in this crate.
@@ -205,6 +204,11 @@ impl Error {
         Error::io(format!("{verb} {}", quoted_path(path)), source)
     }
 
+    /// An [`Error::OutOfRange`] for `len` bytes at `offset` of `size` bytes.
+    pub fn out_of_range(offset: u64, len: u64, size: u64) -> Self {
+        Error::OutOfRange { offset, len, size }
+    }
+
     /// An [`Error::InvalidInput`] that says what cannot be.
     pub fn invalid(problem: impl Into<Cow<'static, str>>) -> Self {
         Error::InvalidInput(problem.into())
@@ -302,11 +306,6 @@ impl From<Error> for io::Error {
             error => io::Error::new(error.io_kind(), error),
         }
     }
-}
-
-/// A path as error messages show it: quoted, with control characters escaped.
-pub(crate) fn quoted_path(path: &std::path::Path) -> impl fmt::Display + use<> {
-    ImageName::from(PathBuf::from(path)).quoted().to_string()
 }
 
 struct Located<'a> {

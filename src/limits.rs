@@ -90,124 +90,61 @@ limits! {
     output_bytes = i64::MAX as u64;
 }
 
+/// Defines a method for each limit that fails with [`Error::LimitExceeded`] above it.
+macro_rules! checks {
+    ($($name:ident, $limit:ident, $what:literal;)*) => {
+        impl Limits {
+            $(
+                #[doc = concat!("Checks ", $what, " by [`", stringify!($limit), "`](Self::", stringify!($limit), ").")]
+                ///
+                /// # Errors
+                /// [`Error::LimitExceeded`].
+                pub fn $name(&self, value: u64) -> Result<()> {
+                    check(stringify!($limit), $what, value, self.$limit)
+                }
+            )*
+        }
+    };
+    ($($name:ident, $limit:ident;)*) => {
+        impl Limits {
+            $(
+                #[doc = concat!("Checks bytes of `what` by [`", stringify!($limit), "`](Self::", stringify!($limit), ").")]
+                ///
+                /// # Errors
+                /// [`Error::LimitExceeded`].
+                pub fn $name(&self, what: &'static str, bytes: u64) -> Result<()> {
+                    check(stringify!($limit), what, bytes, self.$limit)
+                }
+            )*
+        }
+    };
+}
+
+checks! {
+    check_metadata, metadata_bytes;
+    check_descriptor, descriptor_bytes;
+    check_name, name_bytes;
+}
+checks! {
+    check_kept, check_bytes, "the record of what is in use";
+    check_extents, extents, "the number of extents";
+    check_archive_files, archive_files, "the number of files in the archive";
+    check_output, output_bytes, "what was written";
+    check_snapshots, snapshots, "the number of snapshots";
+    check_virtual_size, virtual_size, "the virtual size";
+    check_failures, failures, "the number of reads that failed";
+    check_chain_depth, chain_depth, "the length of the backing chain";
+}
+
 impl Limits {
-    /// Checks a size that one structure demands, in bytes.
-    ///
-    /// # Errors
-    /// [`Error::LimitExceeded`] with `what` as the thing that was too large.
-    pub fn check_metadata(&self, what: &'static str, bytes: u64) -> Result<()> {
-        check("metadata_bytes", what, bytes, self.metadata_bytes)
-    }
-
-    /// Checks what a check has to keep, in bytes.
+    /// Checks the bytes that a file unpacks to that has `packed` bytes itself.
     ///
     /// # Errors
     /// [`Error::LimitExceeded`].
-    pub fn check_kept(&self, bytes: u64) -> Result<()> {
-        check(
-            "check_bytes",
-            "the record of what is in use",
-            bytes,
-            self.check_bytes,
-        )
-    }
-
-    /// Checks the length of a descriptor, in bytes.
-    ///
-    /// # Errors
-    /// [`Error::LimitExceeded`] with `what` as the thing that was too large.
-    pub fn check_descriptor(&self, what: &'static str, bytes: u64) -> Result<()> {
-        check("descriptor_bytes", what, bytes, self.descriptor_bytes)
-    }
-
-    /// Checks the length of a name, in bytes.
-    ///
-    /// # Errors
-    /// As [`check_descriptor`](Self::check_descriptor).
-    pub fn check_name(&self, what: &'static str, bytes: u64) -> Result<()> {
-        check("name_bytes", what, bytes, self.name_bytes)
-    }
-
-    /// Checks the number of extents of a disk.
-    ///
-    /// # Errors
-    /// [`Error::LimitExceeded`].
-    pub fn check_extents(&self, count: u64) -> Result<()> {
-        check("extents", "the number of extents", count, self.extents)
-    }
-
-    /// Checks the number of files in an archive.
-    ///
-    /// # Errors
-    /// [`Error::LimitExceeded`].
-    pub fn check_archive_files(&self, count: u64) -> Result<()> {
-        let what = "the number of files in the archive";
-        check("archive_files", what, count, self.archive_files)
-    }
-
-    /// Checks how many bytes were written into one target.
-    ///
-    /// # Errors
-    /// [`Error::LimitExceeded`].
-    pub fn check_output(&self, bytes: u64) -> Result<()> {
-        check("output_bytes", "what was written", bytes, self.output_bytes)
-    }
-
-    /// Checks the number of internal snapshots.
-    ///
-    /// # Errors
-    /// [`Error::LimitExceeded`].
-    pub fn check_snapshots(&self, count: u64) -> Result<()> {
-        check(
-            "snapshots",
-            "the number of snapshots",
-            count,
-            self.snapshots,
-        )
-    }
-
-    /// Checks how many bytes a file unpacks to that has `packed` bytes itself.
-    ///
-    /// # Errors
-    /// [`Error::LimitExceeded`] with `what` as the thing that was too large.
     pub fn check_inflated(&self, what: &'static str, packed: u64, bytes: u64) -> Result<()> {
         let usual = packed.saturating_mul(USUAL_RATIO);
         let most = self.inflated_bytes.saturating_add(usual);
         check("inflated_bytes", what, bytes, most)
-    }
-
-    /// Checks a virtual size in bytes.
-    ///
-    /// # Errors
-    /// [`Error::LimitExceeded`].
-    pub fn check_virtual_size(&self, bytes: u64) -> Result<()> {
-        check("virtual_size", "the virtual size", bytes, self.virtual_size)
-    }
-
-    /// Checks the number of reads that failed.
-    ///
-    /// # Errors
-    /// [`Error::LimitExceeded`].
-    pub fn check_failures(&self, count: u64) -> Result<()> {
-        check(
-            "failures",
-            "the number of reads that failed",
-            count,
-            self.failures,
-        )
-    }
-
-    /// Checks the number of images in a backing chain.
-    ///
-    /// # Errors
-    /// [`Error::LimitExceeded`].
-    pub fn check_chain_depth(&self, images: u64) -> Result<()> {
-        check(
-            "chain_depth",
-            "the length of the backing chain",
-            images,
-            self.chain_depth,
-        )
     }
 }
 

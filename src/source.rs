@@ -201,11 +201,7 @@ pub trait BlockSourceExt: BlockSource {
         let n = self.read_at(buf, offset)?;
         if n < buf.len() {
             let len = buf.len() as u64;
-            return Err(Error::OutOfRange {
-                offset,
-                len,
-                size: self.size(),
-            });
+            return Err(Error::out_of_range(offset, len, self.size()));
         }
         Ok(())
     }
@@ -248,11 +244,7 @@ impl<S: BlockSource + ?Sized> Iterator for Extents<'_, S> {
 /// [`Error::OutOfRange`] as [`BlockSource::extent_at`] promises.
 pub fn check_extent(offset: u64, limit: u64, size: u64) -> Result<u64> {
     if offset >= size || limit == 0 {
-        return Err(Error::OutOfRange {
-            offset,
-            len: limit,
-            size,
-        });
+        return Err(Error::out_of_range(offset, limit, size));
     }
     Ok(limit.min(size - offset))
 }

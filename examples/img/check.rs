@@ -13,25 +13,25 @@ use crate::command::{Call, about, complain, print};
 use crate::compare::SourceCache;
 use crate::info::Form;
 
-/// Checks a disk image as `qemu-img check` does: whether its tables, counts and copies agree. The exit
-/// status is 0 if nothing is wrong, 1 if the check could not be completed, 2 if the image is corrupt, 3
-/// if it has leaked clusters and nothing worse, and 63 if its format has nothing to check.
+/// Checks the tables, counts and copies of a disk image as `qemu-img check` does, and repairs them. The exit
+/// status is 0 if nothing is wrong, 1 if the check was not completed, 2 if the image is corrupt, 3 if it
+/// has leaked clusters and nothing worse, and 63 if its format has nothing to check.
 #[derive(Debug, Parser)]
 #[command(version, args_override_self = true)]
 struct Arguments {
-    /// The format of the image; detected unless given
+    /// Format of the image; detected unless given
     #[arg(short, long, value_name = "FMT")]
     format: Option<String>,
-    /// The form of what is printed
+    /// Form of the result
     #[arg(long, value_name = "human|json", default_value = "human")]
     output: Form,
-    /// Repairs the image: leaked clusters, all that can be mended, or also by what only a second copy has
+    /// Repairs leaked clusters, all that needs no guess, or also data that only a redundant table has
     #[arg(short, long, value_name = "leaks|all|redundant", requires = "where_to")]
     repair: Option<Mended>,
     /// Writes the repaired image to a new file
     #[arg(long, value_name = "NEW", group = "where_to", requires = "repair", value_parser = path())]
     to: Option<PathBuf>,
-    /// Repairs the image where it is
+    /// Repairs the image in place
     #[arg(long, group = "where_to", requires = "repair")]
     in_place: bool,
     /// Prints nothing but errors
@@ -41,12 +41,12 @@ struct Arguments {
     cache: SourceCache,
     #[command(flatten)]
     opening: Opening,
-    /// The image
+    /// Image
     #[arg(value_name = "FILE", value_parser = path())]
     file: PathBuf,
 }
 
-/// What is to be repaired.
+/// Scope of a repair.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Mended {
     Leaks,
@@ -55,7 +55,7 @@ enum Mended {
 }
 
 impl Arguments {
-    /// What is to be repaired, if anything.
+    /// The scope of the repair, if one is asked for.
     fn repair(&self) -> Option<Scope> {
         self.repair.map(|mended| match mended {
             Mended::Leaks => Scope::Leaks,
@@ -70,9 +70,9 @@ impl Arguments {
     }
 }
 
-/// The check was not completed.
+/// Exit status if the check was not completed.
 const NOT_COMPLETED: u8 = 1;
-/// The format has nothing to check.
+/// Exit status if the format has nothing to check.
 const NOT_SUPPORTED: u8 = 63;
 
 pub(crate) fn main(call: Call) -> ExitCode {
@@ -86,7 +86,7 @@ fn run(arguments: &Arguments) -> Result<u8, String> {
     let (checked, fixed) = match arguments.repair() {
         None => {
             let checked = match Checked::of_path(&arguments.file, &options) {
-                // To qemu-img such a file is raw.
+                // qemu-img calls such a file raw.
                 Err(error @ Error::Unrecognized) => {
                     complain(&about(&arguments.file, &error));
                     return Ok(NOT_SUPPORTED);
@@ -135,7 +135,7 @@ fn repair(
     Ok((repaired.checked, repaired.fixed))
 }
 
-/// Tells on standard error what was found, one finding a line.
+/// Prints the findings on standard error, one a line.
 fn tell_findings(findings: &Findings, quiet: bool) {
     if quiet {
         return;
@@ -148,11 +148,11 @@ fn tell_findings(findings: &Findings, quiet: bool) {
     if findings.left_out() > 0 {
         text.push_str(&format!("and {} more\n", findings.left_out()));
     }
-    // Who does not read them has the counts.
+    // A closed standard error does not stop the check: the counts are on standard output.
     drop(io::stderr().write_all(text.as_bytes()));
 }
 
-/// What was mended, in qemu-img's words.
+/// Report of a repair in qemu-img's words.
 fn repaired(fixed: Fixed) -> String {
     if fixed == Fixed::default() {
         return String::new();
@@ -164,7 +164,7 @@ fn repaired(fixed: Fixed) -> String {
     )
 }
 
-/// The result in qemu-img's words.
+/// Report of the result in qemu-img's words.
 fn text(findings: &Findings) -> String {
     let mut text = String::new();
     if findings.is_clean() {
@@ -207,10 +207,10 @@ fn text(findings: &Findings) -> String {
     text
 }
 
-/// A share of a whole with two decimals.
+/// Share of a whole, in percent with two decimals.
 #[allow(
     clippy::cast_precision_loss,
-    reason = "two decimals are told, as a C program tells them"
+    reason = "two decimals are printed, as by a C program"
 )]
 fn percent(part: u64, whole: u64) -> String {
     format!("{:.2}", part as f64 * 100.0 / whole as f64)

@@ -27,35 +27,35 @@ pub(crate) struct SourceCache {
     mode: CacheMode,
 }
 
-/// Compares two disk images as `qemu-img compare` does: whether a guest would read the same from both.
-/// The exit status is 0 if they are the same, 1 if they differ, 2 if one cannot be opened, 3 and 4 if
-/// the status or the bytes of a range cannot be read.
+/// Compares the disks of two images as `qemu-img compare` does. The exit status is 0 if a guest reads the
+/// same from both, 1 if not, 2 if one cannot be opened, and 3 or 4 if the status or the bytes of a range
+/// cannot be read.
 #[derive(Debug, Parser)]
 #[command(version, args_override_self = true)]
 struct Arguments {
-    /// The format of the first image; detected unless given
+    /// Format of the first image; detected unless given
     #[arg(short = 'f', long = "a-format", value_name = "FMT")]
     first_format: Option<String>,
-    /// The format of the second image; detected unless given
+    /// Format of the second image; detected unless given
     #[arg(short = 'F', long = "b-format", value_name = "FMT")]
     second_format: Option<String>,
-    /// Sizes, and what is stored in which way, have to be the same, too
+    /// Compares sizes and the status of ranges, too
     #[arg(short = 's', long)]
     strict: bool,
-    /// Shows how far the comparison is
+    /// Shows the progress
     #[arg(short = 'p', long)]
     progress: bool,
     /// Prints nothing but errors
     #[arg(short = 'q', long)]
     quiet: bool,
-    /// How many threads work; as many as there are processors unless given
+    /// Number of threads; the number of processors unless given
     #[arg(short = 'm', value_name = "THREADS")]
     threads: Option<NonZeroUsize>,
     #[command(flatten)]
     cache: SourceCache,
     #[command(flatten)]
     opening: Opening,
-    /// The images
+    /// Images
     #[arg(value_name = "FILE", required = true, value_parser = path())]
     files: Vec<PathBuf>,
 }
@@ -116,11 +116,11 @@ fn path_of<'a>(side: Side, first: &'a Path, second: &'a Path) -> &'a Path {
     }
 }
 
-/// The result in qemu-img's words.
+/// Report of the result in qemu-img's words.
 fn text(comparison: Comparison, first: u64, second: u64) -> String {
     const LONGER: &str = "Warning: Image size mismatch!\n";
     let end = first.min(second);
-    // To qemu-img the disks end with whole sectors, and a difference is where its sector starts.
+    // qemu-img rounds disks up to whole sectors, and a difference down to the start of its sector.
     let sector = |offset: u64| offset - offset % 512;
     let is_longer = first.next_multiple_of(512) != second.next_multiple_of(512);
     match comparison {

@@ -1,4 +1,4 @@
-//! Describes disk images as `qemu-img info` does, and what it has no words for.
+//! Describes disk images as `qemu-img info` does, with their content and safety.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Read};
@@ -14,24 +14,23 @@ use clap::{Parser, ValueEnum};
 use crate::arguments::{Opening, path, size};
 use crate::command::{Call, about, complain, print};
 
-/// Describes disk images as `qemu-img info` does. FILE is a path and nothing else; the files that an
-/// image refers to are named, and not opened.
+/// Describes disk images as `qemu-img info` does. FILE is a path and nothing else; - is standard input. Files
+/// that an image refers to are named and not opened.
 #[derive(Debug, Parser)]
 #[command(version, args_override_self = true)]
 struct Arguments {
-    /// The format of the images; detected unless given
+    /// Format of the images; detected unless given
     #[arg(short = 'f', value_name = "FMT")]
     format: Option<String>,
-    /// The form of the description
+    /// Form of the description
     #[arg(long, value_name = "FORM", default_value = "human")]
     output: Form,
-    /// Describes the backing files too, as far as --allow-references lets them be opened
+    /// Describes the backing files too, as far as --allow-references allows them
     #[arg(long)]
     backing_chain: bool,
     #[command(flatten)]
     opening: Opening,
-    /// Tells behind the text how much of the disk is data, zeros and holes, and draws where: `auto`
-    /// does on a terminal
+    /// Adds how much of the disk is data, zeros and holes, and draws where; `auto` does so on a terminal
     #[arg(
         long,
         value_name = "auto|always|never",
@@ -42,28 +41,27 @@ struct Arguments {
         hide_possible_values = true
     )]
     map: When,
-    /// Tells which checks of its safety the image passes, too; fails if there is one that it does not
+    /// Adds the checks of the safety of the image; the exit status is 1 if one fails
     #[arg(long, conflicts_with = "backing_chain")]
     safety: bool,
-    /// The formats that may come, one or several; a stream is not read further than to the proof that it
-    /// is of none of them
+    /// Formats that are accepted; a stream is read no further than the proof that it has none of them
     #[arg(long, value_name = "FMT,…", value_delimiter = ',')]
     allow_formats: Vec<String>,
-    /// The largest disk that may come
+    /// Largest virtual size that is accepted
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_size: Option<u64>,
-    /// Describes this disk of an appliance: its href, its id or its number from 0 on
+    /// Describes this disk of an appliance: its number, the name of its file, or its id
     #[arg(long, value_name = "DISK")]
     disk: Option<String>,
-    /// Compares an appliance with its manifest, too
+    /// Compares an appliance with its manifest
     #[arg(long)]
     verify_manifest: bool,
-    /// The images
+    /// Images
     #[arg(value_name = "FILE", required = true, value_parser = path())]
     files: Vec<PathBuf>,
 }
 
-/// Form of what is printed.
+/// Form of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Form {
     Human,
@@ -130,8 +128,8 @@ fn run(arguments: Arguments) -> Result<ExitCode, String> {
     Ok(ExitCode::from(u8::from(failed)))
 }
 
-/// The map of an image that was described; nothing for what cannot be read. Where the files that it
-/// refers to may not be opened, what lies in them is not looked at.
+/// Map of an image that was described; empty if the image cannot be read. Data in files that may not be opened
+/// is left out.
 fn map(file: &Path, told: &Told, arguments: &Arguments) -> String {
     let Told::Report(report) = told else {
         return String::new();
@@ -150,7 +148,7 @@ fn map(file: &Path, told: &Told, arguments: &Arguments) -> String {
     opened.map_or(String::new(), |image| ExtentMap::of(&image).to_string())
 }
 
-/// What is told of a file.
+/// Description of a file.
 enum Told {
     Report(Box<Report>),
     Unopened(Unopened),
@@ -224,7 +222,7 @@ fn of_file(file: &Path, arguments: &Arguments) -> Result<Described> {
     Ok((described, safety))
 }
 
-/// Fails if the image in a file is not what a stream might be.
+/// Applies the conditions for a stream to the image in a file.
 fn check(report: &Report, arguments: &Arguments) -> Result<()> {
     let size = report.info.virtual_size;
     report.check_allowed(&arguments.allow_formats)?;

@@ -1,4 +1,4 @@
-//! Tells where the bytes of a disk image are, as `qemu-img map` does.
+//! Lists the places of the bytes of a disk as `qemu-img map` does.
 
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
@@ -11,25 +11,25 @@ use crate::arguments::{Opening, path, size};
 use crate::command::{Call, about, unwritten};
 use crate::info::Form;
 
-/// Tells where the bytes of a disk image are, through its backing files, as `qemu-img map` does.
+/// Lists the places of the bytes of a disk, through its backing files, as `qemu-img map` does.
 #[derive(Debug, Parser)]
 #[command(version, args_override_self = true)]
 struct Arguments {
-    /// The format of the image; detected unless given
+    /// Format of the image; detected unless given
     #[arg(short = 'f', long, value_name = "FMT")]
     format: Option<String>,
-    /// The form of the list: a table of what is stored, or JSON with everything
+    /// Form of the list: a table of stored data, or JSON with everything
     #[arg(long, value_name = "FORM", default_value = "human")]
     output: Form,
-    /// Where in the disk to begin
+    /// First byte of the disk to list
     #[arg(short = 's', long, value_name = "OFFSET", default_value = "0", value_parser = size)]
     start_offset: u64,
-    /// How much of the disk to look at
+    /// Number of bytes to list
     #[arg(short = 'l', long, value_name = "LENGTH", value_parser = size)]
     max_length: Option<u64>,
     #[command(flatten)]
     opening: Opening,
-    /// The image
+    /// Image
     #[arg(value_name = "FILE", value_parser = path())]
     file: PathBuf,
 }
@@ -77,8 +77,8 @@ fn table(
         let entry = entry?;
         if entry.data && entry.offset.is_none() {
             return Err(format!(
-                "what is stored at byte {} of the disk is packed, or in no file, and has no place in \
-                 this table; --output json tells of it",
+                "the data at byte {} of the disk is compressed, or in no file, and has no place in this table; \
+                 use --output json",
                 entry.start
             ));
         }

@@ -1,4 +1,4 @@
-//! Tells how large an image would become, as `qemu-img measure` does.
+//! Computes the size of a converted image as `qemu-img measure` does.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,17 +12,17 @@ use crate::command::{Call, about, print, told};
 use crate::info::Form;
 use crate::qemu::{Target, snapshot};
 
-/// Tells how large an image would become that img-convert writes, as `qemu-img measure` does: from
-/// FILE, or for an empty disk of --size bytes.
+/// Computes the size of the image that a conversion of FILE, or of an empty disk of --size bytes, would write,
+/// as `qemu-img measure` does.
 #[derive(Debug, Parser)]
 #[command(version, args_override_self = true)]
 struct Arguments {
-    /// The format of FILE; detected unless given
+    /// Format of FILE; detected unless given
     #[arg(short = 'f', long, value_name = "FMT", conflicts_with = "size")]
     format: Option<String>,
     #[command(flatten)]
     target: Target,
-    /// The data is to be packed
+    /// Measures a compressed image: the required size is an upper bound
     #[arg(short = 'c')]
     compress: bool,
     /// Measures an empty disk of SIZE bytes
@@ -31,12 +31,12 @@ struct Arguments {
     /// Measures an internal snapshot: snapshot.id=ID, snapshot.name=NAME, or an id or a name
     #[arg(short = 'l', long = "snapshot", value_name = "SNAPSHOT", value_parser = snapshot, conflicts_with = "size")]
     snapshot: Option<SnapshotSelector>,
-    /// The form of the result
+    /// Form of the result
     #[arg(long, value_name = "FORM", default_value = "human")]
     output: Form,
     #[command(flatten)]
     opening: Opening,
-    /// The image to be converted
+    /// Image to be converted
     #[arg(value_name = "FILE", value_parser = path(), required_unless_present = "size", conflicts_with = "size")]
     file: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! Converts a disk image in parts, each of which another process may do, on another machine.
+//! Converts a disk image in parts, by several processes or machines.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ use crate::arguments::{Opening, path};
 use crate::command::{Call, about, print, quoted, told};
 use crate::qemu::{self, sparse_size};
 
-/// Converts a disk image in parts, each of which another process may do, on another machine. Every step
-/// may be repeated; DST is whole in the end, or absent.
+/// Converts a disk image in parts, by several processes or machines. Every step may be repeated; DST is whole
+/// in the end, or absent.
 #[derive(Debug, Parser)]
 #[command(version, args_override_self = true)]
 struct Arguments {
@@ -23,20 +23,20 @@ struct Arguments {
     step: Step,
 }
 
-/// What to do.
+/// Step of a conversion in parts.
 #[derive(Debug, Subcommand)]
 enum Step {
-    /// Cuts the conversion of SRC into parts, writes that to PLAN and prints how many parts there are
+    /// Cuts the conversion of SRC into parts, writes PLAN and prints the number of parts
     Plan {
-        /// The format of the source; detected unless given
+        /// Format of the source; detected unless given
         #[arg(short = 'f', value_name = "FMT")]
         source_format: Option<String>,
         #[command(flatten)]
         to: qemu::Target,
-        /// The shortest run of zeros that becomes a hole, 4k unless given; 0 writes all zeros out
+        /// Shortest run of zeros that becomes a hole, 4k unless given; 0 writes all zeros out
         #[arg(short = 'S', value_name = "SIZE", value_parser = sparse_size)]
         sparse_size: Option<u64>,
-        /// How many parts, at most
+        /// Largest number of parts
         #[arg(
             long,
             value_name = "COUNT",
@@ -44,30 +44,30 @@ enum Step {
             conflicts_with = "part_data"
         )]
         parts: usize,
-        /// How much data a part has, about
+        /// Data of a part, about
         #[arg(long, value_name = "SIZE", value_parser = sparse_size)]
         part_data: Option<u64>,
         #[command(flatten)]
         source: Source,
-        /// Where the plan goes
+        /// File to write the plan to
         #[arg(value_parser = path())]
         plan: PathBuf,
     },
-    /// Makes the folder of the conversion into DST
+    /// Creates the folder for the state of the conversion into DST
     Prepare {
         #[command(flatten)]
         target: Target,
     },
-    /// Does one part
+    /// Converts one part
     Part {
-        /// How many threads work; as many as there are processors unless given
+        /// Number of threads; the number of processors unless given
         #[arg(short = 'm', value_name = "THREADS")]
         threads: Option<NonZeroUsize>,
         #[command(flatten)]
         target: Target,
         #[command(flatten)]
         source: Source,
-        /// Which part, counted from 0
+        /// Number of the part, from 0
         index: usize,
     },
     /// Ends the conversion: DST gets its name
@@ -77,27 +77,26 @@ enum Step {
     },
 }
 
-/// What is read.
+/// Image to read.
 #[derive(Debug, Args)]
 struct Source {
     #[command(flatten)]
     opening: Opening,
-    /// The source
+    /// Source
     #[arg(id = "source_path", value_name = "SRC", value_parser = path())]
     path: PathBuf,
 }
 
-/// What is written.
+/// Image to write.
 #[derive(Debug, Args)]
 struct Target {
-    /// Where the state of the conversion is kept, .NAME.parts beside DST unless given; a block device
-    /// needs one
+    /// Folder for the state of the conversion, .NAME.parts beside DST unless given; a block device needs one
     #[arg(long, value_name = "DIR", value_parser = path())]
     folder: Option<PathBuf>,
-    /// The plan
+    /// Plan
     #[arg(id = "plan_path", value_name = "PLAN", value_parser = path())]
     plan: PathBuf,
-    /// Where the image goes
+    /// Image to write
     #[arg(id = "target_path", value_name = "DST", value_parser = path())]
     path: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! How far the work is: a live bar for people, qemu-img's line for programs.
+//! Progress of a verb: a live bar for people, qemu-img's line for programs.
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -8,21 +8,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use blockform::convert::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Shows how far the work is.
+/// Display of the progress.
 pub(crate) enum Meter {
-    /// Nobody wants to know.
+    /// No display.
     Silent,
     /// A bar on standard error, for a person at a terminal.
     Bar(ProgressBar),
-    /// `    (12.34/100%)` on standard output, or on standard error where that is the image's, each over
-    /// the one before, as programs that run `qemu-img convert -p` or `qemu-img compare -p` parse it.
+    /// `    (12.34/100%)` on standard output, or on standard error if the image goes to standard output. Each
+    /// overwrites the one before, as programs that run `qemu-img convert -p` parse it.
     Line(Arc<Line>),
 }
 
-/// The line that is shown, in hundredths of a percent.
+/// The line of `qemu-img`, in hundredths of a percent.
 #[derive(Debug, Default)]
 pub(crate) struct Line {
-    /// What was shown last. It is looked at before the lock is taken, by every thread with news.
+    /// Last number that was shown. Every thread reads it before it takes the lock.
     shown: AtomicU64,
     printing: Mutex<()>,
     on_stderr: bool,
@@ -49,7 +49,7 @@ impl Meter {
         }
     }
 
-    /// What is to be told how far the work is, if anybody wants to know.
+    /// Callback for the progress, unless there is no display.
     pub(crate) fn report(
         &self,
     ) -> Option<impl Fn(Progress) -> ControlFlow<()> + Send + Sync + use<>> {
@@ -74,7 +74,7 @@ impl Meter {
         Some(shown)
     }
 
-    /// Leaves what was shown last on a line of its own; that is the end if all went well.
+    /// Ends the display with a line of its own, at 100 % if the work is whole.
     pub(crate) fn finish(&self, whole: bool) {
         match self {
             Meter::Silent => {}
@@ -84,7 +84,7 @@ impl Meter {
                 if whole {
                     line.show(10_000);
                 }
-                // Who does not read how far it is does not stop the work.
+                // A closed output does not stop the work.
                 drop(line.out().write_all(b"\n"));
             }
         }
@@ -116,7 +116,7 @@ impl Line {
         }
     }
 
-    /// Whether it is a whole percent more than what is shown, or the end.
+    /// Returns true for a whole percent more than the last number, and for the end.
     fn is_news(&self, hundredths: u64) -> bool {
         let shown = self.shown.load(Ordering::Relaxed);
         hundredths >= shown + 100 || (hundredths == 10_000 && shown < 10_000)
@@ -128,7 +128,7 @@ impl Line {
         let (whole, rest) = (hundredths / 100, hundredths % 100);
         let text = format!("    ({whole}.{rest:02}/100%)\r");
         let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        // Who does not read how far it is does not stop the work.
+        // A closed output does not stop the work.
         drop(printed);
     }
 }

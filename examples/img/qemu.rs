@@ -41,7 +41,7 @@ impl Target {
         !self.options.is_empty()
     }
 
-    /// The options of the format, and the backing file, which `qemu-img` has among them.
+    /// The options of the format, apart from those that name a backing file.
     pub(crate) fn options(&self) -> Result<Options, String> {
         let mut options = Vec::new();
         let (mut name, mut format) = (None, None);

@@ -1,4 +1,4 @@
-//! The verb *check*: whether the structures of an image agree with each other; and repair.
+//! The verb *check*, which compares the structures of an image with each other; and repair.
 //!
 //! ```
 //! use blockform::OpenOptions;
@@ -13,14 +13,13 @@
 //! # Ok::<(), blockform::Error>(())
 //! ```
 //!
-//! Everything is looked at that says where the disk's bytes are, and none of those bytes: reference
-//! counts, tables, headers with their copies and checksums, bitmaps and snapshots. Of an appliance, whose
-//! manifest has the digests of its files, these are read, and of a VHD the sectors that were never written by its
-//! own account. Backing files are not followed; files that an image consists of are opened as far as the
-//! reference policy goes. What is kept meanwhile is bounded by
-//! [`Limits::check_bytes`](crate::Limits::check_bytes).
+//! A check reads all structures that say where the disk's bytes are: reference counts, tables, headers with
+//! their copies and checksums, bitmaps and snapshots. It does not read the disk's bytes, with two exceptions: the
+//! files of an appliance whose manifest has their digests, and the sectors of a VHD that its bitmaps call
+//! unwritten. Backing files are not followed; files that an image consists of are opened as far as the
+//! reference policy allows. Memory is bounded by [`Limits::check_bytes`](crate::Limits::check_bytes).
 //!
-//! A [`Repair`] mends what it can in a new file, or, where that is asked for, in place.
+//! A [`Repair`] repairs what it can in a new file, or on request in place.
 
 mod repair;
 
@@ -34,7 +33,7 @@ use crate::image::{Format, Value};
 use crate::inspect;
 use crate::name::ImageName;
 use crate::open::OpenOptions;
-use crate::reference::{DenyReferences, Resolver};
+use crate::resolver::{DenyReferences, Resolver};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::storage::FileStorage;
 
@@ -47,7 +46,7 @@ pub use repair::{Repair, Repaired};
 pub struct Checked {
     /// Its format.
     pub format: FormatId,
-    /// What was found; `None` for a format that has nothing to check.
+    /// Findings; `None` for a format that has nothing to check.
     pub findings: Option<Findings>,
 }
 
@@ -55,8 +54,8 @@ impl Checked {
     /// Checks the image in the file at `path`, of the format that `options` name or detection finds.
     ///
     /// # Errors
-    /// What opening the file and [`Format::check`] fail with, and what
-    /// [`OpenOptions::open`] says of a format that cannot be told.
+    /// Errors of opening the file, of [`Format::check`], and those of [`OpenOptions::open`] about a format that
+    /// is not recognized.
     pub fn of_path(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
         let source: Arc<dyn BlockSource> = Arc::new(FileStorage::open(path)?);
@@ -100,7 +99,7 @@ impl Checked {
     }
 
     /// The result under the names of QEMU's `ImageCheck`, and, as `blockform`, the findings one by one.
-    /// `fixed` is what a repair mended before.
+    /// `fixed` has the numbers of a repair before.
     pub fn to_value(&self, filename: ImageName, fixed: Fixed) -> Value {
         let empty = Findings::default();
         let findings = self.findings.as_ref().unwrap_or(&empty);

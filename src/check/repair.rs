@@ -1,4 +1,4 @@
-//! Mending an image: in a new file that is whole or absent, or in place.
+//! Repair of an image: in a new file that is whole or absent, or in place.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::image::{Fixed, Format, Scope};
 use crate::open::OpenOptions;
-use crate::reference::{DenyReferences, Resolver};
+use crate::resolver::{DenyReferences, Resolver};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::storage::{FileStorage, PendingFile, identity_of};
 use crate::target::BlockTarget;
@@ -17,35 +17,35 @@ use super::Checked;
 /// Bytes that are copied at once.
 const PIECE: usize = 1 << 20;
 
-/// What is to be mended, and of which images.
+/// A repair of images.
 #[derive(Debug, Clone)]
 pub struct Repair {
     options: OpenOptions,
     scope: Scope,
 }
 
-/// What a repair came to.
+/// Result of a repair.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Repaired {
-    /// What it mended.
+    /// Numbers of repaired findings.
     pub fixed: Fixed,
-    /// What a check finds afterwards.
+    /// A check of the repaired image.
     pub checked: Checked,
 }
 
 impl Repair {
-    /// Mends what is in `scope` of images that are opened with `options`.
+    /// A repair of what is in `scope`, of images that are opened with `options`.
     pub fn new(options: OpenOptions, scope: Scope) -> Self {
         Repair { options, scope }
     }
 
-    /// Writes a mended copy of the image at `path` to a new file at `to`, which is whole in the end or
-    /// absent. The image itself is only read.
+    /// Writes a repaired copy of the image at `path` to a new file at `to`, which is whole in the end or absent.
+    /// The image itself is only read.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a format of which nothing can be mended, [`Error::InvalidInput`] if
-    /// both are the same file, and what [`Format::repair`], reading and writing fail with.
+    /// [`Error::Unsupported`] for a format without repairs, [`Error::InvalidInput`] if both are the same file, and
+    /// errors of [`Format::repairs`], reading and writing.
     pub fn to_path(&self, path: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Repaired> {
         let (path, to) = (path.as_ref(), to.as_ref());
         let source: Arc<dyn BlockSource> = Arc::new(FileStorage::open(path)?);
@@ -53,7 +53,7 @@ impl Repair {
         let there = there.and_then(|metadata| identity_of(&metadata));
         if there.is_some_and(|file| source.uses_file(file)) {
             return Err(Error::invalid(
-                "the mended copy would replace the image itself; repair it in place if that is meant",
+                "the repaired copy would replace the image itself; repair it in place if that is meant",
             ));
         }
         let resolver = self.options.resolver_at(path)?;
@@ -66,7 +66,7 @@ impl Repair {
         Ok(repaired)
     }
 
-    /// Mends the image at `path` in place. However it is cut off, the image is not worse than before.
+    /// Repairs the image at `path` in place. A crash at any time leaves an image that is not worse than before.
     ///
     /// # Errors
     /// As [`to_path`](Self::to_path).
@@ -78,8 +78,8 @@ impl Repair {
         self.run(format, file, resolver)
     }
 
-    /// Mends the image in storage of the caller's, in place. References are denied unless the options
-    /// have a [`resolver`](OpenOptions::resolver).
+    /// Repairs the image in storage of the caller in place. References are denied unless the options have a
+    /// [`resolver`](OpenOptions::resolver).
     ///
     /// # Errors
     /// As [`to_path`](Self::to_path).

@@ -1,10 +1,10 @@
-//! Cutting two disks into windows: what need not be read is skipped.
+//! Cutting two disks into windows. Ranges that need not be read are skipped.
 
 use crate::compare::{Comparison, Failure, Side};
 use crate::extent::{Extent, ExtentKind};
 use crate::source::{BlockSource, BlockSourceExt};
 
-/// What decides a comparison.
+/// A result of the comparison.
 pub(super) type Decision = Result<Comparison, Failure>;
 
 /// A range that is to be read, from both disks or from one of them.
@@ -19,7 +19,7 @@ pub(super) struct Piece {
 /// The pieces in one window of the disk.
 #[derive(Debug, Default)]
 pub(super) struct Window {
-    /// Where it starts, in bytes: a multiple of its length.
+    /// Start in bytes: a multiple of its length.
     pub(super) start: u64,
     /// Everything before this offset has been dealt with once the pieces are.
     pub(super) end: u64,
@@ -38,7 +38,7 @@ impl Window {
     }
 }
 
-/// Where the next window begins. Cuts depend on the two disks alone, never on the number of threads.
+/// Cuts windows in order. Cuts depend on the two disks alone, never on the number of threads.
 #[derive(Debug)]
 pub(super) struct Cursor<'a> {
     sources: [&'a dyn BlockSource; 2],
@@ -120,7 +120,7 @@ impl<'a> Cursor<'a> {
         Ok(!window.pieces.is_empty())
     }
 
-    /// How many of the bytes up to `end` both disks have from the same place.
+    /// The number of bytes up to `end` that both disks have from the same place.
     fn shared(&self, first: Extent, second: Extent, end: u64) -> Option<u64> {
         if first.kind != ExtentKind::Data || second.kind != ExtentKind::Data {
             return None;

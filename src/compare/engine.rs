@@ -1,8 +1,8 @@
 //! Reading and comparing, on every core.
 //!
-//! Each worker claims the next window under a lock and compares it without one. What decides the
-//! comparison is kept with its offset; nobody claims anything behind it, and of several the first on
-//! the disk wins, so that the answer does not depend on who was faster.
+//! Each worker claims the next window under a lock and compares it without one. A decision is kept with its
+//! offset. No worker claims a window behind it, and of several decisions the first on the disk counts, so that
+//! the result does not depend on timing.
 
 use std::panic::resume_unwind;
 use std::sync::Mutex;
@@ -18,8 +18,8 @@ use crate::zero::is_zero;
 
 /// Bytes of a window, unless a unit of the sources is larger.
 const WINDOW: u64 = 1 << 20;
-/// The largest window in bytes: so long are the largest units that can be packed, and a packed unit
-/// that two windows share is unpacked twice.
+/// The largest window in bytes: so long are the largest compressed units, and a unit that two
+/// windows share is decompressed twice.
 const MAX_WINDOW: u64 = 2 << 20;
 
 pub(super) fn run(options: &CompareOptions, sources: [&dyn BlockSource; 2]) -> Decision {
@@ -68,7 +68,7 @@ struct Engine<'a> {
     total: u64,
     report: Report,
     cursor: Mutex<Cursor<'a>>,
-    /// What decides the comparison, as far as is known, and where it is.
+    /// The first known decision, and its offset.
     decided: Mutex<Option<(u64, Decision)>>,
     /// That offset, for a look without the lock.
     limit: AtomicU64,
@@ -136,8 +136,8 @@ impl Engine<'_> {
         self.options.work.cancel.is_cancelled() || self.report.broken.is_cancelled()
     }
 
-    /// Whether nothing that is not yet claimed can matter. Windows are claimed in order, so that what
-    /// is known to decide lies before all of that.
+    /// Returns true if no unclaimed window can matter: windows are claimed in order, so that a known decision lies
+    /// before all of them.
     fn is_over(&self) -> bool {
         self.is_cancelled() || self.limit.load(Ordering::Relaxed) < u64::MAX
     }

@@ -1,4 +1,4 @@
-//! The verb *compare*: whether two disks hold the same bytes, whatever images they lie in.
+//! The verb *compare*, which compares the bytes of two disks, in images of any formats.
 //!
 //! ```
 //! use blockform::OpenOptions;
@@ -14,9 +14,9 @@
 //! # Ok::<(), blockform::Error>(())
 //! ```
 //!
-//! What both sources know to be zero is not read, nor is what both have in the same place of the same
-//! file, as an overlay and its backing file do. The answer is the same for any number of threads: what
-//! is told, a difference or a failure, is the first one on the disk.
+//! Ranges that are zero in both are not read, nor are ranges that both have in the same place of the same file,
+//! as an overlay and its backing file do. The result is the same for any number of threads: it is the first
+//! difference or failure on the disk.
 
 mod claim;
 mod engine;
@@ -29,7 +29,7 @@ use crate::source::BlockSource;
 
 pub use crate::progress::{Cancel, Phase, Progress};
 
-/// How two disks compare.
+/// Result of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Comparison {
@@ -38,7 +38,7 @@ pub enum Comparison {
     Same,
     /// They hold different bytes, or the longer one has something where the other has ended.
     Differ {
-        /// Where the first byte is that differs, from the start of the disk.
+        /// Offset of the first byte that differs, from the start of the disk.
         offset: u64,
     },
     /// They are of different sizes. Only a strict comparison says so; nothing was read then.
@@ -48,11 +48,10 @@ pub enum Comparison {
         /// Size of the second one, in bytes.
         second: u64,
     },
-    /// A range is stored in one way here and in another way there: as data, packed, as recorded zeros
+    /// A range is stored in one way here and in another way there: as data, compressed, as recorded zeros
     /// or not at all. Only a strict comparison says so.
     StatusDiffers {
-        /// Where the first such range starts, in bytes from the start of the disk. What lies before
-        /// it is the same.
+        /// Start of the first such range in bytes from the start of the disk. Everything before it is the same.
         offset: u64,
     },
 }
@@ -75,28 +74,28 @@ impl fmt::Display for Side {
     }
 }
 
-/// Why a comparison came to no answer.
+/// The reason for which a comparison has no result.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failure {
-    /// How a range is stored could not be found out.
+    /// The status of a range could not be read.
     #[error("cannot find out what the {side} image stores at byte {offset}")]
     Status {
-        /// Of which of the two.
+        /// The disk.
         side: Side,
-        /// Where the range starts, in bytes from the start of the disk.
+        /// Start of the range in bytes from the start of the disk.
         offset: u64,
-        /// Why not.
+        /// Reason.
         source: Error,
     },
     /// A range could not be read.
     #[error("cannot read what the {side} image stores at byte {offset}")]
     Read {
-        /// Of which of the two.
+        /// The disk.
         side: Side,
-        /// Where the range starts, in bytes from the start of the disk.
+        /// Start of the range in bytes from the start of the disk.
         offset: u64,
-        /// Why not.
+        /// Reason.
         source: Error,
     },
     /// The caller stopped it.
@@ -113,7 +112,7 @@ impl From<Failure> for Error {
     }
 }
 
-/// How to compare.
+/// A comparison of two disks.
 #[derive(Clone, Default)]
 pub struct CompareOptions {
     strict: bool,
@@ -147,8 +146,7 @@ impl CompareOptions {
     /// Compares two disks of whatever formats.
     ///
     /// # Errors
-    /// [`Failure`], which says which of the two could not be read, unless a difference comes before
-    /// that place.
+    /// [`Failure`] with the disk that could not be read, unless a difference comes before that place.
     pub fn compare(
         &self,
         first: &dyn BlockSource,

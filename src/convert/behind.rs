@@ -1,5 +1,4 @@
-//! Bringing what is stored to the disk while the work goes on, so that the sync at its end finds little
-//! left to wait for.
+//! Write-back during the work, so that the sync at its end has little left to wait for.
 
 use std::sync::Mutex;
 

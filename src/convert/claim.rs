@@ -9,27 +9,27 @@ use crate::extent::{Extent, ExtentKind};
 use crate::image::Image;
 use crate::source::BlockSource;
 
-/// What is known of the target that decides which ranges have to be written at all.
+/// The content of a target where nothing is written, which decides what has to be.
 #[derive(Debug)]
 pub(super) enum Ground {
-    /// Whatever is not written reads as zero.
+    /// Zeros.
     Zero,
-    /// Whatever is not written reads as anything: zeros have to be placed, too.
+    /// Unknown bytes: zeros have to be placed, too.
     Unknown,
-    /// Whatever is not written reads as the source's own layer at this depth does.
+    /// The bytes of the source's own layer at this depth.
     Layer(u16),
-    /// Whatever is not written reads as this image does.
+    /// The bytes of this image.
     Image(Arc<dyn Image>),
 }
 
-/// Where the next segment begins. Cuts depend on the source and the target alone, never on the number
-/// of threads or on memory.
+/// Cuts segments in order. Cuts depend on the source and the target alone, never on the number of threads or on
+/// memory.
 #[derive(Debug)]
 pub(super) struct Cursor<'a> {
     source: &'a dyn BlockSource,
     /// One for each target.
     grounds: Vec<&'a Ground>,
-    /// Whether packed units travel as they are.
+    /// True if compressed units are copied as they are.
     packed: bool,
     /// Virtual size of the target, and where the work ends.
     size: u64,
@@ -40,7 +40,7 @@ pub(super) struct Cursor<'a> {
     position: u64,
     /// The run that `position` is in, if it is known.
     run: Option<Extent>,
-    /// Whether the source arrives: no more is asked about than a segment has room for.
+    /// True if the source arrives: no extent is asked for beyond the room of a segment.
     arriving: bool,
     number: u64,
 }
@@ -164,7 +164,7 @@ impl<'a> Cursor<'a> {
         self.position = guest + len;
     }
 
-    /// Takes the whole units from the position to `end`, as far as there is room, as they are packed.
+    /// Takes the whole units from the position to `end`, as far as there is room, compressed as they are.
     fn claim_packed(&mut self, segment: &mut Segment, used: &mut u64, end: u64) {
         let Some((guest, len)) = self.whole_units(end) else {
             return self.claim_data(segment, used, end);
@@ -185,7 +185,7 @@ impl<'a> Cursor<'a> {
         (aligned && end > self.position).then(|| (self.position, end - self.position))
     }
 
-    /// What to do with the run at the position, and where it ends: the most that a target needs.
+    /// The status of the run at the position, the highest of those for each target, and its end.
     fn status(&mut self) -> Result<(Status, u64)> {
         let run = self.run_at_position()?;
         let mut found = (Status::Skip, run.end());

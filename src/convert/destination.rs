@@ -1,4 +1,4 @@
-//! Where the result goes: a new file, an existing one, or storage of the caller's.
+//! Destinations: a new file, an existing one, or storage of the caller.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use crate::convert::journal::Journal;
 use crate::convert::lane::{Remake, Target};
 use crate::convert::options::{ConvertOptions, JobOptions, Summary};
 use crate::digest::{ContentDigest, ContentHasher};
-use crate::error::{Error, Result, quoted_path};
+use crate::error::{Error, Result};
 use crate::image::{ImageWriter, OutputFile, WriteShape};
-use crate::name::ImageName;
+use crate::name::{ImageName, quoted_path};
 use crate::progress::Report;
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::storage::{self, FileStorage, PendingFile, identity_of, there};
@@ -21,8 +21,8 @@ use crate::target::BlockTarget;
 /// The size of a disk whose size is not known yet, for a writer that does not ask.
 const ANY_SIZE: u64 = 1 << 20;
 
-/// Whether an image can be written without knowing how large its disk is: everything has its place, and
-/// nothing comes first.
+/// Returns true if an image can be written without the size of its disk: everything has its place, and nothing
+/// comes first.
 fn is_remade(shape: &WriteShape) -> bool {
     shape.settled && shape.forward && shape.files.len() == 1 && shape.preallocation.is_empty()
 }
@@ -307,7 +307,7 @@ impl ConvertOptions {
         Ok(summary)
     }
 
-    /// What the target shows where nothing is written.
+    /// The content of the target where nothing is written.
     pub(super) fn ground(
         &self,
         source: Input<'_>,
@@ -367,7 +367,7 @@ impl JobOptions {
     }
 }
 
-/// Where a result goes, and what has to be done when it is whole.
+/// A target, and the files that get their names when it is whole.
 pub(super) struct Destination<'a> {
     pub(super) target: Target<'a>,
     pub(super) pending: Vec<PendingFile>,
@@ -424,7 +424,7 @@ pub(super) fn refuse_one_for_two(paths: &[PathBuf]) -> Result<()> {
     };
     let mut seen = std::collections::HashSet::new();
     for path in paths {
-        // A folder that is not there is told of when the file is created.
+        // A missing folder is reported when the file is created.
         if let Ok(settled) = settled(path) {
             if !seen.insert(settled) {
                 let name = quoted_path(path);
@@ -441,7 +441,7 @@ pub(super) fn is_block_device(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| storage::is_block_device(&metadata))
 }
 
-/// Where a file of the image goes whose first file goes to `image`.
+/// Path of a file of the image whose first file is at `image`.
 pub(super) fn output_path(image: &Path, file: &OutputFile) -> Result<PathBuf> {
     match file {
         OutputFile::Image => Ok(image.to_owned()),

@@ -10,13 +10,13 @@
 //!     prepare   find the zeros, encode
 //!     place     under a lock: in the order of the numbers, ask the writer where everything goes, and
 //!               queue it to be stored
-//!     store     whoever finds nobody storing empties the queue
+//!     store     a worker that finds no other storing empties the queue
 //! ```
 //!
 //! A source that arrives on a stream is read under the lock under which it is claimed.
 //!
-//! Nobody waits while holding anything but for a slot, and whoever holds the number that is to be
-//! placed next is always running: there is no deadlock.
+//! A worker waits only for a slot, and holds nothing then. The worker with the number that is to be placed next
+//! is always running: there is no deadlock.
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,36 +39,36 @@ use crate::packed::{Codec, PackedSource};
 use crate::progress::Cancel;
 use crate::source::BlockSource;
 
-/// What a conversion works on.
+/// A conversion for the engine.
 pub(super) struct Job<'a> {
     pub(super) source: Input<'a>,
     pub(super) targets: Vec<Target<'a>>,
     pub(super) threads: usize,
     pub(super) memory: u64,
     pub(super) cancel: Cancel,
-    /// Whether the other targets go on when one fails.
+    /// Continues the other targets when one fails.
     pub(super) allow_failure: bool,
-    /// Takes the content in.
+    /// The digest of the content.
     pub(super) content: Option<ContentHasher>,
-    /// Whether packed units that travel as they are are unpacked, to see that they can be.
+    /// Decompresses compressed units that are copied as they are, to prove that they can be read.
     pub(super) check_packed: bool,
 }
 
-/// What became of a conversion.
+/// Result of a conversion.
 pub(super) struct Outcome {
     /// One for each target.
     pub(super) targets: Vec<Result<Summary>>,
     pub(super) content: Option<ContentDigest>,
     /// Of a source that arrived.
     pub(super) source_digests: Vec<Digest>,
-    /// Those of targets that are written, to be removed when these have their names.
+    /// Journals of the targets, to be removed when these have their names.
     pub(super) journals: Vec<Journal>,
 }
 
 /// Runs a conversion to its end.
 ///
 /// # Errors
-/// What ends all targets: an error of the source, and of any target if no failure is allowed.
+/// An error of the source, and of any target if no failure is allowed.
 pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
     let mut job = job;
     let Input {
@@ -113,7 +113,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
         .zip(encoders)
         .map(|(mut target, encoder)| {
             let shape = &target.shape;
-            // What is packed, or compared with what is below, is so by the unit.
+            // Compression, and comparison with the backing file, work by the unit.
             let by_unit = encoder.is_some() || matches!(target.ground, Ground::Image(_));
             let granule = match by_unit {
                 true => shape.unit,
@@ -153,7 +153,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
             source,
             packed,
             later,
-            // What cannot be wrapped is packed anew, and cannot be read again then.
+            // A unit that cannot be wrapped is compressed anew, and cannot be read again.
             unpack: leaves.is_some() || job.check_packed || (arriving.is_some() && wraps),
             shares: match leaves {
                 None => shared_device(&lanes),
@@ -226,7 +226,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Outcome> {
     })
 }
 
-/// The source's packed units, if every target takes them.
+/// The compressed units of the source, if every target takes them.
 fn travelling<'a>(
     source: &'a dyn BlockSource,
     job: &Job<'_>,
@@ -255,26 +255,26 @@ struct Engine<'a> {
     reader: Reader<'a>,
     cursor: Mutex<Cursor<'a>>,
     arriving: Option<&'a Arriving>,
-    /// Whether its size was not known at first.
+    /// True if the size of the source was not known at first.
     endless: bool,
     lanes: &'a [Lane<'a>],
     content: Mutex<(Option<ContentHasher>, Order<Arc<Segment>>)>,
     /// Bytes of a segment.
     capacity: usize,
-    /// How many more segments may be in flight.
+    /// Segments that may be in flight besides.
     slots: Mutex<usize>,
     slot_free: Condvar,
     /// Segments that are not in use.
     free: Mutex<Vec<Segment>>,
     stop: AtomicBool,
     failure: Mutex<Option<Error>>,
-    /// The caller's, and one for each target whose progress may stop the work.
+    /// The handle of the caller, and one for each target, whose progress may stop the work.
     cancels: Vec<Cancel>,
     allow_failure: bool,
     bytes_read: AtomicU64,
 }
 
-/// Stops everybody else when a worker leaves by an error or a panic.
+/// Stops all other workers when one leaves by an error or a panic.
 struct StopOnDrop<'a, 'b> {
     engine: &'a Engine<'b>,
     armed: bool,
@@ -286,8 +286,7 @@ impl Drop for StopOnDrop<'_, '_> {
             return;
         }
         self.engine.stop.store(true, Ordering::Relaxed);
-        // Whoever is about to wait holds this lock: the news cannot fall between its check and its
-        // sleep.
+        // A worker that is about to wait holds this lock: the stop cannot fall between its check and its sleep.
         let _slots = lock(&self.engine.slots);
         self.engine.slot_free.notify_all();
     }
@@ -380,7 +379,7 @@ impl Engine<'_> {
         Ok(claimed)
     }
 
-    /// Ends a lane; the others go on if that was asked for and there are any.
+    /// Ends a lane; the others continue if failure is allowed.
     fn lane_failed(&self, lane: &Lane<'_>, error: Error) -> Result<()> {
         if !self.allow_failure || self.is_stopped() {
             return Err(error);
@@ -423,7 +422,7 @@ impl Engine<'_> {
         true
     }
 
-    /// Lets go of a segment; whoever is the last makes room for another.
+    /// Releases a segment; the last lane makes room for another.
     fn release(&self, segment: Arc<Segment>) {
         let Some(segment) = Arc::into_inner(segment) else {
             return;

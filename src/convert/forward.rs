@@ -37,8 +37,7 @@ impl<W: io::Write> io::Write for Hashing<W> {
 }
 
 impl ConvertOptions {
-    /// Converts `source` into a stream: whatever is an [`io::Write`], from its first byte to its last.
-    /// It is flushed in the end. Small tables are written one by one: an upload may want a
+    /// Converts `source` into a stream, from its first byte to its last, and flushes it. Small tables are written one by one: an upload may want a
     /// [`BufWriter`](io::BufWriter).
     ///
     /// A raw disk, a fixed VHD and a streamOptimized VMDK are written as they would be into a file.
@@ -48,11 +47,10 @@ impl ConvertOptions {
     /// backing file that is not its own. A source that knows its holes gives the same image that a file
     /// would have got.
     ///
-    /// What the writer does with a stalled reader is its own business: while it waits, so does the
-    /// conversion, even one that is cancelled.
+    /// While the writer waits for a stalled reader, the conversion waits, even if it is cancelled.
     ///
-    /// A header goes out long before the data it speaks of: **whoever reads the stream must not use it
-    /// unless this returned without an error**.
+    /// A header goes out long before the data it speaks of: **a reader must not use the stream unless this
+    /// returned without an error**.
     ///
     /// # Errors
     /// [`Error::InvalidInput`], before anything is written, for options that the format does not have,

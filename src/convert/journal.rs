@@ -1,13 +1,13 @@
-//! The journal of a conversion that can go on after an interruption.
+//! The journal of a conversion that can be resumed.
 //!
-//! Where everything goes follows from what was placed before, so the journal holds just that: of each
-//! segment that is on stable storage, its steps. Who goes on asks a new writer to place them again,
-//! which brings it to where the other one was, writes nothing of them, and continues behind them. What
-//! was written after the last entry is written again, the same bytes in the same places.
+//! The place of a run follows from the runs before it, so the journal holds the steps of each segment that is on
+//! stable storage, and nothing else. A resumed conversion asks a new writer to place them again, without writing
+//! them, and continues behind them. Bytes that were written after the last entry are written again, to the same
+//! places.
 //!
 //! ```text
 //!   header   magic, identity of the conversion                  ┐ each: length u32, bytes, CRC-32C u32,
-//!   entry    number, position, packed units, parts, steps   …   ┘ little-endian; a torn one is the end
+//!   entry    number, position, compressed units, parts, steps   …   ┘ little-endian; a torn one is the end
 //! ```
 
 use std::fs::File;
@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::convert::segment::{Segment, Step, Work};
-use crate::error::{Error, Result, quoted_path};
+use crate::error::{Error, Result};
 use crate::image::Part;
+use crate::name::quoted_path;
 use crate::ondisk::le;
 use crate::packed::PackedUnit;
 use crate::storage::{try_lock, without_following};
@@ -25,7 +26,7 @@ use crate::storage::{try_lock, without_following};
 const MAGIC: &[u8] = b"blockform conversion journal 1\n";
 /// The longest entry that is read: a segment has some thousand pieces at most.
 const MAX_ENTRY: usize = 1 << 20;
-/// Stored bytes after which the result is synced and the journal goes on.
+/// Stored bytes after which the result is synced and the journal is continued.
 pub(super) const CHECKPOINT: u64 = 256 << 20;
 const CHECKPOINT_TIME: Duration = Duration::from_secs(10);
 
@@ -34,7 +35,7 @@ const CHECKPOINT_TIME: Duration = Duration::from_secs(10);
 pub(super) struct Journal {
     file: File,
     path: PathBuf,
-    /// What was stored since the last checkpoint: entries, and bytes of the guest.
+    /// Entries since the last checkpoint, and the bytes of the guest that they store.
     entries: Vec<u8>,
     stored: u64,
     position: u64,
@@ -43,11 +44,11 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal at `path`, and tells whether it was begun: it has to be of the conversion
-    /// that `identity` describes then.
+    /// Opens the journal at `path`. Returns true if it was begun; it has to belong to the conversion that
+    /// `identity` describes then.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if it is of another one, or somebody is using it; [`Error::Io`].
+    /// [`Error::InvalidInput`] if it belongs to another one, or another process uses it; [`Error::Io`].
     pub(super) fn open(path: &Path, identity: &[u8], every: u64) -> Result<(Self, bool)> {
         let failed = |e| Error::io_path("open the journal", path, e);
         let mut options = File::options();
@@ -60,7 +61,7 @@ impl Journal {
             .map_err(failed)?;
         if !file.metadata().map_err(failed)?.is_file() {
             let name = quoted_path(path);
-            return Err(Error::invalid(format!("{name} is no journal")));
+            return Err(Error::invalid(format!("{name} is not a journal")));
         }
         lock(&file, path)?;
         let header = read_record(&mut file).map_err(failed)?;
@@ -85,9 +86,8 @@ impl Journal {
         Ok((journal, header.is_some()))
     }
 
-    /// Hands out what a journal that was just opened says was done, one segment after the other, and
-    /// cuts off what was not written whole. Returns the number of the next segment, and where the disk
-    /// goes on.
+    /// Calls `again` with each segment of a journal that was just opened, and cuts off an entry that is not whole.
+    /// Returns the number of the next segment, and its place on the disk.
     pub(super) fn replay(
         &mut self,
         again: &mut dyn FnMut(&Segment, &mut Work) -> Result<()>,
@@ -114,7 +114,7 @@ impl Journal {
         Ok(next)
     }
 
-    /// Starts the journal, when what has to be there before the first segment is on stable storage.
+    /// Begins the journal, once everything that comes before the first segment is on stable storage.
     pub(super) fn begin(&mut self, identity: &[u8]) -> Result<()> {
         self.file
             .set_len(0)
@@ -126,8 +126,8 @@ impl Journal {
         self.flush()
     }
 
-    /// Notes that a segment is stored. Returns whether it is time to bring it to stable storage and
-    /// to [`flush`](Self::flush).
+    /// Notes that a segment is stored. Returns true if it is time to bring it to stable storage and to
+    /// [`flush`](Self::flush).
     pub(super) fn note(&mut self, segment: &Segment, work: &Work) -> bool {
         push_record(&mut self.entries, &encode(segment, work));
         self.stored += segment.done.saturating_sub(self.position);
@@ -135,7 +135,7 @@ impl Journal {
         self.stored >= self.every || self.since.elapsed() >= CHECKPOINT_TIME
     }
 
-    /// Writes what was noted, all of which is on stable storage.
+    /// Writes the notes about segments, all of which are on stable storage.
     pub(super) fn flush(&mut self) -> Result<()> {
         let entries = std::mem::take(&mut self.entries);
         self.stored = 0;
@@ -153,14 +153,14 @@ impl Journal {
     }
 }
 
-/// Keeps others from going on with the same conversion at the same time.
+/// Keeps other processes from resuming the same conversion at the same time.
 fn lock(file: &File, path: &Path) -> Result<()> {
     match try_lock(file) {
         Ok(true) => Ok(()),
         Ok(false) => {
             let name = quoted_path(path);
             Err(Error::invalid(format!(
-                "somebody else is using the journal {name}"
+                "another process is using the journal {name}"
             )))
         }
         Err(e) => Err(Error::io_path("lock the journal", path, e)),

@@ -95,11 +95,7 @@ impl Table {
 
     pub(super) fn write(self, tables: &mut Vec<Write>) {
         let mut push = |offset, bytes| {
-            tables.push(Write {
-                file: 0,
-                offset,
-                payload: Payload::Bytes(bytes),
-            });
+            tables.push(Write::new(0, offset, bytes));
         };
         let mut at = self.offset;
         let end = self.end();
@@ -129,11 +125,7 @@ mod tests {
     use super::*;
 
     fn write(offset: u64, bytes: Vec<u8>) -> Write {
-        Write {
-            file: 0,
-            offset,
-            payload: Payload::Bytes(bytes),
-        }
+        Write::new(0, offset, bytes)
     }
 
     #[test]

@@ -31,17 +31,16 @@ pub(super) struct Target<'a> {
     pub(super) ground: Ground,
     pub(super) sparse_size: u64,
     pub(super) limits: Limits,
-    /// Whether what the source calls data is stored whole, whatever it turns out to be: the layout was
-    /// planned so.
+    /// Stores all data of the source whole, as the layout was planned.
     pub(super) whole: bool,
-    /// Whether the tables have to be on stable storage before the header is written.
+    /// Brings the tables to stable storage before the header is written.
     pub(super) sync: bool,
-    /// Whether somebody will wait for all of it to be on stable storage.
+    /// True if a sync follows in the end.
     pub(super) write_behind: bool,
-    /// Whether the files keep their size if it is larger than needed.
+    /// Keeps the size of files that are larger than needed.
     pub(super) keep_size: bool,
     pub(super) report: Report,
-    /// What it can go on from after an interruption.
+    /// The journal from which it can be resumed.
     pub(super) journal: Option<Resumable>,
     /// Makes the writer that finishes, when the size of the disk is known in the end.
     pub(super) remake: Option<Remake>,
@@ -53,14 +52,14 @@ pub(super) type Remake = Box<dyn Fn(u64) -> Result<Box<dyn ImageWriter>> + Send 
 /// The journal of a target, what it says was done, and the identity to begin it with.
 pub(super) struct Resumable {
     pub(super) journal: Journal,
-    /// Whether it was begun, and is to be gone on from.
+    /// True if it is to be resumed.
     pub(super) begun: bool,
     pub(super) identity: Vec<u8>,
 }
 
 impl Target<'_> {
     /// Writes what comes before the first segment, unless that was done before, and brings the writer
-    /// to where the journal ends: the number of the next segment, and where the disk goes on.
+    /// to where the journal ends: the number of the next segment, and its place on the disk.
     pub(super) fn begin(&mut self) -> Result<(u64, u64)> {
         if let Some(resumable) = self.journal.as_mut().filter(|journal| journal.begun) {
             let writer = self.writer.as_mut();
@@ -117,11 +116,11 @@ pub(super) struct Lane<'a> {
     sync: bool,
     behind: Option<WriteBehind>,
     keep_size: bool,
-    /// Whether the files hold the disk's bytes and nothing else.
+    /// True if the files hold the disk's bytes and nothing else.
     plain: bool,
     placing: Mutex<Placing>,
     stores: Mutex<StoreQueue>,
-    /// How many threads may store at once.
+    /// Threads that may store at once.
     storers: usize,
     /// Work that is not in use.
     free: Mutex<Vec<Work>>,
@@ -183,7 +182,7 @@ impl<'a> Lane<'a> {
         }
     }
 
-    /// Whether it failed: nothing goes into it any more.
+    /// Returns true after a failure: nothing goes into it any more.
     pub(super) fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Relaxed)
     }

@@ -57,7 +57,7 @@ enum Place {
     Targets(Vec<Arc<dyn BlockTarget>>),
 }
 
-/// What became of a conversion into many targets.
+/// Result of a conversion into many targets.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Outcome {
@@ -101,8 +101,7 @@ impl<'a> Conversion<'a> {
         self
     }
 
-    /// Whether the other targets go on when one fails. They do not unless told otherwise: then all
-    /// are whole in the end, or none is there.
+    /// Continues the other targets when one fails. By default all are whole in the end, or none is there.
     #[must_use]
     pub fn allow_failure(mut self, allow: bool) -> Self {
         self.allow_failure = allow;
@@ -125,10 +124,9 @@ impl<'a> Conversion<'a> {
     /// Runs it.
     ///
     /// # Errors
-    /// What ends all of it: an error of the source, the caller's stop, another digest than expected,
-    /// and what is wrong with the options of any target; an error of a target unless failure is
-    /// allowed, which then is in [`Outcome::targets`]. Of a target that failed, and of all if all
-    /// fail, nothing is left behind.
+    /// An error of the source or of the options of any target, [`Error::Cancelled`], and
+    /// [`Error::DigestMismatch`]; an error of a target unless failure is allowed: then it is in
+    /// [`Outcome::targets`]. Nothing is left of a target that failed.
     pub fn run(self) -> Result<Outcome> {
         let alone = self.targets.len() == 1;
         let (mut destinations, mut all_options) = (Vec::new(), Vec::new());
@@ -190,10 +188,10 @@ impl<'a> Conversion<'a> {
     }
 }
 
-/// The digest of what a disk holds, made on every core: see [`ContentHasher`](crate::digest::ContentHasher).
+/// The digest of a disk's content, computed on every core: see [`ContentHasher`](crate::digest::ContentHasher).
 ///
 /// # Errors
-/// What reading fails with, and as [`Hasher::new`](crate::digest::Hasher::new).
+/// Errors of reading, and as [`Hasher::new`](crate::digest::Hasher::new).
 pub fn content_digest<'a>(
     source: impl Into<Input<'a>>,
     algorithm: Algorithm,

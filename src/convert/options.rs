@@ -1,4 +1,4 @@
-//! How a conversion is done.
+//! Options of a conversion.
 
 use std::fmt;
 use std::sync::Arc;
@@ -172,15 +172,15 @@ impl ConvertOptions {
     pub const CHECKPOINT: u64 = crate::convert::journal::CHECKPOINT;
 }
 
-/// What a conversion did.
+/// Result of a conversion.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Summary {
     /// Virtual size of the result in bytes.
     pub virtual_size: u64,
-    /// Bytes of the source that were read; those of packed units count as the guest sees them.
+    /// Bytes of the source that were read; those of compressed units count as the guest sees them.
     pub bytes_read: u64,
-    /// Bytes of the guest's data that were written, packed or not.
+    /// Bytes of the guest's data that were written, compressed or not.
     pub bytes_written: u64,
     /// The digest of the disk's content, if one was asked for.
     pub content: Option<ContentDigest>,

@@ -19,7 +19,7 @@ impl<T> Default for Order<T> {
 }
 
 impl<T> Order<T> {
-    /// One whose first thing has this number.
+    /// An order that begins with this number.
     pub(super) fn starting_at(next: u64) -> Self {
         Order {
             next,
@@ -27,19 +27,19 @@ impl<T> Order<T> {
         }
     }
 
-    /// Takes in what has this number.
+    /// Adds the thing with this number.
     pub(super) fn put(&mut self, number: u64, thing: T) {
         self.waiting.insert(number, thing);
     }
 
-    /// What is next, if it is there.
+    /// Takes the next thing, if it is there.
     pub(super) fn take_next(&mut self) -> Option<T> {
         let thing = self.waiting.remove(&self.next)?;
         self.next += 1;
         Some(thing)
     }
 
-    /// All that waits.
+    /// Takes all things that wait.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = T> {
         std::mem::take(&mut self.waiting).into_values()
     }

@@ -69,7 +69,7 @@ pub(super) fn place_steps(
     Ok(())
 }
 
-/// Places packed units as they lie to each other.
+/// Places compressed units as they lie to each other.
 fn place_copied(
     writer: &mut dyn ImageWriter,
     units: &[PackedUnit],

@@ -20,11 +20,11 @@ use crate::convert::segment::{Segment, Work};
 use crate::error::{Error, Result};
 use crate::image::{Finish, ImageWriter, Payload, Placed, Write, WriteRun, WriteShape};
 
-/// What the rehearsal found out.
+/// Result of the rehearsal.
 #[derive(Debug)]
 pub(super) struct Plan {
     tables: Vec<Table>,
-    /// Where the performance has to be when it comes to the end.
+    /// The course that the performance has to have at its end.
     course: Course,
     sizes: Vec<u64>,
 }
@@ -292,11 +292,7 @@ mod tests {
     use crate::source::BlockSource;
 
     fn write(offset: u64, bytes: Vec<u8>) -> Write {
-        Write {
-            file: 0,
-            offset,
-            payload: Payload::Bytes(bytes),
-        }
+        Write::new(0, offset, bytes)
     }
 
     /// A disk that is nothing but data.
@@ -349,11 +345,7 @@ mod tests {
     fn a_table_is_in_turn_only_where_the_stream_is_not_past_it_and_the_data_not_before() {
         let mut course = Course::default();
         let run = WriteRun::Verbatim { guest: 0, len: 50 };
-        let placed = |host| Placed {
-            file: 0,
-            host,
-            taken: 50,
-        };
+        let placed = |host| Placed::new(0, host, 50);
         let mut late = Vec::new();
         let tables = [10, 0, 30, 95, 200].map(|at| write(at, vec![1; 10]));
         let in_turn = course

@@ -1,5 +1,5 @@
-//! Preparing a segment: reading it, once for all targets, and for each of them finding the zeros and
-//! encoding the rest. No locks, any thread.
+//! Preparation of a segment: it is read once for all targets; for each of them zeros are found and the rest is
+//! encoded. No locks, any thread.
 
 use std::sync::Arc;
 
@@ -19,15 +19,15 @@ const BLOCK: u64 = 4096;
 /// Reads segments.
 pub(super) struct Reader<'a> {
     pub(super) source: &'a dyn BlockSource,
-    /// Where packed units come from that travel as they are.
+    /// Source of compressed units that are copied as they are.
     pub(super) packed: Option<&'a dyn PackedSource>,
-    /// Where units come from that are read packed and unpacked later, because the source arrives.
+    /// Source of units that are read compressed and decompressed later, because the source arrives.
     pub(super) later: Option<&'a dyn PackedSource>,
-    /// Whether they are unpacked all the same, for their bytes to be looked at.
+    /// Decompresses them all the same, since their bytes are needed.
     pub(super) unpack: bool,
-    /// What hashes the content.
+    /// The hasher of the content.
     pub(super) leaves: Option<Leaves>,
-    /// The device whose blocks all targets can share, if nobody has to see the bytes.
+    /// The device whose blocks all targets can share, if the bytes are not needed.
     pub(super) shares: Option<u64>,
     /// The largest of the targets' units.
     pub(super) unit: usize,
@@ -35,7 +35,7 @@ pub(super) struct Reader<'a> {
 
 impl Reader<'_> {
     /// Reads the pieces of a segment. Returns how many bytes of the guest were read. Of a source that
-    /// arrives, packed units are left to be unpacked: the next may be read meanwhile.
+    /// arrives, compressed units wait: the next may be read meanwhile.
     pub(super) fn read(&self, segment: &mut Segment) -> Result<u64> {
         let mut bytes_read = 0;
         let mut pieces = std::mem::take(&mut segment.pieces);
@@ -56,7 +56,7 @@ impl Reader<'_> {
         Ok(bytes_read)
     }
 
-    /// Whether the target can take all of these bytes by sharing blocks, so that they need not be read.
+    /// Returns true if the target can share the blocks of all these bytes, so that they need not be read.
     fn can_be_shared(&self, guest: u64, len: u64) -> bool {
         let Some(device) = self.shares else {
             return false;
@@ -79,7 +79,7 @@ impl Reader<'_> {
         true
     }
 
-    /// Unpacks what was left to be, and hashes all.
+    /// Decompresses the units that wait, and hashes everything.
     pub(super) fn complete(&self, segment: &mut Segment) -> Result<()> {
         if let Some(packed) = self.later {
             let unit_len = usize::try_from(packed.unit()).unwrap_or(usize::MAX);
@@ -115,7 +115,7 @@ impl Reader<'_> {
         Ok(n as u64)
     }
 
-    /// As [`data`](Self::data), but packed units that are needed whole stay packed.
+    /// As [`data`](Self::data), but units that are needed whole stay compressed.
     fn fetch(
         &self,
         segment: &mut Segment,
@@ -128,7 +128,7 @@ impl Reader<'_> {
         let used = usize::try_from(len).unwrap_or(usize::MAX);
         let room = segment.data.get_mut(at, used.next_multiple_of(self.unit));
         room.get_mut(used..).unwrap_or_default().fill(0);
-        // What is packed is hardly longer than what it unpacks to.
+        // Compressed units are hardly longer than decompressed ones.
         let room = used.saturating_add(used / 16);
         let reserved = segment.taken.try_reserve_exact(room);
         reserved.map_err(|e| Error::io("keep packed units", std::io::Error::other(e)))?;
@@ -195,7 +195,7 @@ impl Reader<'_> {
     }
 }
 
-/// Hashes the whole leaves of a piece and notes what is of others.
+/// Hashes the whole leaves of a piece, and notes parts of others.
 fn hash(leaves: &Leaves, segment: &mut Segment, guest: u64, at: usize, len: usize) {
     let mut done = 0;
     while done < len {
@@ -215,7 +215,7 @@ fn hash(leaves: &Leaves, segment: &mut Segment, guest: u64, at: usize, len: usiz
     }
 }
 
-/// What it takes to prepare segments for one target.
+/// Prepares segments for one target.
 #[derive(Debug)]
 pub(super) struct Preparer<'a> {
     pub(super) source: &'a dyn BlockSource,
@@ -228,11 +228,11 @@ pub(super) struct Preparer<'a> {
     /// Bytes that are stored or left out as one: what is all zero, or the same as below, is left out.
     pub(super) granule: usize,
     pub(super) find_zeros: bool,
-    /// Whether every piece of data is stored as it is, and nothing is left out.
+    /// Stores every piece of data as it is, and leaves nothing out.
     pub(super) whole: bool,
-    /// How it takes the source's packed units, if that is what is done with them.
+    /// The way in which it takes compressed units of the source, if it does.
     pub(super) take: Option<(Take, crate::packed::Codec)>,
-    /// Whether the source cannot be read again.
+    /// True if the source cannot be read again.
     pub(super) once: bool,
 }
 
@@ -279,7 +279,7 @@ impl Preparer<'_> {
         self.cut(segment, work, guest, at, len)
     }
 
-    /// Takes units as they are packed, up to the end of a piece, and returns those behind it.
+    /// Takes compressed units up to the end of a piece, and returns those behind it.
     fn packed<'s>(
         &self,
         segment: &'s Segment,
@@ -405,7 +405,7 @@ impl Preparer<'_> {
             at,
         };
         let unit = segment.data.get(at, self.unit);
-        // Of an image with packed units, whoever packed it gave up on what looks like noise.
+        // The writer of an image with compressed units left out what looks like noise.
         let hopeless = matches!(self.take, Some((Take::AsTheyAre, _))) && looks_random(unit);
         if self.encoder.is_none() || hopeless {
             work.push_step(step);
@@ -418,7 +418,7 @@ impl Preparer<'_> {
         Ok(())
     }
 
-    /// Notes what `pack` appends as one packed unit, if it packs.
+    /// Notes the bytes that `pack` appends as one compressed unit, if it compresses.
     fn pack(
         &self,
         work: &mut Work,
@@ -445,7 +445,7 @@ impl Preparer<'_> {
     }
 }
 
-/// Whether the bytes in the middle of a unit are spread as evenly as noise.
+/// Returns true if the bytes in the middle of a unit are spread as evenly as noise.
 fn looks_random(unit: &[u8]) -> bool {
     const SAMPLE: usize = 4096;
     if unit.len() < SAMPLE {

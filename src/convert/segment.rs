@@ -56,7 +56,7 @@ impl Piece {
     }
 }
 
-/// A segment and its buffers, which are used again: what all targets of a conversion share.
+/// A segment and its buffers, which are reused. All targets of a conversion share it.
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) number: u64,
@@ -64,12 +64,12 @@ pub(super) struct Segment {
     pub(super) done: u64,
     pub(super) pieces: Vec<Piece>,
     pub(super) data: PageBuf,
-    /// Packed units as they came from the source, and where they are in `taken`.
+    /// Compressed units as they came from the source, and their places in `taken`.
     pub(super) taken: Vec<u8>,
     pub(super) units: Vec<PackedUnit>,
-    /// Packed units that are in `taken` to be unpacked, and where in the buffer they belong.
+    /// Compressed units in `taken` that are to be decompressed, and their places in the buffer.
     pub(super) waiting: Vec<(PackedUnit, usize)>,
-    /// What the digest of the content needs, in guest order.
+    /// Leaves of the content digest, in guest order.
     pub(super) leaves: Vec<Leaf>,
 }
 
@@ -105,12 +105,12 @@ impl Segment {
     }
 }
 
-/// What has to be placed, in guest order.
+/// A run that has to be placed, in guest order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     /// Bytes of the segment, stored as they are.
     Verbatim { guest: u64, len: u64, at: usize },
-    /// Packed units: `count` parts from the `first`, whose bytes begin at `at` of the packed buffer.
+    /// Compressed units: `count` parts from the `first`, whose bytes begin at `at` of their buffer.
     Packed {
         first: usize,
         count: usize,
@@ -139,18 +139,18 @@ pub(super) struct Bytes {
     pub(super) host: u64,
 }
 
-/// Which buffer bytes are in.
+/// A buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Buffer {
     /// The segment's data.
     Data,
-    /// The segment's packed units.
+    /// The segment's compressed units.
     Taken,
-    /// What was packed for the one target.
+    /// Units that were compressed for the one target.
     Packed,
 }
 
-/// What becomes of a segment in one target. Its buffers are used again, too.
+/// A segment on its way into one target. Its buffers are reused, too.
 #[derive(Debug, Default)]
 pub(super) struct Work {
     /// The same range of the backing file, where an overlay is compared with it.
@@ -223,7 +223,7 @@ impl Work {
         }
     }
 
-    /// Adds a write, as part of the one before where both the bytes and their places go on.
+    /// Adds a write, as part of the one before where it continues both the bytes and their places.
     pub(super) fn push_store(&mut self, store: Store) {
         if let (Some(Store::Bytes(last)), Store::Bytes(next)) = (self.stores.last_mut(), &store) {
             let end = (last.at + last.len, last.host + last.len as u64);

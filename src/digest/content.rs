@@ -1,7 +1,7 @@
-//! The digest of what a disk holds: the same for every image of the same disk, whatever its format,
-//! and cheap where the disk is sparse.
+//! The digest of a disk's content: the same for every image of the same disk, in any format, and cheap for a
+//! sparse disk.
 //!
-//! # What is digested
+//! # Definition
 //!
 //! With `H` the algorithm, `‖` for "followed by", and one byte that keeps the three kinds of input
 //! apart:
@@ -91,7 +91,7 @@ impl Leaves {
     }
 }
 
-/// Folds the content of a disk, in guest order, into its digest. What is left out is zeros.
+/// Folds the content of a disk, in guest order, into its digest. Bytes that are left out count as zeros.
 ///
 /// ```
 /// use blockform::digest::{Algorithm, ContentHasher};
@@ -111,14 +111,14 @@ pub struct ContentHasher {
     zeros: Vec<Digest>,
     /// Whole subtrees from left to right, with their heights, which fall.
     stack: Vec<(usize, Digest)>,
-    /// How many leaves are in the stack.
+    /// Leaves in the stack.
     folded: u64,
     /// The bytes of the next leaf that have come, from its start.
     open: Vec<u8>,
 }
 
 impl ContentHasher {
-    /// One for a disk of `size` bytes of which nothing was taken in yet.
+    /// A hasher for a disk of `size` bytes.
     ///
     /// # Errors
     /// As [`Hasher::new`].
@@ -142,17 +142,17 @@ impl ContentHasher {
         })
     }
 
-    /// Says how large the disk is, where that was not known at first and taken for more.
+    /// Sets the size of a disk whose size was not known at first.
     pub(crate) fn end_at(&mut self, size: u64) {
         self.size = size;
     }
 
-    /// What hashes leaves for [`push_leaf`](Self::push_leaf).
+    /// The hasher of leaves for [`push_leaf`](Self::push_leaf).
     pub fn leaves(&self) -> Leaves {
         self.leaves.clone()
     }
 
-    /// Takes in the bytes at `guest`, which lie behind all those before.
+    /// Adds the bytes at `guest`, which lie behind all those before.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if they do not, or reach past the end of the disk.
@@ -171,7 +171,7 @@ impl ContentHasher {
         Ok(())
     }
 
-    /// Takes in the hash of the whole leaf at `guest`, of which nothing came before.
+    /// Adds the hash of the whole leaf at `guest`.
     ///
     /// # Errors
     /// As [`update`](Self::update), and if `guest` is not the start of a leaf.
@@ -189,7 +189,7 @@ impl ContentHasher {
         Ok(())
     }
 
-    /// The digest; what did not come is zeros.
+    /// The digest. Bytes that were not added count as zeros.
     pub fn finish(mut self) -> ContentDigest {
         self.close_leaf();
         let width = self.size.div_ceil(LEAF).max(1).next_power_of_two();

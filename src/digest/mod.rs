@@ -1,4 +1,4 @@
-//! Digests: of bytes as they come, and of what a disk holds.
+//! Digests of bytes as they come, and of the content of a disk.
 //!
 //! [`Hasher`] is the flat digest of a stream of bytes, as `sha256sum` has it. The digest of a disk's
 //! content, whatever the format of the image, is a tree: see [`ContentHasher`].
@@ -54,7 +54,7 @@ impl Algorithm {
         }
     }
 
-    /// How many bytes a digest has.
+    /// Length of a digest in bytes.
     pub fn output_len(self) -> usize {
         match self {
             Algorithm::Md5 => 16,
@@ -139,7 +139,7 @@ impl Digest {
         Digest::new(algorithm, bytes)
     }
 
-    /// What made it.
+    /// The algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }

@@ -8,7 +8,7 @@ use crate::source::BlockSource;
 /// image that of the raw disk. `stopped` is asked now and then.
 ///
 /// # Errors
-/// What reading fails with, and [`Error::Cancelled`] if it was stopped.
+/// Errors of reading, and [`Error::Cancelled`] if it was stopped.
 pub fn digest_of(
     source: &dyn BlockSource,
     hasher: Hasher,
@@ -22,11 +22,7 @@ pub fn digest_of(
         }
         let n = source.read_at(&mut buf, offset)?;
         if n == 0 {
-            return Err(Error::OutOfRange {
-                offset,
-                len: 1,
-                size: source.size(),
-            });
+            return Err(Error::out_of_range(offset, 1, source.size()));
         }
         hasher.update(buf.get(..n).unwrap_or_default());
         offset += n as u64;

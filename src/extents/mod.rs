@@ -1,5 +1,4 @@
-//! The verb *map*: where the bytes of a disk are, through the backing chain, in the words of
-//! `qemu-img map`.
+//! The verb *map*: the places of a disk's bytes in the backing chain, in the words of `qemu-img map`.
 //!
 //! ```
 //! use blockform::OpenOptions;
@@ -23,30 +22,30 @@ use crate::inspect::{Report, json};
 use crate::name::ImageName;
 use crate::source::BlockSourceExt;
 
-/// A run of a disk, as `qemu-img map` tells it.
+/// A run of a disk, as in `qemu-img map`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Entry {
-    /// Where it starts, in bytes from the start of the disk.
+    /// Start in bytes from the start of the disk.
     pub start: u64,
-    /// Its length in bytes. It is 0 only in the one entry of an empty disk.
+    /// Length in bytes; 0 only in the one entry of an empty disk.
     pub length: u64,
-    /// Which image of the backing chain answers for it; 0 is the first.
+    /// Depth in the backing chain of the image that answers; 0 is the first.
     pub depth: u16,
-    /// Whether an image of the chain records it.
+    /// True if an image of the chain records it.
     pub present: bool,
-    /// Whether it is known to read as zero.
+    /// True if it is known to read as zero.
     pub zero: bool,
-    /// Whether bytes are stored for it.
+    /// True if bytes are stored for it.
     pub data: bool,
-    /// Whether they are packed.
+    /// True if they are compressed.
     pub compressed: bool,
-    /// Where they lie in the file, in bytes, if they lie there in one piece and as they are.
+    /// Host offset in bytes, if the bytes lie there in one piece and as they are.
     pub offset: Option<u64>,
-    /// The file that the offset counts in, as the caller would call it.
+    /// Name of the file with that offset, as the caller would write it.
     pub filename: Option<ImageName>,
-    /// Why it could not be read, in the map of a disk that was [salvaged](crate::salvage): it is zeros
-    /// then. QEMU has no such key.
+    /// The error, in the map of a disk that was [salvaged](crate::salvage): the range is zeros then. QEMU has no
+    /// such key.
     pub error: Option<String>,
 }
 
@@ -79,8 +78,8 @@ impl Entry {
         text
     }
 
-    /// The entry as one line of the table that `qemu-img map` prints for people; `None` if it has no
-    /// place there, because no bytes are stored for it, or because they are packed.
+    /// The entry as one line of the table that `qemu-img map` prints; `None` if no bytes are stored for it, or if
+    /// they are compressed.
     pub fn to_row(&self) -> Option<String> {
         // In C's `%#x` zero has no prefix.
         let hex = |number: u64| match number {
@@ -103,7 +102,7 @@ impl Entry {
         "Offset          Length          Mapped to       File"
     }
 
-    /// Whether `next` is the same run going on.
+    /// Returns true if `next` continues the run.
     fn goes_on_in(&self, next: &Entry) -> bool {
         let adjoins = match (self.offset, next.offset) {
             (None, None) => true,
@@ -122,7 +121,7 @@ impl Entry {
 #[derive(Debug)]
 struct Layer<'a> {
     image: &'a dyn Image,
-    /// What knows how the caller would call its files.
+    /// Resolves the names of its files.
     names: Report,
 }
 
@@ -132,9 +131,9 @@ pub struct Entries<'a> {
     layers: Vec<Layer<'a>>,
     position: u64,
     end: u64,
-    /// The run before the position, which may go on.
+    /// The run before the position, which may continue.
     open: Option<Entry>,
-    /// Whether an entry was told: even an empty disk has one.
+    /// True after the first entry: even an empty disk has one.
     told: bool,
 }
 

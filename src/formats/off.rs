@@ -41,10 +41,7 @@ impl Format for Off {
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
-        match (self.matches)(window) {
-            true => Verdict::found("its signature", 0),
-            false => Verdict::Reject,
-        }
+        Verdict::found_if((self.matches)(window), "its signature", 0)
     }
 
     fn absent(&self) -> Option<Error> {

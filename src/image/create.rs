@@ -87,10 +87,26 @@ impl<'a> OptionSet<'a> {
             .left
             .iter()
             .rev()
-            .find(|(k, _)| *k == name)
-            .map(|(_, v)| *v);
-        self.left.retain(|(k, _)| *k != name);
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| *value);
+        self.left.retain(|(key, _)| *key != name);
         value
+    }
+
+    fn parsed<T>(
+        &mut self,
+        name: &str,
+        want: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.text(name) else {
+            return Ok(None);
+        };
+        parse(value).map(Some).ok_or_else(|| {
+            let value = ImageName::from(value);
+            let value = value.quoted();
+            Error::invalid(format!("option {name} is {value}, but has to be {want}"))
+        })
     }
 
     /// Takes an option out that is `on` or `off` (or `true`, `yes`, `false`, `no`).
@@ -98,38 +114,29 @@ impl<'a> OptionSet<'a> {
     /// # Errors
     /// [`Error::InvalidInput`] for any other value.
     pub fn switch(&mut self, name: &str) -> Result<Option<bool>> {
-        self.text(name)
-            .map(|value| match value {
-                "on" | "true" | "yes" => Ok(true),
-                "off" | "false" | "no" => Ok(false),
-                _ => Err(bad_value(name, value, "on or off")),
-            })
-            .transpose()
+        self.parsed(name, "on or off", |value| match value {
+            "on" | "true" | "yes" => Some(true),
+            "off" | "false" | "no" => Some(false),
+            _ => None,
+        })
     }
 
     /// Takes an option out that is a size such as `65536`, `64k` or `2M`, in bytes.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if it is none.
+    /// [`Error::InvalidInput`] for any other value.
     pub fn size(&mut self, name: &str) -> Result<Option<u64>> {
-        self.text(name)
-            .map(|value| {
-                parse_size(value).ok_or_else(|| bad_value(name, value, "a size such as 64k"))
-            })
-            .transpose()
+        self.parsed(name, "a size such as 64k", parse_size)
     }
 
     /// Takes an option out that is one of `words`, and returns its place among them.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if it is none of them.
+    /// [`Error::InvalidInput`] for any other value.
     pub fn word(&mut self, name: &str, words: &[&str]) -> Result<Option<usize>> {
-        self.text(name)
-            .map(|value| {
-                let place = words.iter().position(|w| *w == value);
-                place.ok_or_else(|| bad_value(name, value, &words.join(", ")))
-            })
-            .transpose()
+        self.parsed(name, &words.join(", "), |value| {
+            words.iter().position(|word| *word == value)
+        })
     }
 
     /// Refuses what is left.
@@ -149,14 +156,6 @@ impl<'a> OptionSet<'a> {
             }
         }
     }
-}
-
-fn bad_value(name: &str, value: &str, want: &str) -> Error {
-    let value = ImageName::from(value);
-    Error::invalid(format!(
-        "option {name} is {}, but has to be {want}",
-        value.quoted()
-    ))
 }
 
 /// Splits `a=1,b=2` into its options; a comma within a value is doubled, as qemu-img has it. An
@@ -267,7 +266,8 @@ mod tests {
             parse_options("f=x,,y,b=2").unwrap(),
             [pair("f", "x,y"), pair("b", "2")]
         );
-        assert!(parse_options("=1").is_err());
+        let error = parse_options("=1").unwrap_err();
+        assert_eq!(error.to_string(), "an option without a name in \"=1\"");
     }
 
     #[test]

@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::limits::Limits;
 use crate::name::ImageName;
-use crate::reference::{Reference, Resolver};
+use crate::reference::Reference;
+use crate::resolver::Resolver;
 use crate::source::BlockSource;
 
 mod check;
@@ -248,7 +249,10 @@ pub trait Opener: Debug {
     /// What the caller's [`Resolver`] refuses with,
     /// [`Error::LimitExceeded`] where the chain is too long,
     /// [`Error::InvalidInput`] where it comes back to itself.
-    fn open_image(&self, reference: &Reference) -> Result<Option<Arc<dyn Image>>>;
+    fn open_image(&self, reference: &Reference) -> Result<Option<Arc<dyn Image>>> {
+        let found = self.open_first(std::slice::from_ref(reference))?;
+        Ok(found.map(|(_, image)| image))
+    }
 
     /// As [`open_image`](Self::open_image), by the first of several names that leads to a file: which one
     /// that is, and the image.

@@ -109,6 +109,14 @@ pub struct Evidence {
 }
 
 impl Verdict {
+    /// A match because of `what` at `offset` if it `is` there.
+    pub fn found_if(is: bool, what: &'static str, offset: u64) -> Self {
+        match is {
+            true => Verdict::found(what, offset),
+            false => Verdict::Reject,
+        }
+    }
+
     /// A match because `what` was found at `offset`.
     pub fn found(what: &'static str, offset: u64) -> Self {
         Verdict::Match(Evidence { what, offset })

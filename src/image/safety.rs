@@ -1,5 +1,7 @@
 //! Named checks: what makes an image safe to hand to software that trusts it.
 
+use crate::error::{Error, Result};
+
 /// One check of an image's safety, and how it went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SafetyCheck {
@@ -41,7 +43,22 @@ impl SafetyCheck {
         }
     }
 
-    /// Whether it failed.
+    /// The check `version` of a header: it fails for a version that is not known.
+    ///
+    /// # Errors
+    /// Any other error of the header.
+    pub(crate) fn version<T>(header: Result<T>) -> Result<Self> {
+        match header {
+            Ok(_) => Ok(SafetyCheck::passed("version")),
+            Err(Error::Unsupported { feature, .. }) => {
+                let reason = format!("{feature} is not known");
+                Ok(SafetyCheck::failed("version", reason))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns true if it failed.
     pub fn has_failed(&self) -> bool {
         matches!(self.outcome, Outcome::Failed(_))
     }

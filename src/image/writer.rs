@@ -237,6 +237,13 @@ pub struct Placed {
     pub taken: u64,
 }
 
+impl Placed {
+    /// Creates a place in one of [`WriteShape::files`], at a byte of it.
+    pub fn new(file: usize, host: u64, taken: u64) -> Self {
+        Placed { file, host, taken }
+    }
+}
+
 /// Something to write that is not the guest's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
@@ -249,6 +256,16 @@ pub struct Write {
 }
 
 impl Write {
+    /// Creates a write into one of [`WriteShape::files`], at a byte of it.
+    pub fn new(file: usize, offset: u64, payload: impl Into<Payload>) -> Self {
+        let payload = payload.into();
+        Write {
+            file,
+            offset,
+            payload,
+        }
+    }
+
     /// Appends the writes of a table that goes where nothing was written before. Its pages of zeros,
     /// of which the tables of a sparse image have little else, are [`Payload::Zeroes`].
     pub fn push_table(tables: &mut Vec<Write>, file: usize, offset: u64, table: &[u8]) {
@@ -265,11 +282,7 @@ impl Write {
                 } else {
                     Payload::Bytes(bytes.to_vec())
                 };
-                tables.push(Write {
-                    file,
-                    offset: *at,
-                    payload,
-                });
+                tables.push(Write::new(file, *at, payload));
                 *at += len;
             }
         };
@@ -313,6 +326,12 @@ pub enum Payload {
         /// How many bytes it has.
         len: u64,
     },
+}
+
+impl From<Vec<u8>> for Payload {
+    fn from(bytes: Vec<u8>) -> Self {
+        Payload::Bytes(bytes)
+    }
 }
 
 /// The end of a layout: what is still open, in the order in which it has to be written.

@@ -1,5 +1,4 @@
-//! Laying an image out for the sake of its size: the writer is asked for places, and what it would
-//! have written is dropped.
+//! The layout of an image for the sake of its size: the writer is asked for places, and its writes are dropped.
 
 use std::sync::Arc;
 
@@ -33,7 +32,7 @@ pub(super) fn full(writer: Box<dyn ImageWriter>) -> Result<Vec<u64>> {
 
 struct Layout {
     writer: Box<dyn ImageWriter>,
-    /// The longest that a packed unit gets, if every unit is packed.
+    /// The longest length of a compressed unit, if every unit is compressed.
     longest: Option<u32>,
     size: u64,
     unit: u64,
@@ -49,7 +48,7 @@ impl Layout {
         let shape = writer.shape();
         let encoder: Option<Arc<dyn Encoder>> = writer.encoder();
         Layout {
-            // Units that the encoder may leave as they are take no more room when it packs them.
+            // Units that the encoder may leave as they are take no more room when it compresses them.
             longest: encoder.and_then(|encoder| encoder.longest()),
             size: shape.virtual_size,
             unit: shape.unit,
@@ -113,7 +112,7 @@ impl Layout {
         Ok(())
     }
 
-    /// How much of a run the writer took.
+    /// Returns the length of the run that the writer took.
     fn place(&mut self, run: WriteRun<'_>) -> Result<u64> {
         self.tables.clear();
         match self.writer.place(run, &mut self.tables)?.taken {

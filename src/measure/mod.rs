@@ -1,4 +1,4 @@
-//! The verb *measure*: how large an image would become, before it is written.
+//! The verb *measure*: the size of an image before it is written.
 //!
 //! ```
 //! use blockform::OpenOptions;
@@ -10,12 +10,10 @@
 //! # Ok::<(), blockform::Error>(())
 //! ```
 //!
-//! There is no formula to be wrong: the format's own writer lays the image out over the source's runs,
-//! and nothing is read or written. So `required` is what a conversion writes if what the source stores
-//! is not zero, and an upper bound otherwise, because a conversion leaves out what it finds to be zero.
-//! Of packed data it is an upper bound, too: how well it packs shows only when it is packed. qemu-img
-//! counts the tables of the fully allocated image in either case, so that its figure is larger where a
-//! disk is sparse.
+//! The writer of the format lays the image out over the extents of the source; nothing is read or written.
+//! `required` is the size after a conversion if no stored range of the source is zero, and an upper bound
+//! otherwise. For compressed data it is an upper bound, too. qemu-img counts the tables of the fully allocated
+//! image in either case, so that its figure is larger for a sparse disk.
 
 mod layout;
 
@@ -27,7 +25,7 @@ use crate::source::BlockSource;
 /// Bytes of the longest name that file systems take.
 const LONGEST_NAME: usize = 255;
 
-/// How large an image would become. The files of an image that has several are counted together.
+/// Sizes of an image to be. The files of an image that has several are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Measure {
@@ -35,12 +33,12 @@ pub struct Measure {
     pub required: u64,
     /// Bytes that would hold a disk of that size without any hole.
     pub fully_allocated: u64,
-    /// Bytes that the source's persistent bitmaps would need besides; `None` where one of both cannot
-    /// have any. A conversion does not copy them.
+    /// Bytes for the persistent bitmaps of the source, which a conversion does not copy; `None` where one of both
+    /// cannot have any.
     pub bitmaps: Option<u64>,
 }
 
-/// What to measure.
+/// An image to be measured.
 #[derive(Debug, Clone)]
 pub struct MeasureOptions {
     format: String,
@@ -48,8 +46,7 @@ pub struct MeasureOptions {
 }
 
 impl MeasureOptions {
-    /// An image of `format`, by its id or another name that it is known by, with every option at its
-    /// default.
+    /// An image of `format`, by its id or an alias, with every option at its default.
     pub fn to(format: impl Into<String>) -> Self {
         MeasureOptions {
             format: format.into(),
@@ -57,31 +54,30 @@ impl MeasureOptions {
         }
     }
 
-    /// Sets an option of the format, as people know it from `qemu-img measure -o`.
+    /// Sets an option of the format by its name in `qemu-img measure -o`.
     #[must_use]
     pub fn option(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.create.options.push((name.into(), value.into()));
         self
     }
 
-    /// Whether the data is to be packed.
+    /// Compresses the data.
     #[must_use]
     pub fn compress(mut self, compress: bool) -> Self {
         self.create.compress = compress;
         self
     }
 
-    /// What the image is to be called, without a directory, for formats that name their files in it.
-    /// As long as file systems let it be unless told otherwise, so that what is told is never too
-    /// small.
+    /// Sets the name of the image, without a directory, for formats that name their files in it. By default the
+    /// longest name that file systems allow, so that the result is never too small.
     #[must_use]
     pub fn file_name(mut self, name: ImageName) -> Self {
         self.create.file_name = Some(name);
         self
     }
 
-    /// An overlay over `backing`. How much of the source it shares with it is not known here, so all
-    /// of the disk is taken to be required.
+    /// Makes it an overlay over `backing`. All of the disk counts as required, since the parts that it shares are
+    /// not known here.
     #[must_use]
     pub fn backing(mut self, backing: Backing) -> Self {
         self.create.backing = Some(backing);
@@ -159,7 +155,7 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    /// What a writer says of the full size of an image is what comes out when all is placed.
+    /// The full size that a writer announces is the size after all is placed.
     #[test]
     fn full_sizes_are_those_of_a_full_layout() {
         let mut known = 0;

@@ -1,4 +1,4 @@
-//! The record of what was lost.
+//! The record of losses.
 
 use std::collections::BTreeMap;
 use std::mem::{Discriminant, discriminant};
@@ -6,7 +6,7 @@ use std::mem::{Discriminant, discriminant};
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 
-/// How many losses are told one by one.
+/// Losses that are listed one by one.
 const MOST_TOLD: usize = 10_000;
 /// Bytes of memory that one range of the record takes up.
 const RANGE: u64 = 64;
@@ -15,38 +15,38 @@ const RANGE: u64 = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Loss {
-    /// Where it starts, in bytes from the start of the disk.
+    /// Start in bytes from the start of the disk.
     pub start: u64,
     /// Its length in bytes.
     pub length: u64,
-    /// Why it could not be read; where several failures of a kind adjoin, why the first could not.
+    /// Reason; of several adjoining failures of a kind, that of the first.
     pub error: String,
-    /// Where in the file that was, in bytes, if the error says so.
+    /// Place in the file in bytes, if the error has it.
     pub offset: Option<u64>,
 }
 
-/// What was lost of a disk.
+/// Losses of a disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Losses {
     /// The first 10,000 failures in order of the disk, those that adjoin and are of one kind as one.
     pub list: Vec<Loss>,
-    /// How many bytes are lost, in the list or not.
+    /// Bytes that are lost, in the list or not.
     pub bytes: u64,
-    /// In how many ranges that are apart, in the list or not.
+    /// Ranges that are lost, apart from each other, in the list or not.
     pub ranges: u64,
-    /// Bytes of the ranges that the list has not.
+    /// Bytes that are not in the list.
     pub untold: u64,
 }
 
 impl Losses {
-    /// Whether nothing is lost.
+    /// Returns true if nothing is lost.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 }
 
-/// What makes two failures one: the kind of the error, and of the structure.
+/// Failures with the same nature count as one: the kind of the error, and of the structure.
 type Nature = (Discriminant<Error>, &'static str);
 
 /// One failure.
@@ -63,8 +63,7 @@ struct Failure {
 pub(super) struct Lost {
     /// The end of each range by its start. No two touch.
     ranges: BTreeMap<u64, u64>,
-    /// By their starts; those of the highest starts are left out, so that the order in which threads come
-    /// does not tell.
+    /// By their starts. The highest starts are left out, so that the order of threads has no influence.
     failures: BTreeMap<u64, Failure>,
 }
 
@@ -116,7 +115,7 @@ impl Lost {
         self.ranges.insert(start, end);
     }
 
-    /// Where the range that `offset` is in ends, if it is in one.
+    /// End of the range with `offset`, if there is one.
     pub(super) fn end_at(&self, offset: u64) -> Option<u64> {
         let (_, end) = self.ranges.range(..=offset).next_back()?;
         (*end > offset).then_some(*end)

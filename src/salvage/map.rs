@@ -10,9 +10,9 @@ use super::Salvage;
 #[derive(Debug)]
 pub struct SalvagedEntries<'a> {
     entries: Entries<'a>,
-    /// What is left of the run at the position.
+    /// Rest of the run at the position.
     open: Option<Entry>,
-    /// What is lost: start, end and why, the last being the first.
+    /// Losses: start, end and reason, in reverse order.
     lost: Vec<(u64, u64, String)>,
 }
 

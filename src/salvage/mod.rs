@@ -49,8 +49,8 @@ const PIECES: [u64; 3] = [64 << 10, 4096, SECTOR];
 /// An image of which all can be read: zeros where another image, or the disk that it lies on, is damaged.
 ///
 /// A read that fails is done again in smaller pieces, units of the image first and then sectors, so that
-/// one bad sector costs one sector, and one bad packed unit one unit. Of tables, too, each sector counts alone
-/// that can be read: what the entries in it would have told is lost with a bad one.
+/// one bad sector costs one sector, and one bad compressed unit one unit. In tables, too, a bad sector costs only
+/// the ranges of its entries.
 ///
 /// The bytes do not depend on the number of threads. What was found to be lost once stays lost, whatever
 /// a later read would bring.
@@ -58,7 +58,7 @@ const PIECES: [u64; 3] = [64 << 10, 4096, SECTOR];
 pub struct Salvage {
     image: Arc<dyn Image>,
     lost: Mutex<Lost>,
-    /// Whether anything is, so that nobody waits for the lock while all is well.
+    /// True after the first loss; saves the lock before.
     any: AtomicBool,
     failures: AtomicU64,
     limits: Limits,
@@ -76,15 +76,15 @@ impl Salvage {
         }
     }
 
-    /// How much may fail, and how much memory the record of it may take: see
-    /// [`Limits::failures`] and [`Limits::metadata_bytes`].
+    /// Sets the limits of failures and of the memory for their record: [`Limits::failures`] and
+    /// [`Limits::metadata_bytes`].
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// What was lost of what was read until now, in order.
+    /// Losses of the reads until now, in order.
     pub fn losses(&self) -> Losses {
         self.lost().told()
     }
@@ -126,11 +126,7 @@ impl Salvage {
     fn try_read(&self, buf: &mut [u8], offset: u64) -> Result<Option<Error>> {
         let error = match self.image.read_at(buf, offset) {
             Ok(n) if n == buf.len() => return Ok(None),
-            Ok(_) => Error::OutOfRange {
-                offset,
-                len: buf.len() as u64,
-                size: self.image.size(),
-            },
+            Ok(_) => Error::out_of_range(offset, buf.len() as u64, self.image.size()),
             Err(error) => error,
         };
         self.count(error).map(Some)
@@ -159,8 +155,8 @@ impl Salvage {
         Ok(())
     }
 
-    /// How large the pieces are in which a read is done again that failed so; `None` if there are no
-    /// smaller ones, or if they would fail, too.
+    /// Size of the pieces in which a failed read is repeated; `None` if there are no smaller ones, or if they
+    /// would fail, too.
     fn next_piece(&self, len: u64, offset: u64, error: &Error) -> Result<Option<u64>> {
         let cuts = |piece: &u64| offset / piece != (offset + len - 1) / piece;
         let unit = self.image.block_size();

@@ -76,11 +76,9 @@ impl BlockSource for Concat {
 
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
         let limit = check_extent(offset, limit, self.size())?;
-        let (part, inside, left) = self.part_at(offset).ok_or(Error::OutOfRange {
-            offset,
-            len: limit,
-            size: self.size(),
-        })?;
+        let (part, inside, left) =
+            self.part_at(offset)
+                .ok_or(Error::out_of_range(offset, limit, self.size()))?;
         let run = part.extent_at(inside, limit.min(left))?;
         Ok(Extent {
             start: offset,

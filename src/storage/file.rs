@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use crate::error::{Error, Result, quoted_path};
+use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
+use crate::name::quoted_path;
 use crate::source::{
     BlockSource, FileIdentity, Place, Stored, check_extent, ended_early, readable,
 };
@@ -292,11 +293,7 @@ impl BlockTarget for FileStorage {
             return Ok(());
         }
         let Some(end) = offset.checked_add(len) else {
-            return Err(Error::OutOfRange {
-                offset,
-                len,
-                size: self.size(),
-            });
+            return Err(Error::out_of_range(offset, len, self.size()));
         };
         match system::zero(&self.file, offset, len, zeroes) {
             Ok(()) => self.extend_to(end),
@@ -338,11 +335,7 @@ impl BlockTarget for FileStorage {
     fn set_size(&self, size: u64) -> Result<()> {
         if self.kind == Kind::BlockDevice {
             if size > self.size() {
-                return Err(Error::OutOfRange {
-                    offset: 0,
-                    len: size,
-                    size: self.size(),
-                });
+                return Err(Error::out_of_range(0, size, self.size()));
             }
             return Ok(());
         }

@@ -46,11 +46,7 @@ impl Memory {
             let start = usize::try_from(offset).ok()?;
             Some(start..start.checked_add(usize::try_from(len).ok()?)?)
         };
-        let out_of_range = Error::OutOfRange {
-            offset,
-            len,
-            size: bytes.len() as u64,
-        };
+        let out_of_range = Error::out_of_range(offset, len, bytes.len() as u64);
         let Some(range) = range() else {
             return Err(out_of_range);
         };
@@ -140,11 +136,7 @@ impl BlockTarget for Memory {
                 Ok(())
             }
             Ok(size) => grow(&mut bytes, size),
-            Err(_) => Err(Error::OutOfRange {
-                offset: 0,
-                len: size,
-                size: bytes.len() as u64,
-            }),
+            Err(_) => Err(Error::out_of_range(0, size, bytes.len() as u64)),
         }
     }
 

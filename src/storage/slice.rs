@@ -23,11 +23,7 @@ impl<S: BlockSource> Slice<S> {
         let size = inner.size();
         match start.checked_add(len) {
             Some(end) if end <= size => Ok(Slice { inner, start, len }),
-            _ => Err(Error::OutOfRange {
-                offset: start,
-                len,
-                size,
-            }),
+            _ => Err(Error::out_of_range(start, len, size)),
         }
     }
 }

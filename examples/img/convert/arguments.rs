@@ -1,4 +1,4 @@
-//! The arguments of `img-convert`: those of `qemu-img convert`, and what goes together.
+//! Arguments of `convert`, and the combinations that are refused.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -12,37 +12,36 @@ use crate::arguments::{Opening, path, size};
 use crate::command::told;
 use crate::qemu::{CacheMode, Target, snapshot, sparse_size};
 
-/// Converts disk images as `qemu-img convert` does. SRC and DST are paths and nothing else; several
-/// SRC are taken one behind the other. DST is replaced only when the whole of it is written. The SRC -
-/// is standard input, converted while it arrives. The DST - is standard output: whoever reads it has to
-/// look at the exit status.
+/// Converts disk images as `qemu-img convert` does. SRC and DST are paths and nothing else; several SRC are
+/// joined one behind the other. DST is replaced only when it is whole. SRC - is standard input, converted
+/// while it arrives. DST - is standard output; its reader has to check the exit status.
 #[derive(Debug, Parser)]
 #[command(version, args_override_self = true)]
 pub(crate) struct Arguments {
-    /// The format of the sources; detected unless given
+    /// Format of the sources; detected unless given
     #[arg(short = 'f', value_name = "FMT")]
     pub(crate) source_format: Option<String>,
     #[command(flatten)]
     pub(crate) target: Target,
-    /// Packs the data
+    /// Compresses the data
     #[arg(short = 'c')]
     pub(crate) compress: bool,
-    /// Shows how far the conversion is, on standard error if DST is -
+    /// Shows the progress, on standard error if DST is -
     #[arg(short = 'p')]
     pub(crate) progress: bool,
-    /// How many threads work; as many as there are processors unless given
+    /// Number of threads; the number of processors unless given
     #[arg(short = 'm', value_name = "THREADS")]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// The shortest run of zeros that becomes a hole, 4k unless given; 0 writes all zeros out
+    /// Shortest run of zeros that becomes a hole, 4k unless given; 0 writes all zeros out
     #[arg(short = 'S', value_name = "SIZE", value_parser = sparse_size)]
     pub(crate) sparse_size: Option<u64>,
-    /// Writes into DST as it is, which exists and is large enough; a failure leaves it half written
+    /// Writes into the existing DST, which has to be large enough; a failure leaves it half written
     #[arg(short = 'n')]
     pub(crate) no_create: bool,
-    /// Takes the word for it that DST reads as zero (with -n)
+    /// Assumes that DST reads as zero (with -n)
     #[arg(long)]
     pub(crate) target_is_zero: bool,
-    /// With unsafe, does not wait until the result is on stable storage; all others wait
+    /// Cache mode: unsafe does not wait for stable storage; all others wait
     #[arg(short = 't', value_name = "CACHE", default_value = "writeback")]
     pub(crate) cache: CacheMode,
     /// Accepted for compatibility with qemu-img: sources are read in one way
@@ -51,38 +50,37 @@ pub(crate) struct Arguments {
     /// Converts an internal snapshot: snapshot.id=ID, snapshot.name=NAME, or an id or a name
     #[arg(short = 'l', value_name = "SNAPSHOT", value_parser = snapshot)]
     pub(crate) snapshot: Option<SnapshotSelector>,
-    /// Converts this disk of an appliance: its place in the list of img-info, or its file's name
+    /// Converts this disk of an appliance: its number in the list of img-info, or the name of its file
     #[arg(long, value_name = "DISK")]
     pub(crate) disk: Option<String>,
-    /// Compares an appliance with its manifest first
+    /// Compares an appliance with its manifest before anything else is read
     #[arg(long)]
     pub(crate) verify_manifest: bool,
-    /// Writes an overlay that records only what differs from FILE, a path relative to DST's directory
+    /// Writes an overlay that records only the differences from FILE, a path relative to DST's directory
     #[arg(short = 'B', value_name = "FILE", requires = "backing_format", value_parser = path())]
     overlay: Option<PathBuf>,
-    /// The format of -B FILE
+    /// Format of -B FILE
     #[arg(short = 'F', value_name = "FMT", requires = "overlay")]
     backing_format: Option<String>,
     /// Writes another image in the same read: its format, options as -o has them, a colon and a path
     #[arg(long, value_name = "FMT[,NAME=VALUE…]:PATH", value_parser = Also::parse)]
     pub(crate) also: Vec<Also>,
-    /// Keeps the images that are whole if another of DST and --also fails; the exit status is 1 then
+    /// Keeps whole images if another of DST and --also fails; the exit status is 1 then
     #[arg(long, requires = "also")]
     pub(crate) allow_failure: bool,
-    /// Goes on where an earlier call with the same arguments was stopped, and keeps what is unfinished
-    /// beside DST
+    /// Continues where an earlier call with the same arguments was stopped; unfinished work is kept beside DST
     #[arg(long, conflicts_with_all = ["no_create", "also", "content_digest", "expect_content"])]
     pub(crate) resumable: bool,
     /// Prints the digest of the disk's content: md5, sha1, sha256, sha512 or blake3
     #[arg(long, value_name = "ALGORITHM")]
     pub(crate) content_digest: Option<Algorithm>,
-    /// Fails, and leaves nothing, if the disk's content has another digest than this
+    /// Fails and leaves nothing if the disk's content has another digest
     #[arg(long, value_name = "DIGEST", conflicts_with = "content_digest")]
     pub(crate) expect_content: Option<ContentDigest>,
-    /// Prints the digest of the bytes of SRC, which is made meanwhile
+    /// Prints the digest of the bytes of SRC
     #[arg(long, value_name = "ALGORITHM")]
     pub(crate) source_digest: Vec<Algorithm>,
-    /// Fails, and leaves nothing, if the bytes of SRC have another digest than this, sha256:9f86… say
+    /// Fails and leaves nothing if the bytes of SRC have another digest, such as sha256:9f86…
     #[arg(long, value_name = "DIGEST")]
     pub(crate) expect_source: Vec<Digest>,
     /// Prints the digest of the bytes of DST
@@ -91,8 +89,8 @@ pub(crate) struct Arguments {
     /// Reads the result back and compares it with SRC before it gets its name
     #[arg(long, conflicts_with_all = ["no_create", "overlay"])]
     pub(crate) verify: bool,
-    /// Converts a damaged SRC as far as it can be read: what is lost is zeros in DST and is told on
-    /// standard error, and as a map in JSON in FILE. The exit status is 3 if something is lost
+    /// Converts a damaged SRC as far as it can be read. Lost data is zeros in DST and listed on standard error,
+    /// and in FILE as a map in JSON. The exit status is 3 if data is lost
     #[arg(
         long,
         value_name = "FILE",
@@ -102,34 +100,32 @@ pub(crate) struct Arguments {
         conflicts_with = "resumable"
     )]
     pub(crate) salvage: Option<Option<PathBuf>>,
-    /// Unpacks what is copied packed, to see that it can be
+    /// Decompresses clusters that are copied compressed, to prove that they can be
     #[arg(long)]
     pub(crate) check_packed: bool,
-    /// Shows nothing but errors
+    /// Prints nothing but errors
     #[arg(short = 'q')]
     pub(crate) quiet: bool,
-    /// Accepted for the sake of qemu-img's users: the order of writes is not theirs to choose
+    /// Accepted for compatibility with qemu-img: the order of writes is fixed
     #[arg(short = 'W')]
     out_of_order: bool,
-    /// The virtual size of the disk on standard input, for a raw disk or a fixed VHD, which do not tell it
-    /// before their end, and a DST that begins with it
+    /// Virtual size of a raw disk or a fixed VHD on standard input, for a DST that begins with it
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) source_size: Option<u64>,
-    /// Where the image on standard input came from: names in it are relative to the directory of PATH
+    /// Origin of the image on standard input: names in it are relative to the directory of PATH
     #[arg(long, value_name = "PATH", value_parser = path())]
     pub(crate) source_path: Option<PathBuf>,
-    /// Allows a temporary file beside DST, 64G unless given, for what comes on standard input before it is
-    /// needed
+    /// Allows a temporary file beside DST, 64G unless given, for bytes of standard input that come too early
     #[arg(long, value_name = "SIZE", value_parser = size, num_args = 0..=1, require_equals = true, default_missing_value = "64G")]
     pub(crate) spill: Option<u64>,
     #[command(flatten)]
     pub(crate) opening: Opening,
-    /// The sources, and where to write to
+    /// Sources and destination
     #[arg(value_name = "SRC… DST", required = true, value_parser = path())]
     files: Vec<PathBuf>,
 }
 
-/// Another target.
+/// Further target of a conversion.
 #[derive(Debug, Clone)]
 pub(crate) struct Also {
     pub(crate) format: String,
@@ -168,17 +164,20 @@ impl Arguments {
         }
     }
 
-    /// The sources and the destination, if all arguments go together.
+    /// The sources and the destination.
+    ///
+    /// # Errors
+    /// A message for arguments that exclude each other.
     pub(crate) fn check(&self) -> Result<(&[PathBuf], &Path), String> {
         let (destination, sources) = match self.files.split_last() {
             Some((destination, sources)) if !sources.is_empty() => (destination, sources),
             _ => return Err("SRC and DST are needed".to_owned()),
         };
 
-        let to_stdout = super::stdout::is_standard(destination);
+        let to_stdout = super::standard::is_standard(destination);
         let from_stdin = sources
             .iter()
-            .any(|source| super::stdout::is_standard(source));
+            .any(|source| super::standard::is_standard(source));
         let about_stdin =
             self.source_size.is_some() || self.source_path.is_some() || self.spill.is_some();
         let has_backing = self.backing()?.is_some();
@@ -210,7 +209,7 @@ impl Arguments {
             ),
             (
                 to_stdout && waits,
-                "-t has no meaning for standard output: what becomes of it is for its reader to say",
+                "-t has no meaning for standard output: its reader decides",
             ),
             (
                 from_stdin && sources.len() > 1,
@@ -243,7 +242,7 @@ impl Arguments {
             ),
             (
                 from_stdin && self.salvage.is_some(),
-                "--salvage needs a file: what went by cannot be looked at again",
+                "--salvage has no meaning for standard input, which cannot be read again",
             ),
             (
                 sources.len() > 1 && self.salvage.is_some(),

@@ -1,4 +1,4 @@
-//! What is told of a disk that was salvaged.
+//! Report of the losses of a salvaged disk.
 
 use std::io::Write;
 use std::path::Path;
@@ -10,12 +10,12 @@ use blockform::{BlockSource, BlockSourceExt, BlockTarget, Error, ImageName, Resu
 
 use crate::command::{complain, quoted, told};
 
-/// The exit status of a conversion that lost something: what could be read is written.
+/// Exit status of a conversion that lost data.
 const LOST: u8 = 3;
-/// How many losses a person is told of.
+/// Number of losses that are printed.
 const MOST_TOLD: usize = 20;
 
-/// Fails if writing the map would destroy something that is read or written.
+/// Fails if the map would overwrite an image of the conversion.
 pub(crate) fn check_map(
     map: Option<&Path>,
     source: &dyn BlockSource,
@@ -38,7 +38,7 @@ pub(crate) fn check_map(
     Ok(())
 }
 
-/// Tells what was lost, and how that leaves the command.
+/// Prints the losses, and returns the exit status.
 pub(crate) fn tell(
     salvage: &Salvage,
     source: &Path,
@@ -67,7 +67,7 @@ pub(crate) fn tell(
     let told = losses.list.iter().take(MOST_TOLD).map(|loss| loss.length);
     let more = losses.bytes.saturating_sub(told.sum());
     if more > 0 {
-        complain(&format!("lost: {more} bytes behind these"));
+        complain(&format!("lost: {more} bytes after these"));
     }
     let text = format!(
         "{} of {} bytes are lost, in {} ranges, and are zeros in the result",

@@ -3,10 +3,10 @@
 
 mod arguments;
 mod losses;
+mod standard;
 mod stdin;
-mod stdout;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
@@ -27,7 +27,7 @@ use crate::command::{Call, about, complain, print, told, unwritten};
 use crate::progress::Meter;
 use crate::qemu::CacheMode;
 
-/// How long whoever reads standard output may take to notice that the conversion was stopped.
+/// Time for the reader of standard output to notice that the conversion was stopped.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(crate) fn main(call: Call) -> ExitCode {
@@ -38,11 +38,11 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let (sources, destination) = arguments.check()?;
     let cancel = Cancel::new();
     let stop = cancel.clone();
-    let to_stdout = stdout::is_standard(destination);
+    let to_stdout = standard::is_standard(destination);
     ctrlc::set_handler(move || {
         stop.cancel();
         if to_stdout {
-            // A reader that does not read would keep us for ever, and there is nothing to clear away.
+            // A write to a reader that does not read would wait for ever. There is nothing to clear away.
             std::thread::sleep(PATIENCE);
             complain("cancelled");
             std::process::exit(1);
@@ -53,7 +53,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let (mut salvage, mut stream) = (None, None);
     for path in sources {
         let options = open_options(arguments);
-        if stdout::is_standard(path) {
+        if standard::is_standard(path) {
             let image = stdin::open(&options, arguments, destination, &cancel);
             stream = Some(image.map_err(|e| told(&e))?);
         } else {
@@ -85,7 +85,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
             None => options,
         };
         if to_stdout {
-            stdout::convert(&options, source)
+            convert_to_stdout(&options, source)
         } else if arguments.no_create {
             options.convert_into_existing(source, destination)
         } else {
@@ -117,12 +117,30 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
         .chain(summary.file_digests.iter().map(|d| format!("source {d}")))
         .chain(summary.target_digests.iter().map(|d| format!("target {d}")));
     let text: String = digests.map(|digest| digest + "\n").collect();
-    // Where the image is on standard output, nothing else is.
+    // Standard output is the image then.
     match to_stdout {
         true => io::stderr().write_all(text.as_bytes()).map_err(unwritten)?,
         false => print(&text)?,
     }
     Ok(code)
+}
+
+/// Writes the image to standard output.
+fn convert_to_stdout(options: &ConvertOptions, source: Input<'_>) -> Result<Summary> {
+    if io::stdout().is_terminal() {
+        return Err(Error::invalid(
+            "standard output is a terminal: send it to a file or a program",
+        ));
+    }
+    let cannot_open = |error| Error::io("open standard output", error);
+    let output = standard::file(&io::stdout()).map_err(cannot_open)?;
+    let identity = standard::identity(&output).map_err(cannot_open)?;
+    if identity.is_some_and(|file| source.uses_file(file)) {
+        return Err(Error::invalid(
+            "standard output is a file that the conversion reads: it cannot be its target",
+        ));
+    }
+    options.convert_to_writer(source, output)
 }
 
 /// Converts into DST and all others in one read. Prints a line for each target that failed while others went
@@ -240,8 +258,7 @@ fn open_options(arguments: &Arguments) -> OpenOptions {
         .verify_manifest(arguments.verify_manifest)
 }
 
-/// The images one behind the other. One alone stays what it is, so that what it has packed can be
-/// copied packed.
+/// The images one behind the other. One image alone is not wrapped: compressed data is copied as it is.
 fn joined(images: Vec<Box<dyn BlockSource>>) -> Result<Box<dyn BlockSource>> {
     let mut images = images;
     match images.pop() {
@@ -277,8 +294,8 @@ fn image(arguments: &Arguments, destination: &Path) -> Result<ImageSpec, String>
     Ok(image)
 }
 
-/// Opens the backing file of the image to be written by the same rules as one that an image names:
-/// whoever opens the result will have to open it by these, too.
+/// Opens the backing file of the image to be written by the rules for a file that an image names: opening the
+/// result takes the same rules.
 fn open_backing(
     name: &ImageName,
     format: &str,

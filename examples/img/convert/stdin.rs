@@ -9,15 +9,16 @@ use blockform::convert::Cancel;
 use blockform::{Error, OpenOptions, Result, StreamImage, StreamSource};
 
 use super::arguments::Arguments;
+use super::standard;
 
-/// Bytes that are read at once.
+/// Bytes of a read.
 const CHUNK: usize = 256 << 10;
-/// How many chunks are read ahead.
+/// Number of chunks that are read ahead.
 const AHEAD: usize = 4;
-/// How soon a conversion that was stopped stops waiting for input.
+/// Interval at which a wait for input looks for a stop.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Opens the image that comes in on standard input.
+/// Opens the image on standard input.
 pub(crate) fn open(
     options: &OpenOptions,
     arguments: &Arguments,
@@ -29,9 +30,10 @@ pub(crate) fn open(
             "standard input is a terminal: send a file or the output of a program",
         ));
     }
-    let input = unbuffered().map_err(|e| Error::io("open standard input", e))?;
+    let input = standard::file(&io::stdin()).map_err(|e| Error::io("open standard input", e))?;
+    let file = standard::identity(&input);
     let mut stream = StreamSource::new(Pump::start(input, cancel.clone())?).cancel(cancel.clone());
-    if let Some(file) = identity().map_err(|e| Error::io("examine standard input", e))? {
+    if let Some(file) = file.map_err(|e| Error::io("examine standard input", e))? {
         stream = stream.file(file);
     }
     if let Some(bytes) = arguments.source_size {
@@ -44,7 +46,7 @@ pub(crate) fn open(
         let beside = destination
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty());
-        let folder = match (super::stdout::is_standard(destination), beside) {
+        let folder = match (standard::is_standard(destination), beside) {
             (true, _) => std::env::temp_dir(),
             (false, Some(folder)) => folder.to_owned(),
             (false, None) => ".".into(),
@@ -60,8 +62,7 @@ pub(crate) fn open(
     options.open_stream(stream)
 }
 
-/// Standard input read ahead by a thread of its own, so that a conversion can be stopped while nothing
-/// comes.
+/// Standard input, read ahead by a thread of its own: a conversion can be stopped while no input comes.
 struct Pump {
     full: Receiver<io::Result<Vec<u8>>>,
     empty: SyncSender<Vec<u8>>,
@@ -136,37 +137,4 @@ impl Read for Pump {
         self.taken += n;
         Ok(n)
     }
-}
-
-/// Standard input without a buffer.
-#[cfg(unix)]
-fn unbuffered() -> io::Result<impl Read + Send + 'static> {
-    use std::os::fd::AsFd;
-    let owned = io::stdin().as_fd().try_clone_to_owned()?;
-    Ok(std::fs::File::from(owned))
-}
-
-#[cfg(windows)]
-fn unbuffered() -> io::Result<impl Read + Send + 'static> {
-    use std::os::windows::io::AsHandle;
-    let owned = io::stdin().as_handle().try_clone_to_owned()?;
-    Ok(std::fs::File::from(owned))
-}
-
-/// Which file standard input is.
-#[cfg(unix)]
-fn identity() -> io::Result<Option<blockform::FileIdentity>> {
-    use std::os::fd::AsFd;
-    use std::os::unix::fs::MetadataExt;
-    let owned = io::stdin().as_fd().try_clone_to_owned()?;
-    let metadata = std::fs::File::from(owned).metadata()?;
-    Ok(Some(blockform::FileIdentity {
-        device: metadata.dev(),
-        file: metadata.ino(),
-    }))
-}
-
-#[cfg(windows)]
-fn identity() -> io::Result<Option<blockform::FileIdentity>> {
-    Ok(None)
 }

@@ -1,4 +1,4 @@
-//! Where the parts begin.
+//! The places at which a disk is cut into parts.
 
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Result};
@@ -11,7 +11,7 @@ pub(super) const ALIGNMENT: u64 = 1 << 20;
 /// The most parts that a plan has.
 pub const MAX_PARTS: usize = 65_536;
 
-/// How a conversion is cut.
+/// A way to cut a conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cut {
@@ -25,18 +25,18 @@ pub enum Cut {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Part {
-    /// Where it begins, in bytes.
+    /// Start in bytes.
     pub start: u64,
-    /// How long it is, in bytes; 0 only for the one part of an empty disk.
+    /// Length in bytes; 0 only for the one part of an empty disk.
     pub len: u64,
-    /// How many of its bytes have to be copied, by what the source recorded when the plan was made.
+    /// Bytes that have to be copied, by the extents of the source when the plan was made.
     pub data: u64,
     /// A digest of bytes here and there.
     pub(super) sample: Digest,
 }
 
 impl Part {
-    /// Where the part ends, in bytes.
+    /// End of the part in bytes.
     pub fn end(&self) -> u64 {
         self.start.saturating_add(self.len)
     }

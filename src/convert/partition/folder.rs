@@ -21,8 +21,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::{Error, Result, quoted_path};
-use crate::name::ImageName;
+use crate::error::{Error, Result};
+use crate::name::{ImageName, quoted_path};
 use crate::storage::{FileStorage, identity_of, settle, sync_folder};
 use crate::target::BlockTarget;
 
@@ -35,14 +35,14 @@ const MAX_NAME: usize = 200;
 /// More than any note of ours but the plan is long, a name of 255 bytes in escapes included.
 const MAX_NOTE: usize = 4096;
 
-/// Where a conversion goes.
+/// The destination of a conversion.
 #[derive(Debug)]
 pub(super) struct Place {
     /// The names that the files get, or the device.
     pub(super) paths: Vec<PathBuf>,
     pub(super) is_device: bool,
     folder: PathBuf,
-    /// What the image is called, in quotes.
+    /// Name of the image, in quotes.
     name: String,
 }
 
@@ -247,7 +247,7 @@ impl Folder {
             let renamed = fs::rename(self.file(index), to);
             match renamed {
                 Ok(()) => {}
-                // By whoever did not come to the end of it.
+                // Renamed by a process that was stopped behind that.
                 Err(e) if e.kind() == ErrorKind::NotFound && to.is_file() => {}
                 Err(e) => return Err(Error::io_path("rename the finished file to", to, e)),
             }
@@ -275,7 +275,7 @@ impl Folder {
         sync_folder(&path)
     }
 
-    /// What is not as it should be was left by somebody else, and counts for nothing.
+    /// Returns false for a mark that another process left.
     fn is_marked(&self, name: &str) -> Result<bool> {
         let found = read(&self.path.join(name), MAX_NOTE)?;
         Ok(found.is_some_and(|found| found == self.note(name).as_bytes()))
@@ -291,12 +291,12 @@ struct Removed(PathBuf);
 
 impl Drop for Removed {
     fn drop(&mut self) {
-        // There is nobody left to tell if this fails.
+        // A failure here has no receiver.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// A number that nobody else has.
+/// A unique number.
 fn number() -> String {
     // The standard library seeds each of these from the system's random numbers.
     let random = || RandomState::new().build_hasher().finish();
@@ -309,7 +309,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// The device that the folder of `path` is on, where the system tells.
+/// The device that the folder of `path` is on, where the system has one.
 fn device_of(path: &Path) -> Result<Option<u64>> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,

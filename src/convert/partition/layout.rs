@@ -1,13 +1,13 @@
-//! Where everything of an image lies, asked of its writer before anything is written.
+//! The places of everything in an image, asked of its writer before anything is written.
 
 use std::ffi::OsStr;
 use std::path::Path;
 
 use crate::convert::options::ConvertOptions;
 use crate::convert::partition::Part;
-use crate::error::{Error, Result, quoted_path};
+use crate::error::{Error, Result};
 use crate::image::{CreateOptions, Finish, ImageWriter, WriteRun, WriteShape};
-use crate::name::ImageName;
+use crate::name::{ImageName, quoted_path};
 
 /// An image whose guest's bytes have their places from the start.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl Layout {
         })
     }
 
-    /// Where a part lies.
+    /// The places of a part in the files.
     pub(super) fn stretches(&mut self, part: &Part) -> Result<Vec<Stretch>> {
         let mut stretches: Vec<Stretch> = Vec::new();
         let (mut done, mut tables) = (0, Vec::new());

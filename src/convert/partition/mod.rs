@@ -40,7 +40,7 @@
 //! rename is one step, a file is created by one process only), or the target is a block device and the
 //! [folder](Plan::in_folder) is on such a file system. No part may still run when the target is sealed
 //! and put to use: a process that was given up and lives on writes into it. It writes the same bytes
-//! again, which do no harm until somebody changes the disk.
+//! again, which do no harm until the disk is changed.
 
 mod cut;
 mod folder;
@@ -52,15 +52,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+use serde::{Deserialize, Serialize};
+
 use crate::convert::destination::{is_block_device, output_path, refuse_one_for_two};
 use crate::convert::input::Input;
 use crate::convert::lane::write_table;
 use crate::convert::options::{ConvertOptions, Summary};
 use crate::digest::{Algorithm, Digest, Hasher};
-use crate::error::{Error, Result, quoted_path};
+use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::limits::Limits;
-use crate::name::ImageName;
+use crate::name::{ImageName, quoted_path};
 use crate::progress::{progress_setter, work_setters};
 use crate::source::BlockSource;
 use crate::storage::FileStorage;
@@ -83,16 +85,18 @@ pub struct Plan {
     folder: Option<PathBuf>,
 }
 
-/// What tells the source from another one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The facts by which the source is recognized, as they stand in the text of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct SourceFacts {
     format: String,
     virtual_size: u64,
     file: Option<FileFacts>,
 }
 
-/// What a file shows of a change, on every machine that has the same file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The facts by which a change of a file shows, on every machine that has the same file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct FileFacts {
     size: u64,
     modified_seconds: u64,
@@ -156,7 +160,7 @@ impl Plan {
     /// [`check_source_file`](Self::check_source_file).
     ///
     /// # Errors
-    /// [`Error::Io`] if that cannot be told.
+    /// [`Error::Io`] if the file cannot be examined.
     pub fn source_file(mut self, path: impl AsRef<Path>) -> Result<Self> {
         self.source.file = Some(FileFacts::of(path.as_ref())?);
         Ok(self)
@@ -166,7 +170,7 @@ impl Plan {
     /// as it was, and not modified since. A plan that does not know that passes.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if it is another one, [`Error::Io`] if that cannot be told.
+    /// [`Error::InvalidInput`] if it is another one, [`Error::Io`] if it cannot be examined.
     pub fn check_source_file(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         match &self.source.file {
@@ -183,7 +187,7 @@ impl Plan {
     /// space is reserved for them, is the plan's to say, within the limits.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for what is no plan, [`Error::LimitExceeded`] for text longer than
+    /// [`Error::InvalidInput`] for text that is not a plan, [`Error::LimitExceeded`] for text longer than
     /// [`Limits::metadata_bytes`] and a disk larger than [`Limits::virtual_size`].
     pub fn from_json(text: &str, limits: &Limits) -> Result<Self> {
         text::parse(text, limits)
@@ -302,7 +306,7 @@ impl Plan {
         Ok(Some(summary))
     }
 
-    /// Which parts of the conversion into `path` are not done yet.
+    /// Lists the parts of the conversion into `path` that are not done yet.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if `path` is not prepared for this plan, [`Error::Io`].
@@ -441,7 +445,7 @@ impl FileFacts {
     }
 }
 
-/// How many places of a part are looked at, and how many bytes at each.
+/// Places of a part that are sampled, and bytes of each.
 const SAMPLES: u64 = 16;
 const SAMPLE: u64 = 4096;
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::convert::options::ConvertOptions;
 use crate::convert::partition::cut::{ALIGNMENT, MAX_PARTS, Part};
 use crate::convert::partition::layout::Layout;
-use crate::convert::partition::{FileFacts, Plan, SourceFacts};
+use crate::convert::partition::{Plan, SourceFacts};
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Result};
 use crate::limits::Limits;
@@ -18,25 +18,9 @@ const VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 struct PlanText {
     version: u32,
-    source: SourceText,
+    source: SourceFacts,
     target: TargetText,
     parts: Vec<PartText>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SourceText {
-    format: String,
-    virtual_size: u64,
-    file: Option<FileText>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileText {
-    size: u64,
-    modified_seconds: u64,
-    modified_nanoseconds: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -60,18 +44,9 @@ struct PartText {
 }
 
 pub(super) fn write(plan: &Plan) -> Result<String> {
-    let file = plan.source.file.as_ref().map(|file| FileText {
-        size: file.size,
-        modified_seconds: file.modified_seconds,
-        modified_nanoseconds: file.modified_nanoseconds,
-    });
     let text = PlanText {
         version: VERSION,
-        source: SourceText {
-            format: plan.source.format.clone(),
-            virtual_size: plan.source.virtual_size,
-            file,
-        },
+        source: plan.source.clone(),
         target: TargetText {
             format: plan.options.image.format.clone(),
             options: plan.options.image.create.options.clone(),
@@ -101,7 +76,7 @@ pub(super) fn parse(text: &str, limits: &Limits) -> Result<Plan> {
     limits.check_metadata("the length of the plan", text.len() as u64)?;
     let text: PlanText = serde_json::from_str(text).map_err(|e| {
         let problem = ImageName::from(e.to_string().as_str());
-        Error::invalid(format!("this is no plan: {}", problem.escaped()))
+        Error::invalid(format!("this is not a plan: {}", problem.escaped()))
     })?;
     if text.version != VERSION {
         return Err(Error::invalid(format!(
@@ -131,17 +106,8 @@ pub(super) fn parse(text: &str, limits: &Limits) -> Result<Plan> {
         return Err(wrong("a target of another size than its options lead to"));
     }
     let parts = parts(text.parts, size, layout.shape.unit)?;
-    let file = text.source.file.map(|file| FileFacts {
-        size: file.size,
-        modified_seconds: file.modified_seconds,
-        modified_nanoseconds: file.modified_nanoseconds,
-    });
     Ok(Plan {
-        source: SourceFacts {
-            format: text.source.format,
-            virtual_size: text.source.virtual_size,
-            file,
-        },
+        source: text.source,
         options,
         size,
         parts,

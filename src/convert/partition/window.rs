@@ -74,13 +74,13 @@ pub(super) struct PartTarget {
     pieces: Vec<Piece>,
     len: u64,
     is_zero: bool,
-    /// Whether space stays allocated where zeros are written.
+    /// Keeps space allocated under zeros.
     keep: bool,
 }
 
 #[derive(Debug)]
 struct Piece {
-    /// Where it begins in the part.
+    /// Start in the part.
     start: u64,
     len: u64,
     host: u64,
@@ -125,11 +125,7 @@ impl PartTarget {
     ) -> Result<()> {
         let end = offset.checked_add(len).filter(|end| *end <= self.len);
         let Some(end) = end else {
-            return Err(Error::OutOfRange {
-                offset,
-                len,
-                size: self.len,
-            });
+            return Err(Error::out_of_range(offset, len, self.len));
         };
         let first = self
             .pieces
@@ -220,11 +216,7 @@ impl BlockTarget for PartTarget {
     fn set_size(&self, size: u64) -> Result<()> {
         match size <= self.len {
             true => Ok(()),
-            false => Err(Error::OutOfRange {
-                offset: 0,
-                len: size,
-                size: self.len,
-            }),
+            false => Err(Error::out_of_range(0, size, self.len)),
         }
     }
 

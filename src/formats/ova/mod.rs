@@ -64,10 +64,7 @@ impl Format for Ova {
         if header::first_name(window.head).is_some_and(|name| ends_in_ovf(&name)) {
             return Verdict::found("an archive that begins with an OVF descriptor", 0);
         }
-        match ovf::recognize(window.head) {
-            true => Verdict::found("an OVF envelope", 0),
-            false => Verdict::Reject,
-        }
+        Verdict::found_if(ovf::recognize(window.head), "an OVF envelope", 0)
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {

@@ -5,6 +5,7 @@
 mod bundle;
 mod check;
 mod descriptor;
+mod expandable;
 mod extension;
 mod header;
 mod map;
@@ -12,7 +13,7 @@ mod open;
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
     Capabilities, CheckFn, Format, Image, Probe, Request, SafetyCheck, Verdict, disagrees,
@@ -60,18 +61,8 @@ impl Format for Parallels {
         Ok(Some(header::Header::read(source)?.size))
     }
 
-    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
-        let _ = limits;
-        Ok(match header::Header::read(source) {
-            Ok(_) => vec![SafetyCheck::passed("version")],
-            Err(Error::Unsupported { feature, .. }) => {
-                vec![SafetyCheck::failed(
-                    "version",
-                    format!("{feature} is not known"),
-                )]
-            }
-            Err(error) => return Err(error),
-        })
+    fn safety(&self, source: &dyn BlockSource, _: &Limits) -> Result<Vec<SafetyCheck>> {
+        Ok(vec![SafetyCheck::version(header::Header::read(source))?])
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {

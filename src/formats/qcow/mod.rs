@@ -30,11 +30,11 @@ impl Format for Qcow {
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
-        if window.has(0, b"QFI\xfb\0\0\0\x01") {
-            Verdict::found("QFI\\xfb, version 1", 0)
-        } else {
-            Verdict::Reject
-        }
+        Verdict::found_if(
+            window.has(0, b"QFI\xfb\0\0\0\x01"),
+            "QFI\\xfb, version 1",
+            0,
+        )
     }
 
     fn excludes(&self, head: &[u8]) -> bool {
@@ -45,8 +45,7 @@ impl Format for Qcow {
         Ok(Some(header::Header::read(source)?.size))
     }
 
-    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
-        let _ = (source, limits);
+    fn safety(&self, _: &dyn BlockSource, _: &Limits) -> Result<Vec<SafetyCheck>> {
         let reason = "version 1 of qcow was given up by everybody who wrote it";
         Ok(vec![SafetyCheck::failed("banned", reason)])
     }

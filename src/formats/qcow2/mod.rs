@@ -50,11 +50,11 @@ impl Format for Qcow2 {
         // Version 1 is another format, qcow. What has the magic and any other version is a qcow2 of
         // a kind that opening will refuse: it is never taken for something else.
         let is_qcow = window.has(4, &1_u32.to_be_bytes());
-        if window.has(0, &header::MAGIC.to_be_bytes()) && !is_qcow {
-            Verdict::found("QFI\\xfb", 0)
-        } else {
-            Verdict::Reject
-        }
+        Verdict::found_if(
+            window.has(0, &header::MAGIC.to_be_bytes()) && !is_qcow,
+            "QFI\\xfb",
+            0,
+        )
     }
 
     fn excludes(&self, head: &[u8]) -> bool {
@@ -65,8 +65,7 @@ impl Format for Qcow2 {
         header::declared_size(source)
     }
 
-    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
-        let _ = limits;
+    fn safety(&self, source: &dyn BlockSource, _: &Limits) -> Result<Vec<SafetyCheck>> {
         safety::checks(source)
     }
 

@@ -24,11 +24,7 @@ impl Format for Qed {
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
-        if window.has(0, b"QED\0") {
-            Verdict::found("QED", 0)
-        } else {
-            Verdict::Reject
-        }
+        Verdict::found_if(window.has(0, b"QED\0"), "QED", 0)
     }
 
     fn excludes(&self, head: &[u8]) -> bool {
@@ -39,8 +35,7 @@ impl Format for Qed {
         Ok(Some(header::Header::read(source)?.image_size))
     }
 
-    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
-        let _ = limits;
+    fn safety(&self, source: &dyn BlockSource, _: &Limits) -> Result<Vec<SafetyCheck>> {
         header::safety(source)
     }
 

@@ -81,32 +81,16 @@ impl ImageWriter for RawWriter {
             Preallocation::Falloc => Payload::Allocate(self.virtual_size),
             Preallocation::Full => Payload::WrittenZeroes(self.virtual_size),
         };
-        shape.preallocation.push(Write {
-            file: 0,
-            offset: 0,
-            payload,
-        });
+        shape.preallocation.push(Write::new(0, 0, payload));
         shape
     }
 
     fn place(&mut self, run: WriteRun<'_>, tables: &mut Vec<Write>) -> Result<Placed> {
         match run {
-            WriteRun::Verbatim { guest, len } => Ok(Placed {
-                file: 0,
-                host: guest,
-                taken: len,
-            }),
+            WriteRun::Verbatim { guest, len } => Ok(Placed::new(0, guest, len)),
             WriteRun::Zero { guest, len } => {
-                tables.push(Write {
-                    file: 0,
-                    offset: guest,
-                    payload: Payload::Zeroes(len),
-                });
-                Ok(Placed {
-                    file: 0,
-                    host: guest,
-                    taken: len,
-                })
+                tables.push(Write::new(0, guest, Payload::Zeroes(len)));
+                Ok(Placed::new(0, guest, len))
             }
             WriteRun::Packed { .. } | WriteRun::Copied { .. } => {
                 Err(Error::invalid("a raw disk cannot be compressed"))

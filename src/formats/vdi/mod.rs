@@ -13,7 +13,7 @@ mod write;
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{
     CheckFn, CreateFn, Format, Image, Probe, RepairFn, Request, SafetyCheck, Scope, Verdict,
@@ -38,11 +38,11 @@ impl Format for Vdi {
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
-        if window.has(header::SIGNATURE_AT, &header::SIGNATURE.to_le_bytes()) {
-            Verdict::found("7f 10 da be", header::SIGNATURE_AT as u64)
-        } else {
-            Verdict::Reject
-        }
+        Verdict::found_if(
+            window.has(header::SIGNATURE_AT, &header::SIGNATURE.to_le_bytes()),
+            "7f 10 da be",
+            header::SIGNATURE_AT as u64,
+        )
     }
 
     fn excludes(&self, head: &[u8]) -> bool {
@@ -53,18 +53,8 @@ impl Format for Vdi {
         Ok(Some(header::Header::read(source)?.disk_size))
     }
 
-    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
-        let _ = limits;
-        Ok(match header::Header::read(source) {
-            Ok(_) => vec![SafetyCheck::passed("version")],
-            Err(Error::Unsupported { feature, .. }) => {
-                vec![SafetyCheck::failed(
-                    "version",
-                    format!("{feature} is not known"),
-                )]
-            }
-            Err(error) => return Err(error),
-        })
+    fn safety(&self, source: &dyn BlockSource, _: &Limits) -> Result<Vec<SafetyCheck>> {
+        Ok(vec![SafetyCheck::version(header::Header::read(source))?])
     }
 
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {

@@ -182,11 +182,7 @@ impl VdiWriter {
         }
         let host = self.offset_data + entry.number().unwrap_or(0) * self.block_size;
         if is_new {
-            tables.push(Write {
-                file: 0,
-                offset: host,
-                payload: Payload::Zeroes(self.block_size),
-            });
+            tables.push(Write::new(0, host, Payload::Zeroes(self.block_size)));
         }
         Ok(host)
     }
@@ -214,11 +210,7 @@ impl VdiWriter {
     fn place_verbatim(&mut self, guest: u64, len: u64, tables: &mut Vec<Write>) -> Result<Placed> {
         let host = self.block(guest, tables)?;
         let into = guest % self.block_size;
-        Ok(Placed {
-            file: 0,
-            host: host + into,
-            taken: len.min(self.block_size - into),
-        })
+        Ok(Placed::new(0, host + into, len.min(self.block_size - into)))
     }
 
     fn place_zero(&mut self, guest: u64, len: u64, tables: &mut Vec<Write>) -> Result<Placed> {
@@ -228,22 +220,14 @@ impl VdiWriter {
         match (self.kind, self.map.get_mut(index)) {
             (ImageType::Fixed, _) => {
                 let placed = self.place_verbatim(guest, len, tables)?;
-                tables.push(Write {
-                    file: 0,
-                    offset: placed.host,
-                    payload: Payload::Zeroes(taken),
-                });
+                tables.push(Write::new(0, placed.host, Payload::Zeroes(taken)));
             }
             (ImageType::Differencing, Some(entry)) if whole && *entry == BlockEntry::FREE => {
                 *entry = BlockEntry::ZERO
             }
             _ => {}
         }
-        Ok(Placed {
-            file: 0,
-            host: 0,
-            taken,
-        })
+        Ok(Placed::new(0, 0, taken))
     }
 
     fn header(&self, map: &[u8]) -> Vec<u8> {
@@ -340,11 +324,7 @@ impl ImageWriter for VdiWriter {
     fn finish(self: Box<Self>) -> Result<Finish> {
         let map: Vec<u8> = self.map.iter().flat_map(|entry| entry.encode()).collect();
         let header = self.header(&map);
-        let bytes = |offset, bytes| Write {
-            file: 0,
-            offset,
-            payload: Payload::Bytes(bytes),
-        };
+        let bytes = |offset, bytes| Write::new(0, offset, bytes);
         let end = self.offset_data + u64::from(self.allocated) * self.block_size;
         Ok(Finish::new(
             vec![bytes(OFFSET_BLOCKS, map)],

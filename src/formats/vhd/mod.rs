@@ -63,8 +63,7 @@ impl Format for Vhd {
         footer::declared_size(source)
     }
 
-    fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
-        let _ = limits;
+    fn safety(&self, source: &dyn BlockSource, _: &Limits) -> Result<Vec<SafetyCheck>> {
         footer::safety(source)
     }
 

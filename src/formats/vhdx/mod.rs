@@ -47,11 +47,7 @@ impl Format for Vhdx {
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
-        if window.has(0, &header::FILE_SIGNATURE) {
-            Verdict::found("vhdxfile", 0)
-        } else {
-            Verdict::Reject
-        }
+        Verdict::found_if(window.has(0, &header::FILE_SIGNATURE), "vhdxfile", 0)
     }
 
     fn excludes(&self, head: &[u8]) -> bool {

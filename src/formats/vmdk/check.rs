@@ -20,9 +20,10 @@ use super::header::{
     CHANGE_TRACKING_MAGIC, COWD_MAGIC, Flags, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC,
     SparseExtentHeader, unsupported,
 };
+use super::layout::{Layout, second_directory};
 use super::map::Tables;
 use super::open::{embedded_text, read_text_file};
-use super::sparse::{Layout, SectorTables, read_cowd_header, read_header, second_directory};
+use super::sparse::{SectorTables, read_cowd_header, read_header};
 use super::{sesparse, stream};
 
 /// Checks the disk whose descriptor, or one of whose extents, is in `source`.

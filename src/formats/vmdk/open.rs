@@ -349,7 +349,8 @@ impl Disk for VmdkDisk {
         request: &Request<'_>,
     ) -> Result<Option<Box<dyn Image>>> {
         let walk = self.walk.as_ref();
-        walk.map(|walk| walk.arrived(source, request)).transpose()
+        walk.map(|walk| open(walk.arrived(source)?, request))
+            .transpose()
     }
 
     fn file_of(&self, guest: u64) -> Option<&ImageName> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// What a patch takes up in memory besides its bytes.
+/// Memory of a patch besides its bytes.
 const PATCH_BYTES: u64 = 96;
 
 /// The place of a structure in the order of writing: each rank refers only to those before it.
@@ -16,7 +16,7 @@ pub(crate) enum Rank {
     Leaf,
     /// Tables that refer to tables.
     Root,
-    /// What puts everything else in force.
+    /// Fields that put everything else in force.
     Header,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Changes {
     patches: BTreeMap<u64, Patch>,
     /// The size that the file has at least.
     size: u64,
-    /// What the patches take up in memory.
+    /// Memory of the patches in bytes.
     kept: u64,
 }
 
@@ -105,7 +105,7 @@ impl Changes {
         }
     }
 
-    /// Whether nothing is to be written.
+    /// Returns true if nothing is to be written.
     pub(crate) fn is_empty(&self) -> bool {
         self.patches.is_empty()
     }

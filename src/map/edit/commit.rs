@@ -12,7 +12,7 @@ pub(crate) trait Commit: Debug + Send + Sync {
     /// Writes `changes` to `file`, and returns once they are on stable storage.
     ///
     /// # Errors
-    /// What writing fails with. The same changes may be committed again.
+    /// Errors of writing. The same changes may be committed again.
     fn commit(&self, file: &dyn BlockTarget, changes: &Changes) -> Result<()>;
 }
 

@@ -188,11 +188,7 @@ impl ImageWriter for OvaWriter {
         let mut tables = layout.moved(closed.tables);
         tables.append(&mut layout.moved(closed.seal));
         let mut push = |offset, bytes| {
-            tables.push(Write {
-                file: 0,
-                offset,
-                payload: Payload::Bytes(bytes),
-            });
+            tables.push(Write::new(0, offset, bytes));
         };
         push(base - BLOCK, layout.member("-disk1.vmdk", size)?);
         let mut seal = Vec::new();
@@ -203,31 +199,23 @@ impl ImageWriter for OvaWriter {
             push(next, layout.member(".mf", len)?);
             let digest_at = next + BLOCK + lines.len() as u64;
             push(next + BLOCK, lines.into_bytes());
-            seal.push(Write {
-                file: 0,
-                offset: digest_at,
-                payload: Payload::Digest {
+            seal.push(Write::new(
+                0,
+                digest_at,
+                Payload::Digest {
                     algorithm,
                     start: base,
                     len: size,
                 },
-            });
+            ));
             push(digest_at + digest, b"\n".to_vec());
             next += BLOCK + len;
         }
         let total = next.next_multiple_of(BLOCK) + 2 * BLOCK;
         push(BLOCK, text);
-        tables.push(Write {
-            file: 0,
-            offset: next,
-            payload: Payload::WrittenZeroes(total - next),
-        });
+        tables.push(Write::new(0, next, Payload::WrittenZeroes(total - next)));
         // An archive begins with it: without it the file is none.
-        seal.push(Write {
-            file: 0,
-            offset: 0,
-            payload: Payload::Bytes(layout.member(".ovf", layout.room)?),
-        });
+        seal.push(Write::new(0, 0, layout.member(".ovf", layout.room)?));
         Ok(Finish::new(tables, seal, vec![total]))
     }
 }

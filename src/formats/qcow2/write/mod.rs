@@ -113,11 +113,7 @@ impl Writer {
             .checked_add(len)
             .filter(|end| *end <= self.virtual_size);
         if end.is_none() {
-            return Err(Error::OutOfRange {
-                offset: guest,
-                len,
-                size: self.virtual_size,
-            });
+            return Err(Error::out_of_range(guest, len, self.virtual_size));
         }
         if len == 0 || guest % self.unit() != 0 || guest < self.position {
             return Err(Error::invalid(format!(
@@ -194,11 +190,7 @@ impl Writer {
             _ if shows => Payload::Zeroes(taken),
             _ => return Ok(taken),
         };
-        tables.push(Write {
-            file: self.data_file(),
-            offset: host,
-            payload,
-        });
+        tables.push(Write::new(self.data_file(), host, payload));
         Ok(taken)
     }
 
@@ -210,11 +202,7 @@ impl Writer {
                 .set_subclusters(guest, taken, Subcluster::Allocated);
         }
         self.position = guest + taken;
-        Ok(Placed {
-            file: self.data_file(),
-            host,
-            taken,
-        })
+        Ok(Placed::new(self.data_file(), host, taken))
     }
 
     fn place_zero(&mut self, guest: u64, len: u64, tables: &mut Vec<Write>) -> Result<Placed> {
@@ -226,11 +214,7 @@ impl Writer {
         } else if has_backing && self.options.version == Version::V2 {
             // Version 2 has no other way to hide the backing file.
             let (host, taken) = self.map(guest, len, tables)?;
-            tables.push(Write {
-                file: 0,
-                offset: host,
-                payload: Payload::Zeroes(taken),
-            });
+            tables.push(Write::new(0, host, Payload::Zeroes(taken)));
             taken
         } else {
             len
@@ -244,11 +228,7 @@ impl Writer {
             }
         }
         self.position = guest + taken;
-        Ok(Placed {
-            file: 0,
-            host: 0,
-            taken,
-        })
+        Ok(Placed::new(0, 0, taken))
     }
 
     fn place_packed(&mut self, parts: &[Part], tables: &mut Vec<Write>) -> Result<Placed> {
@@ -356,11 +336,9 @@ impl ImageWriter for Writer {
             Preallocation::Falloc | Preallocation::Full
         ) {
             let sizes = sizes.into_iter().enumerate().filter(|(_, size)| *size > 0);
-            shape.preallocation.extend(sizes.map(|(file, size)| Write {
-                file,
-                offset: 0,
-                payload: Payload::Allocate(size),
-            }));
+            shape
+                .preallocation
+                .extend(sizes.map(|(file, size)| Write::new(file, 0, Payload::Allocate(size))));
         }
         shape
     }
@@ -410,11 +388,7 @@ impl ImageWriter for Writer {
         if self.options.data_file.is_some() {
             sizes.push(self.virtual_size);
         }
-        let bytes = |offset, bytes| Write {
-            file: 0,
-            offset,
-            payload: Payload::Bytes(bytes),
-        };
+        let bytes = |offset, bytes| Write::new(0, offset, bytes);
         Write::push_table(
             &mut tables,
             0,

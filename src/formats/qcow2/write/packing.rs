@@ -52,11 +52,7 @@ impl Packing {
         allocator: &mut Allocator,
         tables: &mut Vec<Write>,
     ) -> Result<Placed> {
-        let mut placed = Placed {
-            file: 0,
-            host: 0,
-            taken: 0,
-        };
+        let mut placed = Placed::new(0, 0, 0);
         let mut span_end = 0;
         for part in parts {
             let len = u64::from(part.len);
@@ -91,11 +87,7 @@ impl Packing {
     ) -> Result<Placed> {
         const SECTOR: u64 = 512;
         let invalid = || Error::invalid("copied parts go back, or too far");
-        let mut placed = Placed {
-            file: 0,
-            host: 0,
-            taken: 0,
-        };
+        let mut placed = Placed::new(0, 0, 0);
         let (mut span_end, mut base) = (0, 0);
         for part in parts {
             let Some(first) = parts.first().filter(|first| first.at <= part.at) else {

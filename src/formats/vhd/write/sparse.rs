@@ -83,11 +83,7 @@ impl SparseWriter {
             }
         }
         self.end = data + self.block_size;
-        tables.push(Write {
-            file: 0,
-            offset: data,
-            payload: Payload::Zeroes(self.block_size),
-        });
+        tables.push(Write::new(0, data, Payload::Zeroes(self.block_size)));
         let fill = if self.is_differencing() { 0 } else { 0xff };
         self.open = Some(OpenBlock {
             index,
@@ -123,11 +119,7 @@ impl SparseWriter {
                 );
             }
         }
-        Ok(Placed {
-            file: 0,
-            host: data + into,
-            taken,
-        })
+        Ok(Placed::new(0, data + into, taken))
     }
 
     fn header(&self) -> Header {
@@ -181,11 +173,7 @@ impl ImageWriter for SparseWriter {
             WriteRun::Zero { guest, len } if self.is_differencing() => {
                 self.place_in_block(guest, len, tables)
             }
-            WriteRun::Zero { len, .. } => Ok(Placed {
-                file: 0,
-                host: 0,
-                taken: len,
-            }),
+            WriteRun::Zero { len, .. } => Ok(Placed::new(0, 0, len)),
             WriteRun::Packed { .. } | WriteRun::Copied { .. } => {
                 Err(Error::invalid("a VHD cannot be compressed"))
             }

@@ -131,11 +131,7 @@ impl Writer {
     fn advance(&mut self, guest: u64, len: u64) -> Result<()> {
         let size = self.geometry.virtual_size;
         if guest.checked_add(len).is_none_or(|end| end > size) {
-            return Err(Error::OutOfRange {
-                offset: guest,
-                len,
-                size,
-            });
+            return Err(Error::out_of_range(guest, len, size));
         }
         let aligned = guest % UNIT == 0 && (len % UNIT == 0 || guest + len == size);
         if len == 0 || !aligned || guest < self.position {
@@ -177,11 +173,7 @@ impl Writer {
         };
         self.block = Some(block);
         self.note(guest, taken, is_zero);
-        Ok(Placed {
-            file: 0,
-            host,
-            taken,
-        })
+        Ok(Placed::new(0, host, taken))
     }
 
     fn place_fixed(
@@ -201,11 +193,7 @@ impl Writer {
             push_zeroes(tables, host, len);
         }
         self.note(guest, len, is_zero);
-        Placed {
-            file: 0,
-            host,
-            taken: len,
-        }
+        Placed::new(0, host, len)
     }
 
     /// What was placed tells images apart.
@@ -298,7 +286,7 @@ impl Writer {
         let bitmap = self.bitmap.take();
         if std::mem::take(&mut self.is_partial) {
             let host = self.allocate(BITMAP_BLOCK);
-            tables.push(sections::bytes(host, bitmap));
+            tables.push(Write::new(0, host, bitmap));
             let index = self.geometry.bitmap_entry(chunk);
             self.table.set(index, BatEntry::present(host), tables);
         }
@@ -338,11 +326,7 @@ fn fill_gap(block: &mut Block, host: u64, to: u64, tables: &mut Vec<Write>) {
 
 fn push_zeroes(tables: &mut Vec<Write>, offset: u64, len: u64) {
     if len > 0 {
-        tables.push(Write {
-            file: 0,
-            offset,
-            payload: Payload::Zeroes(len),
-        });
+        tables.push(Write::new(0, offset, Payload::Zeroes(len)));
     }
 }
 
@@ -385,7 +369,7 @@ impl ImageWriter for Writer {
             Guids::Derived | Guids::Fresh => own.uuid("disk"),
         };
         let metadata = sections::metadata(&self.options, &self.geometry, disk_id)?;
-        tables.push(sections::bytes(self.metadata.offset, metadata));
+        tables.push(Write::new(0, self.metadata.offset, metadata));
         tables.extend(sections::region_tables(self.bat, self.metadata)?);
         self.note_run();
         let seal = sections::seal(self.log, self.digest.uuid("file"), self.digest.uuid("data"))?;

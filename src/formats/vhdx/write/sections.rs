@@ -18,7 +18,7 @@ use crate::formats::vhdx::region::{
     BAT, METADATA, REGION_SIGNATURE, REGION_TABLE_LEN, REGION_TABLES, Region, RegionTableEntry,
     RegionTableHeader,
 };
-use crate::image::{Payload, Write};
+use crate::image::Write;
 
 use super::options::{Subformat, VhdxOptions};
 
@@ -26,14 +26,6 @@ use super::options::{Subformat, VhdxOptions};
 const CREATOR: &str = "blockform";
 /// What a guest is told to align to: the sectors of today's disks.
 const PHYSICAL_SECTOR: u32 = 4096;
-
-pub(super) fn bytes(offset: u64, bytes: Vec<u8>) -> Write {
-    Write {
-        file: 0,
-        offset,
-        payload: Payload::Bytes(bytes),
-    }
-}
 
 /// The file type identifier and both headers.
 pub(super) fn seal(
@@ -67,9 +59,9 @@ pub(super) fn seal(
                 log_length,
                 log_offset: log.offset,
             };
-            bytes(offset, with_checksum(&header.encode(), HEADER_LEN))
+            Write::new(0, offset, with_checksum(&header.encode(), HEADER_LEN))
         });
-    let first = bytes(0, identifier.encode().to_vec());
+    let first = Write::new(0, 0, identifier.encode().to_vec());
     Ok(std::iter::once(first).chain(headers).collect())
 }
 
@@ -95,7 +87,7 @@ pub(super) fn region_tables(bat: Region, metadata: Region) -> Result<Vec<Write>>
     }
     let table = with_checksum(&table, REGION_TABLE_LEN);
     Ok(REGION_TABLES
-        .map(|offset| bytes(offset, table.clone()))
+        .map(|offset| Write::new(0, offset, table.clone()))
         .into())
 }
 

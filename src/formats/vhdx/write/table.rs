@@ -1,7 +1,7 @@
 //! The block allocation table on its way: entries come in order, and full pages go.
 
 use crate::formats::vhdx::bat::{BatEntry, Geometry};
-use crate::image::{Payload, Write};
+use crate::image::Write;
 use crate::ondisk::TableEntry;
 
 /// Entries of a page.
@@ -80,17 +80,18 @@ impl Table {
             return;
         }
         let first = self.next.saturating_sub(1) / PAGE * PAGE;
-        tables.push(Write {
-            file: 0,
-            offset: self.offset + first * 8,
-            payload: Payload::Bytes(std::mem::take(&mut self.page)),
-        });
+        tables.push(Write::new(
+            0,
+            self.offset + first * 8,
+            std::mem::take(&mut self.page),
+        ));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::Payload;
     use proptest::prelude::*;
 
     proptest! {

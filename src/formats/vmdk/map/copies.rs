@@ -9,8 +9,9 @@ use crate::source::{BlockSource, BlockSourceExt};
 
 use super::super::entry::Grain;
 use super::super::header::{MARKER_GT, SECTOR};
+use super::super::malformed;
 use super::super::stream;
-use super::{GrainMap, Tables, malformed};
+use super::{GrainMap, Tables};
 
 /// A copy of a grain table, and where it could not be read.
 #[derive(Debug)]

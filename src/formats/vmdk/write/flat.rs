@@ -5,7 +5,7 @@ use crate::image::{Finish, ImageWriter, Payload, Placed, Write, WriteRun, WriteS
 
 use super::options::{Subformat, VmdkOptions};
 use super::text::{self, Line};
-use super::{Names, SPLIT, bytes_at, files_of};
+use super::{Names, SPLIT, files_of};
 use crate::formats::vmdk::header::SECTOR;
 
 #[derive(Debug)]
@@ -73,11 +73,7 @@ impl ImageWriter for FlatWriter {
         let taken = len.min(self.split - host);
         let file = usize::try_from(guest / self.split).unwrap_or(usize::MAX - 1) + 1;
         if matches!(run, WriteRun::Zero { .. }) {
-            tables.push(Write {
-                file,
-                offset: host,
-                payload: Payload::Zeroes(taken),
-            });
+            tables.push(Write::new(file, host, Payload::Zeroes(taken)));
         }
         Ok(Placed { file, host, taken })
     }
@@ -86,7 +82,7 @@ impl ImageWriter for FlatWriter {
         let extents = self.extents.iter().map(|extent| extent.size);
         let sizes = std::iter::once(self.descriptor.len() as u64).chain(extents);
         let sizes = sizes.collect();
-        let seal = vec![bytes_at(0, 0, self.descriptor)];
+        let seal = vec![Write::new(0, 0, self.descriptor)];
         Ok(Finish::new(Vec::new(), seal, sizes))
     }
 }

@@ -10,7 +10,7 @@ mod text;
 pub use options::{AdapterType, Subformat, VmdkOptions};
 
 use crate::error::{Error, Result};
-use crate::image::{ImageWriter, OutputFile, Payload, Write};
+use crate::image::{ImageWriter, OutputFile};
 use crate::name::ImageName;
 use crate::ondisk::TableEntry;
 
@@ -127,14 +127,6 @@ fn is_quotable(name: &[u8]) -> bool {
 fn files_of(extents: &[ImageName]) -> Vec<OutputFile> {
     let extents = extents.iter().cloned().map(OutputFile::Named);
     std::iter::once(OutputFile::Image).chain(extents).collect()
-}
-
-fn bytes_at(file: usize, offset: u64, bytes: Vec<u8>) -> Write {
-    Write {
-        file,
-        offset,
-        payload: Payload::Bytes(bytes),
-    }
 }
 
 fn zeroed(len: u64) -> Vec<u8> {

@@ -13,7 +13,7 @@ use super::options::{Subformat, VmdkOptions};
 use super::text::{self, Line};
 use super::{
     DESCRIPTOR_OFFSET, DESCRIPTOR_SECTORS, GRAIN, GRAIN_SECTORS, Names, SPLIT, TABLE_ENTRIES,
-    TABLE_SECTORS, TABLE_SPAN, bytes_at, entry, files_of, zeroed,
+    TABLE_SECTORS, TABLE_SPAN, entry, files_of, zeroed,
 };
 
 #[derive(Debug)]
@@ -80,10 +80,12 @@ impl ImageWriter for SparseWriter {
         shape.preallocation = self
             .extents
             .iter()
-            .map(|extent| Write {
-                file: extent.file,
-                offset: 0,
-                payload: Payload::Zeroes(extent.layout.over_head * SECTOR),
+            .map(|extent| {
+                Write::new(
+                    extent.file,
+                    0,
+                    Payload::Zeroes(extent.layout.over_head * SECTOR),
+                )
             })
             .collect();
         shape
@@ -105,11 +107,11 @@ impl ImageWriter for SparseWriter {
             WriteRun::Zero { .. } if self.zeroed_grain => extent.zero(guest, taken, tables),
             WriteRun::Zero { .. } => {
                 let placed = extent.place(guest, taken, tables)?;
-                tables.push(Write {
-                    file: extent.file,
-                    offset: placed.host,
-                    payload: Payload::Zeroes(placed.taken),
-                });
+                tables.push(Write::new(
+                    extent.file,
+                    placed.host,
+                    Payload::Zeroes(placed.taken),
+                ));
                 Ok(placed)
             }
             _ => extent.place(guest, taken, tables),
@@ -133,7 +135,7 @@ impl ImageWriter for SparseWriter {
             extent.leave(&mut tables);
             extent.directories(&mut tables)?;
             let header = extent.layout.header(self.zeroed_grain, self.embedded);
-            seal.push(bytes_at(extent.file, 0, header.encode().into()));
+            seal.push(Write::new(extent.file, 0, header.encode().to_vec()));
             sizes.push(extent.next * SECTOR);
         }
         let at = if self.embedded {
@@ -141,7 +143,7 @@ impl ImageWriter for SparseWriter {
         } else {
             0
         };
-        seal.push(bytes_at(0, at, self.descriptor));
+        seal.push(Write::new(0, at, self.descriptor));
         Ok(Finish::new(tables, seal, sizes))
     }
 }
@@ -256,7 +258,7 @@ impl Extent {
         let table = std::mem::replace(&mut self.table, zeroed(TABLE_SECTORS * SECTOR));
         for directory in [self.layout.rgd_offset, self.layout.gd_offset] {
             let at = self.layout.table(directory, self.current) * SECTOR;
-            tables.push(bytes_at(self.file, at, table.clone()));
+            tables.push(Write::new(self.file, at, table.clone()));
         }
     }
 
@@ -273,11 +275,7 @@ impl Extent {
         self.used = true;
         let rest = self.next * SECTOR - host - taken;
         if rest > 0 {
-            tables.push(Write {
-                file: self.file,
-                offset: host + taken,
-                payload: Payload::Zeroes(rest),
-            });
+            tables.push(Write::new(self.file, host + taken, Payload::Zeroes(rest)));
         }
         let file = self.file;
         Ok(Placed { file, host, taken })
@@ -302,7 +300,7 @@ impl Extent {
                 let table = self.layout.table(directory, index);
                 entry::<GrainDirectoryEntry>(table)?.put(&mut bytes, index);
             }
-            tables.push(bytes_at(self.file, directory * SECTOR, bytes));
+            tables.push(Write::new(self.file, directory * SECTOR, bytes));
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use super::options::VmdkOptions;
 use super::text::{self, Line};
 use super::{
     DESCRIPTOR_OFFSET, DESCRIPTOR_SECTORS, GRAIN, GRAIN_SECTORS, Names, TABLE_ENTRIES,
-    TABLE_SECTORS, TABLE_SPAN, bytes_at, entry, zeroed,
+    TABLE_SECTORS, TABLE_SPAN, entry, zeroed,
 };
 
 /// Sectors before the first grain.
@@ -121,18 +121,14 @@ impl StreamWriter {
         bytes.extend_from_slice(content);
         let at = self.next * SECTOR;
         self.next += 1 + sectors;
-        bytes_at(0, at, bytes)
+        Write::new(0, at, bytes)
     }
 
     fn place_packed(&mut self, parts: &[Part], tables: &mut Vec<Write>) -> Result<Placed> {
         if let Some(first) = parts.first() {
             self.enter(first.guest, tables)?;
         }
-        let mut placed = Placed {
-            file: 0,
-            host: self.next * SECTOR,
-            taken: 0,
-        };
+        let mut placed = Placed::new(0, self.next * SECTOR, 0);
         for part in parts {
             if part.guest / TABLE_SPAN != self.current {
                 break;
@@ -158,7 +154,7 @@ impl StreamWriter {
         let mut grain = Vec::new();
         self.encoder.encode(guest, &zeroed(GRAIN), &mut grain)?;
         self.add_grain(guest, grain.len() as u64)?;
-        tables.push(bytes_at(0, host, grain));
+        tables.push(Write::new(0, host, grain));
         let (file, taken) = (0, len.min(GRAIN));
         Ok(Placed { file, host, taken })
     }
@@ -172,7 +168,7 @@ impl ImageWriter for StreamWriter {
         let mut start = self.header(GD_AT_END).encode().to_vec();
         start.extend_from_slice(&self.descriptor);
         start.resize(usize::try_from(OVER_HEAD * SECTOR).unwrap_or(0), 0);
-        shape.preallocation.push(bytes_at(0, 0, start));
+        shape.preallocation.push(Write::new(0, 0, start));
         shape
     }
 

@@ -7,6 +7,7 @@ mod entry;
 mod extent;
 mod header;
 mod layout;
+mod line;
 mod map;
 mod open;
 mod properties;

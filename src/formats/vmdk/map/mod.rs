@@ -293,6 +293,12 @@ impl<T: Tables> BlockMap for GrainMap<T> {
                 max_len: self.packed_len(table, guest, host),
             },
         };
+        // Entries that could not be read are zeros, too.
+        if run == Run::Unallocated && !self.reader.salvages() {
+            let index = (guest - table.guest.start) / self.grain;
+            let empty = table.zeros(index, self.tables.entry_len() as u64);
+            return Ok((run, empty.max(1) * self.grain - into));
+        }
         Ok((run, self.grain - into))
     }
 

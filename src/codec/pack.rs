@@ -14,7 +14,7 @@
 use crate::codec::Pool;
 use crate::error::{Error, Result};
 
-/// How units are packed. The level is part of it: contexts are pooled by it.
+/// The compression of units. The level is part of it: contexts are pooled by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Method {
     /// Deflate without a header and with a window of `1 << window_bits` bytes.

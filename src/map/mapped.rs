@@ -14,7 +14,7 @@ use crate::source::{
     read_padded, readable,
 };
 
-/// What shows through where a table records nothing.
+/// The content of ranges that a table does not record.
 #[derive(Debug, Clone)]
 pub(crate) enum Below {
     /// Zeros.
@@ -39,7 +39,7 @@ impl From<&Parent> for Below {
 #[derive(Debug)]
 pub(crate) struct Mapped<M> {
     map: M,
-    /// Where the host offsets count.
+    /// The file that host offsets are in.
     host: Arc<dyn BlockSource>,
     below: Below,
     size: u64,
@@ -218,7 +218,7 @@ impl<M: BlockMap> Mapped<M> {
     }
 }
 
-/// Where a packed unit lies.
+/// The place of a compressed unit.
 #[derive(Debug, Clone, Copy)]
 struct PackedPlace {
     host: u64,

@@ -62,7 +62,7 @@ impl TableReader {
     /// zeros.
     ///
     /// # Errors
-    /// What reading fails with, and [`Error::LimitExceeded`].
+    /// Errors of reading, and [`Error::LimitExceeded`].
     pub(crate) fn read(&self, file: &dyn BlockSource, buf: &mut [u8], at: u64) -> Result<()> {
         match self.salvages {
             true => self.note_unread(read_what_is_left(file, buf, at)?),

@@ -278,7 +278,7 @@ impl<E: Entries> TwoLevel<E> {
             Cluster::Stored { host } if host % size == 0 && host < self.file_size => {
                 Some((host / size..host / size + 1, Claim::Own))
             }
-            // Packed clusters lie side by side, in clusters that are shared by them alone.
+            // Compressed clusters lie side by side, in clusters that are shared by them alone.
             Cluster::Packed { host, len } if host < self.file_size => {
                 let last = host.saturating_add(len.saturating_sub(1));
                 let last = last.min(self.file_size) / size;

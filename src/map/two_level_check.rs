@@ -158,7 +158,7 @@ impl<E: Entries> TwoLevel<E> {
                     if walk.claims.claim(clusters, claim, self.reader.limits())? {
                         return Ok(());
                     }
-                    "is packed, in a cluster that has another owner"
+                    "is compressed, in a cluster that has another owner"
                 }
             },
         };

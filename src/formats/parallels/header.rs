@@ -71,7 +71,7 @@ impl Header {
         let bad = |field, problem: String| Err(RawHeader::malformed(0, field, problem));
         let extended = raw.magic == MAGIC_EXT;
         if !extended && raw.magic != MAGIC {
-            return bad("magic", "is none of Parallels'".to_owned());
+            return bad("magic", "is not one of Parallels'".to_owned());
         }
         if raw.version != 2 {
             return Err(Error::unsupported(

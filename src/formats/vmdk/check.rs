@@ -98,7 +98,7 @@ fn check_line(
     match findings.sound(check_extent(&file, request.limits))? {
         Some(Some(found)) => findings.merge(found.of_file(&reference.name)),
         Some(None) => {
-            let problem = format!("calls {name} a sparse extent, and the file is none");
+            let problem = format!("calls {name} a sparse extent, and the file is not one");
             findings.add_damage(bad_descriptor(problem))?;
         }
         None => {}
@@ -311,7 +311,7 @@ impl<'a> Walk<'a> {
             }
         }
         if differ > 0 {
-            // Nobody reads them but in need.
+            // They are read only if the main ones are damaged.
             let problem = format!("{differ} grain tables differ from the main ones");
             findings.note("redundant grain directory", problem);
         }

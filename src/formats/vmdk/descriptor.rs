@@ -11,7 +11,7 @@ use super::header::unsupported;
 use super::line::ExtentLine;
 
 /// The most extents that a disk is split into when it is written, as many as [`Limits::extents`] has unless
-/// told otherwise: 16 TiB of 2 GiB each. Nobody has so many files.
+/// told otherwise: 16 TiB of 2 GiB each. No disk has so many files.
 pub(super) const MAX_EXTENTS: usize = 8192;
 
 /// `CID` where there is none, as a disk without a parent has it in `parentCID`.
@@ -359,7 +359,7 @@ mod tests {
             let name = descriptor.decoded(ImageName::from(bytes));
             assert_eq!(name.as_str(), Some(text), "{label}");
         }
-        // What is no text in the encoding, or in one that nobody knows, stays what it is.
+        // Bytes that are not text in the encoding, or in an unknown one, stay as they are.
         for label in ["GBK", "klingon"] {
             let descriptor = parse(&format!("encoding=\"{label}\"\n")).unwrap();
             let name = ImageName::new(&b"\xb4\xff"[..]);

@@ -189,7 +189,7 @@ impl Opening<'_> {
         } else {
             let name = info.name.unwrap_or_default();
             Err(malformed(format!(
-                "calls {} a sparse extent, and the file is none",
+                "calls {} a sparse extent, and the file is not one",
                 name.quoted()
             )))
         }

@@ -86,7 +86,7 @@ impl Layout {
         let start = sector.saturating_mul(SECTOR);
         let there = file.size().saturating_sub(start).min(len);
         let mut directory = vec![0; usize::try_from(there).unwrap_or(0)];
-        // Where it cannot be read, the other directory is asked for each table.
+        // If it cannot be read, the other directory is asked for each table.
         let unread = match read_what_is_left(file, &mut directory, start) {
             Ok(bad) => bad
                 .into_iter()

@@ -15,7 +15,7 @@ use super::{open, sparse, stream};
 pub(super) fn checks(source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
     let mut magic = [0; 4];
     source.read_at(&mut magic, 0)?;
-    // What has no descriptor in it is for opening to judge.
+    // A file without a descriptor in it is for opening to judge.
     let bare = [COWD_MAGIC, CHANGE_TRACKING_MAGIC].contains(&magic);
     if bare || SE_SPARSE_MAGIC.starts_with(&magic) {
         return Ok(Vec::new());

@@ -261,7 +261,7 @@ impl<T: Tables> GrainMap<T> {
             match self.grain_in(table, next) {
                 Ok(Grain::At(after)) if after > host => return most.min(after - host),
                 Ok(Grain::At(_)) => break,
-                // What is wrong with a later entry is told when it is its turn.
+                // An error of a later entry is told when it is asked for.
                 Ok(_) | Err(_) => next += self.grain,
             }
         }

@@ -60,7 +60,7 @@ impl Encoder for GrainEncoder {
                 Ok(())
             })?,
             Codec::Deflate => {
-                // The checksum is over what is packed, and the stream's end tells its length.
+                // The checksum is over the decompressed data, and the end of the stream gives its length.
                 let found = self.grains.with(
                     || Ok::<_, Error>(Vec::new()),
                     |grain| {

@@ -53,7 +53,7 @@ impl VmdkOptions {
         if size == 0 {
             return Err(Error::invalid("a VMDK cannot have a size of 0"));
         }
-        // What an image merely claims must not make files up, and what is written is to be read.
+        // A size that an image merely claims must not make files up, and the image has to open.
         let split = matches!(
             self.subformat,
             Subformat::TwoGbMaxExtentSparse | Subformat::TwoGbMaxExtentFlat

@@ -181,7 +181,7 @@ impl ImageWriter for StreamWriter {
             WriteRun::Packed { parts } => self.place_packed(parts, tables),
             WriteRun::Zero { guest, len } => self.place_zeros(guest, len, tables),
             WriteRun::Verbatim { .. } | WriteRun::Copied { .. } => Err(Error::invalid(
-                "a stream holds grains that it packed itself",
+                "a stream takes compressed grains only",
             )),
         }
     }

@@ -168,7 +168,7 @@ impl Layout {
     }
 
     /// Fails where a directory has no table and its copy at byte `second` has one with grains: which of
-    /// them lost or made up an entry, nothing tells. A copy that makes no sense says nothing.
+    /// them lost or made up an entry, cannot be known. A copy that is not valid proves nothing.
     pub(super) fn compare(
         &self,
         file: &dyn BlockSource,

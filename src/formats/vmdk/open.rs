@@ -1,4 +1,4 @@
-//! Opening a disk, and what it says of itself.
+//! Opening a disk, and its description.
 
 use std::ops::Deref;
 use std::sync::Arc;

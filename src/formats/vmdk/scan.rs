@@ -1,4 +1,4 @@
-//! A stream that has lost its end, and its tables with it: its grains say themselves where they belong.
+//! A stream that has lost its end, and its tables with it: the markers of its grains give their places.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

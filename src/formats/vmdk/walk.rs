@@ -1,4 +1,4 @@
-//! Streams while they arrive: each grain says where it belongs, so that the tables, which come after
+//! Streams while they arrive: the marker of each grain gives its place, so that the tables, which come after
 //! the grains, need not be there.
 
 use std::collections::{BTreeMap, VecDeque};

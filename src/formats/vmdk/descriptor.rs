@@ -332,7 +332,7 @@ mod tests {
             ("RW 8 FLAT \"a", "without an end"),
             ("RW 8 FLAT \"a\" b", "offset"),
             ("RW 99999999999999999 ZERO", "no disk has"),
-            ("CID=xyz", "no number"),
+            ("CID=xyz", "not a number"),
             ("CID=1\nCID=2", "two values"),
         ] {
             let error = parse(text).unwrap_err().to_string();

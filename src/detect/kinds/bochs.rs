@@ -5,9 +5,9 @@ use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
+use crate::ondisk::{on_disk, until_nul};
 
-use super::look::{Look, text, with_details};
+use super::look::{Look, with_details};
 use super::{Family, Found, Kind, found};
 
 const BOCHS: FormatId = FormatId::new("bochs");
@@ -38,14 +38,14 @@ on_disk! {
 }
 
 on_disk! {
-    /// What follows in version 1.
+    /// Continuation in version 1.
     struct Disk1 in BOCHS, "header", Little, 96 bytes {
         disk: u64 = 84,
     }
 }
 
 on_disk! {
-    /// What follows in version 2.
+    /// Continuation in version 2.
     struct Disk2 in BOCHS, "header", Little, 96 bytes {
         timestamp: u32 = 84,
         disk: u64 = 88,
@@ -103,8 +103,8 @@ fn describe(look: &Look<'_>) -> Result<ImageInfo> {
         }
     };
     let mut details = Value::map();
-    details.insert("type", ImageName::from(text(&header.kind)));
-    details.insert("subtype", ImageName::from(text(&header.subtype)));
+    details.insert("type", ImageName::from(until_nul(&header.kind)));
+    details.insert("subtype", ImageName::from(until_nul(&header.subtype)));
     details.insert("version", u64::from(header.version >> 16));
     details.insert("extent-size", header.extent);
     let mut info = with_details(details);

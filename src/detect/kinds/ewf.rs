@@ -3,9 +3,9 @@
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{ImageInfo, Probe, Value};
-use crate::ondisk::on_disk;
+use crate::ondisk::{on_disk, until_nul};
 
-use super::look::{Look, of_unknown_size, text};
+use super::look::{Look, of_unknown_size};
 use super::{Family, Found, Kind, found};
 
 const EWF: FormatId = FormatId::new("ewf");
@@ -17,7 +17,7 @@ pub(super) const FAMILY: Family = Family {
     probe,
 };
 
-/// How each variant begins, how that is told, and what it is called.
+/// Variants: signature, its text, and name.
 const VARIANTS: [(&[u8; 8], &str, &str); 4] = [
     (b"EVF\x09\x0d\x0a\xff\0", "EVF", "EWF (E01)"),
     (b"LVF\x09\x0d\x0a\xff\0", "LVF", "logical EWF (L01)"),
@@ -100,7 +100,7 @@ fn describe(look: &Look<'_>) -> Result<ImageInfo> {
     details.insert("sector-size", volume.bytes_per_sector);
     details.insert("sectors-per-chunk", volume.sectors_per_chunk);
     let mut info = of_unknown_size(details);
-    // What is logical holds files, and no disk.
+    // A logical image holds files, not a disk.
     if head.starts_with(b"E") {
         let size = volume
             .number_of_sectors
@@ -126,7 +126,7 @@ fn volume(look: &Look<'_>) -> Result<Option<Volume>> {
             let problem = "is not that of the descriptor";
             return Err(Section::malformed(at, "checksum", problem));
         }
-        match text(&section.kind) {
+        match until_nul(&section.kind) {
             b"volume" | b"disk" => {
                 let data = bytes.get(Section::LEN..).unwrap_or_default();
                 return Volume::parse(data, at.saturating_add(76)).map(Some);

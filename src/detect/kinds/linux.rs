@@ -4,10 +4,10 @@ use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
 use crate::ondisk::pe::Program;
+use crate::ondisk::{on_disk, until_nul};
 
-use super::look::{Look, text, with_details};
+use super::look::{Look, with_details};
 use super::{Family, Found, Kind, found};
 
 static BZIMAGE: Kind = Kind::other("bzimage", "Linux kernel for x86", describe_x86);
@@ -87,7 +87,7 @@ const KERNEL_64: u16 = 1;
 /// `LOADED_HIGH`: the kernel is a bzImage, and no zImage.
 const LOADED_HIGH: u8 = 1;
 const ARM_MAGIC: u32 = 0x016f_2818;
-/// How long a text of version is told.
+/// Longest version text that is shown.
 const VERSION_LEN: usize = 256;
 
 pub(super) fn probe(window: &Probe<'_>) -> Option<Found> {
@@ -117,7 +117,7 @@ fn describe_x86(look: &Look<'_>) -> Result<ImageInfo> {
     let head = look.window.head;
     let header = SetupHeader::parse(head, 0)?;
     let mut details = Value::map();
-    // Before 2.12 nothing tells for how many bits the kernel is.
+    // Before 2.12 no field says whether the kernel has 64 bits.
     let bits_are_told = header.version >= 0x20c;
     details.insert(
         "architecture",
@@ -146,14 +146,14 @@ fn describe_x86(look: &Look<'_>) -> Result<ImageInfo> {
     // The text lies in the setup code.
     if header.kernel_version > 0 && at < (sectors + 1) * 512 {
         let bytes = look.read(at as u64, VERSION_LEN)?;
-        details.insert("version", ImageName::from(text(&bytes)));
+        details.insert("version", ImageName::from(until_nul(&bytes)));
     }
     details.insert("relocatable", header.relocatable_kernel != 0);
     details.insert("efi-stub", Program::of(head).is_some());
     Ok(with_details(details))
 }
 
-/// What the headers of arm64, RISC-V and LoongArch have in common.
+/// Details that the headers of arm64, RISC-V and LoongArch have in common.
 fn image(
     look: &Look<'_>,
     architecture: &'static str,
@@ -221,7 +221,7 @@ fn describe_zboot(look: &Look<'_>) -> Result<ImageInfo> {
         "architecture",
         Program::of(head).map_or("unknown", Program::architecture),
     );
-    let compression = ImageName::from(text(&header.compression));
+    let compression = ImageName::from(until_nul(&header.compression));
     details.insert("compression", compression);
     details.insert("payload-size", header.payload_size);
     Ok(with_details(details))

@@ -3,11 +3,11 @@
 
 use crate::error::{Error, Result};
 use crate::name::{ImageName, is_apple_double};
-use crate::ondisk::on_disk;
+use crate::ondisk::{on_disk, until_nul};
 
 use super::OVA;
 
-/// What everything in an archive is a multiple of, in bytes.
+/// Unit of everything in an archive, in bytes.
 pub(super) const BLOCK: u64 = 512;
 pub(super) const BLOCK_LEN: usize = 512;
 
@@ -34,7 +34,7 @@ on_disk! {
 }
 
 on_disk! {
-    /// What GNU tar has in place of `prefix` in the header of a sparse file; tar.h, `oldgnu_header`.
+    /// Fields of GNU tar in place of `prefix` in the header of a sparse file; tar.h, `oldgnu_header`.
     pub(super) struct OldGnuHeader in OVA, "tar header", Big, 512 bytes {
         sparse: [u8; 96] = 386,
         is_extended: u8 = 482,
@@ -66,7 +66,7 @@ fn checksums(block: &[u8]) -> (u64, i64) {
     sums
 }
 
-/// Whether a block is a header: its checksum is the only magic that all of them have.
+/// Returns whether a block is a header: its checksum is the only magic that all of them have.
 pub(super) fn has_checksum(block: &[u8], header: &Header) -> bool {
     let (unsigned, signed) = checksums(block);
     let stated = number(&header.chksum);
@@ -96,11 +96,6 @@ pub(super) fn number(field: &[u8]) -> Option<u64> {
         value = value.checked_mul(8)?.checked_add(u64::from(digit))?;
     }
     Some(value)
-}
-
-pub(super) fn until_nul(field: &[u8]) -> &[u8] {
-    let end = field.iter().position(|byte| *byte == 0);
-    field.get(..end.unwrap_or(field.len())).unwrap_or_default()
 }
 
 /// The name of the first file, if the start of a file shows an archive and as much of it. Folders stand

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::image::Backing;
 use crate::limits::Limits;
 use crate::name::ImageName;
-use crate::ondisk::{Order, utf16};
+use crate::ondisk::{Order, until_nul, utf16};
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt};
 
@@ -122,10 +122,6 @@ fn from_url(url: &[u8]) -> Option<String> {
         }
     }
     String::from_utf8(bytes).ok()
-}
-
-fn until_nul(bytes: &[u8]) -> &[u8] {
-    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 /// Whether a name is a path from a root: of this system, of a drive or of a server.

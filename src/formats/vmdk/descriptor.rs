@@ -5,6 +5,7 @@ use encoding_rs::Encoding;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::name::ImageName;
+use crate::ondisk::until_nul;
 
 use super::VMDK;
 use super::header::unsupported;
@@ -92,7 +93,7 @@ impl Descriptor {
     /// extents, [`Error::Unsupported`] for an encrypted disk.
     pub(super) fn parse(bytes: &[u8], limits: &Limits) -> Result<Self> {
         limits.check_descriptor("the descriptor", bytes.len() as u64)?;
-        let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+        let text = until_nul(bytes);
         let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         let mut descriptor = Descriptor {
             parent_cid: NO_CID,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use arbitrary::Arbitrary;
 use blockform::check::{Checked, FindingKind, Fixed, Repair, Scope};
-use blockform::convert::ConvertOptions;
 use blockform::convert::partition;
+use blockform::convert::{ConvertOptions, Input};
 use blockform::extents::Entries;
 use blockform::image::Image;
 use blockform::inspect::{Report, Safety};
@@ -338,7 +338,7 @@ pub fn stream_source(bytes: &[u8]) {
         if let Some(format) = format {
             options = options.format(format);
         }
-        let content = |source: &dyn BlockSource| {
+        let content = |source: Input<'_>| {
             let file = Arc::new(Memory::default());
             let target = Arc::clone(&file) as Arc<dyn BlockTarget>;
             model::to("raw", 1).convert_to_targets(source, &[target])?;
@@ -346,14 +346,14 @@ pub fn stream_source(bytes: &[u8]) {
         };
         let file = options
             .open(Arc::new(Memory::new(bytes)))
-            .and_then(|image| content(&image));
+            .and_then(|image| content(Input::from(&image)));
         let reader = Cut {
             bytes: bytes.to_vec(),
             at: 0,
         };
         let stream = options
             .open_stream(StreamSource::new(reader).window(0))
-            .and_then(|image| content(&image));
+            .and_then(|image| content(Input::from(&image)));
         match (file, stream) {
             (Ok(file), Ok(stream)) => {
                 assert!(file.to_bytes() == stream.to_bytes(), "{format:?}");

@@ -1,4 +1,4 @@
-//! How far long work is, and how it is stopped.
+//! Progress of long work, and a handle that stops it.
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What is called with news of the work.
+/// Function that is told of the progress.
 pub(crate) type ProgressFn = Arc<dyn Fn(Progress) -> ControlFlow<()> + Send + Sync>;
 
 /// Stops work from outside; all clones stop the same.
@@ -14,38 +14,39 @@ pub(crate) type ProgressFn = Arc<dyn Fn(Progress) -> ControlFlow<()> + Send + Sy
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// One that has not been used yet.
+    /// Makes a handle that has stopped nothing yet.
     pub fn new() -> Self {
         Cancel::default()
     }
 
-    /// Stops it: it returns [`Error::Cancelled`](crate::Error::Cancelled) soon, and leaves nothing. It may be called from a signal handler's thread, and more than once.
+    /// Stops the work, which returns [`Error::Cancelled`](crate::Error::Cancelled) soon and leaves
+    /// nothing. May be called from a signal handler's thread, and more than once.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was stopped.
+    /// Returns true if the work was stopped.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// How far the work is.
+/// Progress of the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// What is being done.
+    /// Phase of the work.
     pub phase: Phase,
-    /// How much of the disk has been dealt with, in bytes. It never goes back.
+    /// Bytes of the disk that are done. It never goes back.
     pub done: u64,
     /// Virtual size in bytes.
     pub total: u64,
-    /// How long it has taken until now.
+    /// Time since the start.
     pub elapsed: Duration,
 }
 
 impl Progress {
-    /// How much of the disk was dealt with in a second, in bytes, on the whole; 0 at the start.
+    /// Mean bytes of the disk per second; 0 at the start.
     pub fn rate(&self) -> f64 {
         let seconds = self.elapsed.as_secs_f64();
         match seconds > 0.0 {
@@ -55,13 +56,13 @@ impl Progress {
     }
 }
 
-/// What is being done.
+/// Phase of the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
     /// The disk is read and written, or read and compared.
     Copying,
-    /// The last tables and the header are written, and everything is brought to stable storage.
+    /// The last tables and the header are written, and all is synced to stable storage.
     Finishing,
     /// The result is read back and compared.
     Verifying,
@@ -69,7 +70,7 @@ pub enum Phase {
     Done,
 }
 
-/// How work is shared out, told of and stopped.
+/// Threads, memory, progress and cancellation of a piece of work.
 #[derive(Clone)]
 pub(crate) struct Work {
     pub(crate) threads: Option<NonZeroUsize>,
@@ -149,11 +150,11 @@ macro_rules! progress_setter {
 
 pub(crate) use {progress_setter, work_setters};
 
-/// Who is told of progress, and what a break stops.
+/// Receiver of the progress, and the handle that a break stops.
 #[derive(Clone)]
 pub(crate) struct Report {
     tell: Option<ProgressFn>,
-    /// Of this one piece of work: the options may be used for another.
+    /// Handle of this one piece of work: the options may be used for another.
     pub(crate) broken: Cancel,
     start: Instant,
 }

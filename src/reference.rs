@@ -1,4 +1,4 @@
-//! Names inside images that mean other files, and who decides what they may open.
+//! Names inside images that mean other files, and the resolvers that decide what they may open.
 
 use std::fmt::{self, Debug};
 use std::sync::Arc;
@@ -13,14 +13,13 @@ use crate::source::BlockSource;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reference {
-    /// What the other file is to the image.
+    /// Role of the other file for the image.
     pub kind: ReferenceKind,
     /// The name as it stands in the image.
     pub name: ImageName,
     /// The other file's format as the image declares it.
     pub format: Option<ImageName>,
-    /// Whether the image's format has no room to declare it, so that it is for the ending of the name
-    /// to say it, where it does.
+    /// True if the image's format has no field for it, so that the extension of the name decides.
     pub format_in_name: bool,
 }
 
@@ -42,8 +41,8 @@ impl Reference {
         self
     }
 
-    /// This reference with the format left to the ending of the name: for formats that have no room to
-    /// declare it.
+    /// This reference with the format left to the extension of the name: for formats that have no
+    /// field for it.
     #[must_use]
     pub fn with_format_in_name(mut self) -> Self {
         self.format_in_name = true;
@@ -57,7 +56,7 @@ impl fmt::Display for Reference {
     }
 }
 
-/// What a referenced file is to the image that refers to it.
+/// Role of a referenced file for the image that refers to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReferenceKind {
@@ -84,17 +83,17 @@ impl fmt::Display for ReferenceKind {
 
 /// Decides what a name found inside an image may open.
 ///
-/// It is the only way from an image to another file. [`DenyReferences`] is what
-/// [`OpenOptions`](crate::OpenOptions) use unless told otherwise.
+/// The only way from an image to another file. [`DenyReferences`] is the default of
+/// [`OpenOptions`](crate::OpenOptions).
 pub trait Resolver: Debug + Send + Sync {
     /// Opens what `reference` means, declines to, or refuses.
     ///
     /// # Errors
-    /// [`Error::Denied`] to refuse, and whatever opening fails with.
+    /// [`Error::Denied`] to refuse, and errors of opening.
     fn resolve(&self, reference: &Reference) -> Result<Resolved>;
 }
 
-/// What became of a reference.
+/// Result of resolving a reference.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Resolved {
@@ -102,7 +101,7 @@ pub enum Resolved {
     Open {
         /// Its bytes.
         source: Arc<dyn BlockSource>,
-        /// Its format, if the resolver knows better than the image that referred to it.
+        /// Format that takes the place of the one that the image declares.
         format: Option<FormatId>,
         /// Decides about the references inside this file.
         within: Arc<dyn Resolver>,

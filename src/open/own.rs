@@ -1,4 +1,4 @@
-//! What a check may open: the files that an image consists of, and none of those behind it.
+//! Files that a check may open: those that an image consists of, and not its backing files.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ impl OpenOptions {
         identity: Option<FileIdentity>,
     ) -> Chain {
         let mut chain = self.chain(Arc::new(OwnFiles(resolver)), identity);
-        // To a check, what cannot be read is no matter to be passed over.
+        // A check has to report parts that cannot be read.
         chain.salvages = false;
         chain
     }
 }
 
-/// Leaves closed what is behind the image, and asks about the rest.
+/// Leaves backing files closed, and asks another resolver about the rest.
 #[derive(Debug)]
 pub(super) struct OwnFiles(pub(super) Arc<dyn Resolver>);
 

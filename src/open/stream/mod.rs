@@ -1,4 +1,4 @@
-//! Images that arrive: opened when their start is there, and once more when all of it was.
+//! Images that arrive: opened when their start is there, and once more at the end.
 
 mod said;
 mod source;
@@ -22,16 +22,16 @@ pub use source::StreamSource;
 
 /// Bytes of the disk whose tables are looked up before their data is read.
 const STEP: u64 = 1 << 20;
-/// The least bytes of the disk that are asked about where more would be too far ahead.
+/// Minimum bytes of the disk that are looked up where more would be too far ahead.
 const LEAST: u64 = 64 << 10;
 
 /// An image that arrives. It can be converted once, while it does: it is an
 /// [input](crate::convert::Input) of a conversion, and cannot be read in any other way.
 ///
-/// What would be refused of a file is refused of a stream, if not at first then at its end: until a
-/// conversion returned without an error nothing of the disk is certain. The tables that were read are kept,
-/// up to [`Limits::stream_bytes`](crate::Limits::stream_bytes), and when the end was seen all that they
-/// say is compared with what the image, opened as the file that it is, says.
+/// An image that is refused as a file is refused as a stream, at its end if not before: until a
+/// conversion returned without an error nothing of the disk is certain. The tables that were read
+/// are kept, up to [`Limits::stream_bytes`](crate::Limits::stream_bytes), and at the end they are
+/// compared with the image, opened as a file.
 #[derive(Debug)]
 pub struct StreamImage(pub(crate) Arriving);
 
@@ -42,14 +42,14 @@ impl StreamImage {
     }
 }
 
-/// What an image is read by that arrives: the runs are asked for in order, no further ahead than the data
-/// is read, and the data is read in order too, by one thread at a time. The size may change until the end is
-/// [settled](Self::settle).
+/// Source of an image that arrives: its runs are asked for in order, no further ahead than its data
+/// is read, and its data is read in order too, by one thread at a time. The size may change until
+/// the end is [settled](Self::settle).
 #[derive(Debug)]
 pub(crate) struct Arriving {
     incoming: Arc<Incoming>,
     turn: Mutex<Turn>,
-    /// The image of the turn, for who does not read the stream.
+    /// The image of the turn, for calls that do not read the stream.
     current: RwLock<Arc<dyn Image>>,
     options: OpenOptions,
     resolver: Arc<dyn Resolver>,
@@ -62,9 +62,9 @@ pub(crate) struct Arriving {
 #[derive(Debug)]
 struct Turn {
     image: Arc<dyn Image>,
-    /// Whether it was opened with all of the stream at hand.
+    /// True if the image was opened with all of the stream at hand.
     whole: bool,
-    /// What was said of the disk before that.
+    /// Extents that were reported before that.
     said: Said,
 }
 
@@ -72,8 +72,8 @@ impl OpenOptions {
     /// Opens the image that arrives on a stream. Its format has to be named, or its start has to show it.
     ///
     /// # Errors
-    /// As [`open`](Self::open), [`Error::OutOfOrder`] if what tells of the disk comes too late in the
-    /// stream and may not be spilled, and [`Error::Io`] where the reader fails.
+    /// As [`open`](Self::open), [`Error::OutOfOrder`] if the tables come too late in the stream and
+    /// may not be spilled, and [`Error::Io`] where the reader fails.
     pub fn open_stream(&self, stream: StreamSource) -> Result<StreamImage> {
         let resolver = self.resolver_of_stream(stream.path.as_deref())?;
         let (mut hashers, mut expected) = (Vec::new(), Vec::new());
@@ -121,7 +121,7 @@ impl OpenOptions {
             }
         }
         incoming.owe(image.tables())?;
-        // What is packed shares its clusters; large blocks are never shared.
+        // Compressed units share clusters; large blocks are never shared.
         if image.packed().is_some() || image.block_size() <= LEAST {
             incoming.set_block(image.block_size());
         }
@@ -164,7 +164,7 @@ impl Arriving {
         Arc::<Incoming>::clone(&self.incoming)
     }
 
-    /// Opens the image as the file that it is, if the end was seen since it was opened.
+    /// Opens the image as a file, if the end was seen since it was opened.
     fn look_again(&self, turn: &mut Turn) -> Result<()> {
         if turn.whole || !self.incoming.has_ended() {
             return Ok(());
@@ -182,7 +182,7 @@ impl Arriving {
         Ok(())
     }
 
-    /// The size of the disk, once the image or its end tells it, or what the caller announced.
+    /// The size of the disk, once the image or its end has it, or as the caller announced it.
     fn known_size(&self, image: &dyn Image) -> Option<u64> {
         let Some(trailer) = image.trailer() else {
             return Some(image.size());
@@ -234,7 +234,7 @@ impl Arriving {
         self.incoming.keep(false);
         let done = read(&*turn.image);
         if !turn.whole && self.incoming.has_ended() {
-            // What it ran into was the end, and what that means is for the whole image to say.
+            // The stream ended meanwhile: the whole image decides.
             self.look_again(&mut turn)?;
             return read(&*turn.image);
         }
@@ -341,7 +341,7 @@ impl Arriving {
     /// # Errors
     /// Errors of the stream.
     pub(crate) fn wait_for(&self, guest: u64) -> Result<()> {
-        // What may follow a disk's last byte has to be told from it.
+        // The disk's last byte has to be told from bytes that follow the disk.
         self.incoming.arrive(guest.saturating_add(LEAST))
     }
 
@@ -365,12 +365,12 @@ impl Arriving {
         self.incoming.memory()
     }
 
-    /// Reads the rest of the stream, and compares all that was said of the disk before with what is
-    /// known now. Returns the digests of the stream that were asked for.
+    /// Reads the rest of the stream, and compares the extents that were reported with those of the
+    /// whole image. Returns the digests of the stream that were asked for.
     ///
     /// # Errors
-    /// Errors of the disk, read from a file; and if it would have been another one. The output is of no
-    /// use then.
+    /// Errors of the whole image; [`Error::InvalidInput`] if it differs from the extents that were
+    /// reported. The output is of no use then.
     pub(crate) fn settle(&self) -> Result<Vec<Digest>> {
         let mut turn = self.turn();
         self.incoming.drain(false)?;

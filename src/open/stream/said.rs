@@ -1,4 +1,4 @@
-//! What was said of a disk while it arrived, to be compared with the whole image.
+//! Extents that were reported of a disk while it arrived, to be compared with the whole image.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, DefaultHasher, Hasher};
@@ -7,8 +7,8 @@ use crate::error::Result;
 use crate::extent::{Extent, ExtentKind};
 use crate::image::Image;
 
-/// What an image says of the disk's runs from its start on, as a digest that does not depend on how they
-/// are cut.
+/// Digest of an image's extents from its start on, which does not depend on the lengths of the
+/// runs.
 #[derive(Debug)]
 pub(super) struct Said {
     random: RandomState,
@@ -39,7 +39,7 @@ impl Said {
         }
     }
 
-    /// Takes in what `image` says in `run`, as far as that is new.
+    /// Adds `run` of `image`, as far as it is new.
     pub(super) fn say(&mut self, image: &dyn Image, run: Extent) -> Result<()> {
         if run.end() <= self.end {
             return Ok(());

@@ -3,11 +3,10 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
 
 use crate::format_id::FormatId;
 use crate::hint::Hint;
-use crate::name::ImageName;
+use crate::name::quoted_path;
 use crate::reference::Reference;
 
 /// Result of an operation of this crate.
@@ -307,11 +306,6 @@ impl From<Error> for io::Error {
             error => io::Error::new(error.io_kind(), error),
         }
     }
-}
-
-/// Path as error messages show it: quoted, with control characters escaped.
-pub(crate) fn quoted_path(path: &std::path::Path) -> impl fmt::Display + use<> {
-    ImageName::from(PathBuf::from(path)).quoted().to_string()
 }
 
 struct Located<'a> {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::error::quoted_path;
+use crate::name::quoted_path;
 
 /// Advice on an [`Error`](crate::Error) for the caller.
 ///

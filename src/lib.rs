@@ -78,6 +78,7 @@ mod packed;
 mod page_buf;
 mod progress;
 mod reference;
+mod resolver;
 pub mod salvage;
 mod source;
 pub mod storage;
@@ -95,9 +96,8 @@ pub use limits::Limits;
 pub use name::{Escaped, ImageName};
 pub use open::{OpenOptions, PathPolicy, PathResolver, StreamImage, StreamSource};
 pub use packed::{Codec, PackedSource, PackedUnit};
-pub use reference::{
-    DenyReferences, DetachReferences, Reference, ReferenceKind, Resolved, Resolver,
-};
+pub use reference::{Reference, ReferenceKind};
+pub use resolver::{DenyReferences, DetachReferences, Resolved, Resolver};
 pub use source::{
     BlockSource, BlockSourceExt, Extents, FileIdentity, Place, Salvageable, Stored, check_extent,
 };

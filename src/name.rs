@@ -156,6 +156,11 @@ pub(crate) fn is_apple_double(name: &[u8]) -> bool {
     last.is_some_and(|name| name.starts_with(b"._"))
 }
 
+/// A path as error messages show it: quoted, with control characters escaped.
+pub(crate) fn quoted_path(path: &std::path::Path) -> impl fmt::Display + use<> {
+    ImageName::from(PathBuf::from(path)).quoted().to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -172,7 +172,11 @@ fn what_is_refused_is_refused_at_once_and_cheaply() {
             .verify_manifest(path.extension().is_some_and(|ending| ending == "ova"))
             .open_path(&path)
             .and_then(|image| read_all(&image).map(drop));
-        assert!(refused.is_err(), "{}", path.display());
+        assert!(
+            !matches!(refused, Ok(()) | Err(Error::Io { .. })),
+            "{}",
+            path.display()
+        );
         slowest = slowest.max(start.elapsed());
     }
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");

@@ -33,7 +33,7 @@ use crate::image::{Format, Value};
 use crate::inspect;
 use crate::name::ImageName;
 use crate::open::OpenOptions;
-use crate::reference::{DenyReferences, Resolver};
+use crate::resolver::{DenyReferences, Resolver};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::storage::FileStorage;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::image::{Fixed, Format, Scope};
 use crate::open::OpenOptions;
-use crate::reference::{DenyReferences, Resolver};
+use crate::resolver::{DenyReferences, Resolver};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::storage::{FileStorage, PendingFile, identity_of};
 use crate::target::BlockTarget;

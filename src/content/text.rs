@@ -7,7 +7,7 @@ use crate::ondisk::{self, Order};
 
 /// The bytes before the first NUL, without blanks at the end; `None` if nothing is left.
 pub(super) fn label(field: &[u8]) -> Option<ImageName> {
-    let text = field.split(|byte| *byte == 0).next().unwrap_or_default();
+    let text = ondisk::until_nul(field);
     let end = text.iter().rposition(|byte| *byte != b' ')?;
     text.get(..=end).map(ImageName::from)
 }

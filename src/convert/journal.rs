@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::convert::segment::{Segment, Step, Work};
-use crate::error::{Error, Result, quoted_path};
+use crate::error::{Error, Result};
 use crate::image::Part;
+use crate::name::quoted_path;
 use crate::ondisk::le;
 use crate::packed::PackedUnit;
 use crate::storage::{try_lock, without_following};

@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::image::{OutputFile, WriteShape};
 use crate::name::ImageName;
 use crate::open::OpenOptions;
-use crate::reference::{Reference, Resolved, Resolver};
+use crate::reference::Reference;
+use crate::resolver::{Resolved, Resolver};
 use crate::source::BlockSource;
 use crate::storage::PendingFile;
 

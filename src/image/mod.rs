@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::limits::Limits;
 use crate::name::ImageName;
-use crate::reference::{Reference, Resolver};
+use crate::reference::Reference;
+use crate::resolver::Resolver;
 use crate::source::BlockSource;
 
 mod check;

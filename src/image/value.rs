@@ -39,6 +39,32 @@ impl Value {
         }
     }
 
+    /// This map with one more entry.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.insert(name, value);
+        self
+    }
+
+    /// This map with one more entry, if there is a value for it.
+    #[must_use]
+    pub fn with_some(self, name: &'static str, value: Option<impl Into<Value>>) -> Self {
+        match value {
+            Some(value) => self.with(name, value),
+            None => self,
+        }
+    }
+
+    /// This map with a list.
+    #[must_use]
+    pub fn with_list<V: Into<Value>>(
+        self,
+        name: &'static str,
+        values: impl IntoIterator<Item = V>,
+    ) -> Self {
+        self.with(name, values.into_iter().map(V::into).collect::<Vec<_>>())
+    }
+
     /// The entry called `name`, if this is a map that has it.
     pub fn get(&self, name: &str) -> Option<&Value> {
         match self {
@@ -48,44 +74,22 @@ impl Value {
     }
 }
 
-impl From<bool> for Value {
-    fn from(value: bool) -> Self {
-        Value::Bool(value)
-    }
+macro_rules! value_from {
+    ($($ty:ty: $value:ident => $made:expr),* $(,)?) => {$(
+        impl From<$ty> for Value {
+            fn from($value: $ty) -> Self {
+                $made
+            }
+        }
+    )*};
 }
 
-impl From<u64> for Value {
-    fn from(value: u64) -> Self {
-        Value::Number(value)
-    }
-}
-
-impl From<u32> for Value {
-    fn from(value: u32) -> Self {
-        Value::Number(value.into())
-    }
-}
-
-impl From<&str> for Value {
-    fn from(value: &str) -> Self {
-        Value::Text(value.to_owned())
-    }
-}
-
-impl From<String> for Value {
-    fn from(value: String) -> Self {
-        Value::Text(value)
-    }
-}
-
-impl From<ImageName> for Value {
-    fn from(value: ImageName) -> Self {
-        Value::Name(value)
-    }
-}
-
-impl From<Vec<Value>> for Value {
-    fn from(values: Vec<Value>) -> Self {
-        Value::List(values)
-    }
+value_from! {
+    bool: value => Value::Bool(value),
+    u64: value => Value::Number(value),
+    u32: value => Value::Number(value.into()),
+    &str: value => Value::Text(value.to_owned()),
+    String: value => Value::Text(value),
+    ImageName: value => Value::Name(value),
+    Vec<Value>: values => Value::List(values),
 }

@@ -61,220 +61,173 @@ pub(super) fn properties(
 
 /// The properties as a flat map.
 pub(super) fn properties_value(properties: &[(&'static str, String)]) -> Value {
-    let mut map = Value::map();
-    for (name, value) in properties {
-        map.insert(name, value.clone());
-    }
-    map
+    let entries = properties.iter();
+    Value::Map(
+        entries
+            .map(|(name, value)| (*name, value.clone().into()))
+            .collect(),
+    )
 }
 
 /// The contents as a tree.
 pub(super) fn value(contents: &Contents) -> Value {
-    let mut map = Value::map();
-    if let Some(mbr) = &contents.mbr {
-        map.insert("mbr", mbr_value(mbr));
-    }
-    if let Some(gpt) = &contents.gpt {
-        map.insert("gpt", gpt_value(gpt));
-    }
-    let partitions = contents.partitions.iter().map(partition_value);
-    map.insert("partitions", partitions.collect::<Vec<_>>());
-    let filesystems = contents.filesystems.iter().map(filesystem_value);
-    map.insert("filesystems", filesystems.collect::<Vec<_>>());
-    if let Some(iso) = &contents.iso {
-        map.insert("iso", iso_value(iso));
-    }
-    if let Some(udf) = &contents.udf {
-        map.insert("udf", udf_value(udf));
-    }
-    if !contents.efi.is_empty() {
-        let volumes = contents.efi.iter().map(efi_value);
-        map.insert("efi", volumes.collect::<Vec<_>>());
-    }
-    if let Some(release) = &contents.os_release {
-        let mut value = Value::map();
-        value.insert("id", release.id.clone());
-        put(&mut value, "version-id", release.version_id.clone());
-        map.insert("os-release", value);
-    }
-    let findings = contents.findings.iter().map(finding_value);
-    map.insert("findings", findings.collect::<Vec<_>>());
-    map
-}
-
-fn put<T: Into<Value>>(map: &mut Value, name: &'static str, value: Option<T>) {
-    if let Some(value) = value {
-        map.insert(name, value);
-    }
+    let efi = &contents.efi;
+    let efi = (!efi.is_empty()).then(|| efi.iter().map(efi_value).collect::<Vec<_>>());
+    let release = contents.os_release.as_ref().map(|release| {
+        Value::map()
+            .with("id", release.id.clone())
+            .with_some("version-id", release.version_id.clone())
+    });
+    Value::map()
+        .with_some("mbr", contents.mbr.as_ref().map(mbr_value))
+        .with_some("gpt", contents.gpt.as_ref().map(gpt_value))
+        .with_list(
+            "partitions",
+            contents.partitions.iter().map(partition_value),
+        )
+        .with_list(
+            "filesystems",
+            contents.filesystems.iter().map(filesystem_value),
+        )
+        .with_some("iso", contents.iso.as_ref().map(iso_value))
+        .with_some("udf", contents.udf.as_ref().map(udf_value))
+        .with_some("efi", efi)
+        .with_some("os-release", release)
+        .with_list("findings", contents.findings.iter().map(finding_value))
 }
 
 fn mbr_value(mbr: &Mbr) -> Value {
-    let mut map = Value::map();
-    map.insert("disk-signature", format!("{:08x}", mbr.disk_signature));
-    put(
-        &mut map,
-        "boot-code",
-        mbr.boot_code.map(|code| code.as_str()),
-    );
-    map.insert("protective", mbr.is_protective());
-    map.insert("hybrid", mbr.is_hybrid());
     let entries = mbr.entries.iter().chain(&mbr.logical).map(|entry| {
-        let mut map = Value::map();
-        map.insert("flag", format!("{:02x}", entry.flag));
-        map.insert("type", format!("{:02x}", entry.kind));
-        map.insert("first-sector", entry.first_sector);
-        map.insert("sectors", entry.sectors);
-        map
+        Value::map()
+            .with("flag", format!("{:02x}", entry.flag))
+            .with("type", format!("{:02x}", entry.kind))
+            .with("first-sector", entry.first_sector)
+            .with("sectors", entry.sectors)
     });
-    map.insert("entries", entries.collect::<Vec<_>>());
-    map
+    Value::map()
+        .with("disk-signature", format!("{:08x}", mbr.disk_signature))
+        .with_some("boot-code", mbr.boot_code.map(|code| code.as_str()))
+        .with("protective", mbr.is_protective())
+        .with("hybrid", mbr.is_hybrid())
+        .with_list("entries", entries)
 }
 
 fn gpt_value(gpt: &Gpt) -> Value {
-    let mut map = Value::map();
-    map.insert("sector-size", gpt.sector_size);
-    map.insert("disk-guid", gpt.disk_guid.clone());
-    for (name, copy) in [("primary", &gpt.primary), ("backup", &gpt.backup)] {
-        let mut value = Value::map();
-        value.insert("state", copy.as_str());
+    let copy = |copy: &GptCopy| {
+        let value = Value::map().with("state", copy.as_str());
         match copy {
-            GptCopy::Misplaced { offset } => value.insert("offset", *offset),
-            GptCopy::Damaged { problem } => value.insert("problem", problem.clone()),
-            _ => {}
+            GptCopy::Misplaced { offset } => value.with("offset", *offset),
+            GptCopy::Damaged { problem } => value.with("problem", problem.clone()),
+            _ => value,
         }
-        map.insert(name, value);
-    }
-    map.insert("array-offset", gpt.array_offset);
-    map.insert("array-entries", gpt.array_entries);
-    map.insert("entry-size", gpt.entry_size);
-    map
+    };
+    Value::map()
+        .with("sector-size", gpt.sector_size)
+        .with("disk-guid", gpt.disk_guid.clone())
+        .with("primary", copy(&gpt.primary))
+        .with("backup", copy(&gpt.backup))
+        .with("array-offset", gpt.array_offset)
+        .with("array-entries", gpt.array_entries)
+        .with("entry-size", gpt.entry_size)
 }
 
 fn partition_value(partition: &Partition) -> Value {
-    let mut map = Value::map();
-    map.insert("number", partition.number);
-    map.insert("offset", partition.offset);
-    map.insert("size", partition.size);
     let scheme = match partition.kind {
         PartitionType::Mbr(_) => "mbr",
         _ => "gpt",
     };
-    map.insert("scheme", scheme);
-    map.insert("type", partition.kind.code());
-    put(&mut map, "type-name", partition.kind.name());
-    map.insert("active", partition.active);
-    put(&mut map, "name", partition.name.clone());
-    put(&mut map, "guid", partition.guid.clone());
-    put(
-        &mut map,
-        "filesystem",
-        partition.filesystem.as_ref().map(filesystem_value),
-    );
-    map
+    let filesystem = partition.filesystem.as_ref().map(filesystem_value);
+    Value::map()
+        .with("number", partition.number)
+        .with("offset", partition.offset)
+        .with("size", partition.size)
+        .with("scheme", scheme)
+        .with("type", partition.kind.code())
+        .with_some("type-name", partition.kind.name())
+        .with("active", partition.active)
+        .with_some("name", partition.name.clone())
+        .with_some("guid", partition.guid.clone())
+        .with_some("filesystem", filesystem)
 }
 
 fn filesystem_value(filesystem: &Filesystem) -> Value {
-    let mut map = Value::map();
-    map.insert("type", filesystem.kind.as_str());
-    put(&mut map, "label", filesystem.label.clone());
-    put(&mut map, "uuid", filesystem.uuid.clone());
-    put(&mut map, "size", filesystem.size);
-    map.insert("evidence", filesystem.evidence.what);
-    map.insert("offset", filesystem.evidence.offset);
-    map
+    Value::map()
+        .with("type", filesystem.kind.as_str())
+        .with_some("label", filesystem.label.clone())
+        .with_some("uuid", filesystem.uuid.clone())
+        .with_some("size", filesystem.size)
+        .with("evidence", filesystem.evidence.what)
+        .with("offset", filesystem.evidence.offset)
 }
 
 fn iso_value(iso: &Iso) -> Value {
-    let mut map = Value::map();
-    let texts = [
-        ("volume-id", &iso.volume_id),
-        ("system-id", &iso.system_id),
-        ("volume-set-id", &iso.volume_set_id),
-        ("publisher-id", &iso.publisher_id),
-        ("data-preparer-id", &iso.data_preparer_id),
-        ("application-id", &iso.application_id),
-    ];
-    for (name, text) in texts {
-        put(&mut map, name, text.clone());
-    }
-    put(&mut map, "created", iso.created.clone());
-    put(&mut map, "modified", iso.modified.clone());
-    map.insert("block-size", iso.block_size);
-    map.insert("size", iso.size);
-    map.insert("offset", iso.offset);
-    map.insert("sessions", iso.sessions);
-    put(&mut map, "joliet-level", iso.joliet.map(u64::from));
-    put(&mut map, "joliet-volume-id", iso.joliet_volume_id.clone());
-    map.insert("rock-ridge", iso.rock_ridge);
-    put(
-        &mut map,
-        "boot-catalogue",
-        iso.boot.as_ref().map(catalogue_value),
-    );
-    map
+    Value::map()
+        .with_some("volume-id", iso.volume_id.clone())
+        .with_some("system-id", iso.system_id.clone())
+        .with_some("volume-set-id", iso.volume_set_id.clone())
+        .with_some("publisher-id", iso.publisher_id.clone())
+        .with_some("data-preparer-id", iso.data_preparer_id.clone())
+        .with_some("application-id", iso.application_id.clone())
+        .with_some("created", iso.created.clone())
+        .with_some("modified", iso.modified.clone())
+        .with("block-size", iso.block_size)
+        .with("size", iso.size)
+        .with("offset", iso.offset)
+        .with("sessions", iso.sessions)
+        .with_some("joliet-level", iso.joliet.map(u64::from))
+        .with_some("joliet-volume-id", iso.joliet_volume_id.clone())
+        .with("rock-ridge", iso.rock_ridge)
+        .with_some("boot-catalogue", iso.boot.as_ref().map(catalogue_value))
 }
 
 fn catalogue_value(catalogue: &BootCatalogue) -> Value {
-    let mut map = Value::map();
-    map.insert("offset", catalogue.offset);
-    put(&mut map, "id", catalogue.id.clone());
-    map.insert("checksum-is-right", catalogue.checksum_is_right);
     let entries = catalogue.entries.iter().map(|entry| {
-        let mut map = Value::map();
-        map.insert("platform", entry.platform_name());
-        map.insert("platform-id", u64::from(entry.platform));
-        map.insert("bootable", entry.bootable);
-        map.insert("media", entry.media.as_str());
-        map.insert("offset", entry.offset);
-        map.insert("load-size", entry.load_size);
-        map
+        Value::map()
+            .with("platform", entry.platform_name())
+            .with("platform-id", u64::from(entry.platform))
+            .with("bootable", entry.bootable)
+            .with("media", entry.media.as_str())
+            .with("offset", entry.offset)
+            .with("load-size", entry.load_size)
     });
-    map.insert("entries", entries.collect::<Vec<_>>());
-    map
+    Value::map()
+        .with("offset", catalogue.offset)
+        .with_some("id", catalogue.id.clone())
+        .with("checksum-is-right", catalogue.checksum_is_right)
+        .with_list("entries", entries)
 }
 
 fn udf_value(udf: &Udf) -> Value {
-    let mut map = Value::map();
-    put(&mut map, "logical-volume-id", udf.logical_volume_id.clone());
-    put(&mut map, "volume-id", udf.volume_id.clone());
-    put(&mut map, "volume-set-id", udf.volume_set_id.clone());
-    map.insert(
-        "revision",
-        format!("{:x}.{:02x}", udf.revision >> 8, udf.revision & 0xff),
-    );
-    map.insert("block-size", udf.block_size);
-    map.insert("size", udf.size);
-    map.insert("bridge", udf.is_bridge);
-    map
+    let revision = format!("{:x}.{:02x}", udf.revision >> 8, udf.revision & 0xff);
+    Value::map()
+        .with_some("logical-volume-id", udf.logical_volume_id.clone())
+        .with_some("volume-id", udf.volume_id.clone())
+        .with_some("volume-set-id", udf.volume_set_id.clone())
+        .with("revision", revision)
+        .with("block-size", udf.block_size)
+        .with("size", udf.size)
+        .with("bridge", udf.is_bridge)
 }
 
 fn efi_value(volume: &EfiVolume) -> Value {
-    let mut map = Value::map();
-    map.insert("offset", volume.offset);
     let programs = volume.programs.iter().map(|program| {
-        let mut map = Value::map();
-        map.insert("name", program.name.clone());
-        put(
-            &mut map,
-            "architecture",
-            program.architecture.map(|a| a.as_str()),
-        );
-        map.insert("signed", program.is_signed);
-        map
+        Value::map()
+            .with("name", program.name.clone())
+            .with_some("architecture", program.architecture.map(|a| a.as_str()))
+            .with("signed", program.is_signed)
     });
-    map.insert("programs", programs.collect::<Vec<_>>());
-    let vendors = volume.vendors.iter().cloned().map(Value::from);
-    map.insert("vendors", vendors.collect::<Vec<_>>());
-    map
+    Value::map()
+        .with("offset", volume.offset)
+        .with_list("programs", programs)
+        .with_list("vendors", volume.vendors.iter().cloned())
 }
 
 fn finding_value(finding: &Finding) -> Value {
-    let mut map = Value::map();
-    map.insert("subject", finding.fact.subject());
-    map.insert("value", finding.fact.value());
-    map.insert("source", finding.source.clone());
-    map.insert("confidence", finding.confidence.as_str());
-    map
+    Value::map()
+        .with("subject", finding.fact.subject())
+        .with("value", finding.fact.value())
+        .with("source", finding.source.clone())
+        .with("confidence", finding.confidence.as_str())
 }
 
 /// The contents in lines for people.

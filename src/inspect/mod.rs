@@ -39,7 +39,8 @@ use crate::image::{Evidence, FileInfo, Image, ImageInfo, SnapshotInfo, Value};
 use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::open::{Layer, OpenOptions};
-use crate::reference::{DetachReferences, Reference, ReferenceKind};
+use crate::reference::{Reference, ReferenceKind};
+use crate::resolver::DetachReferences;
 use crate::source::{BlockSource, BlockSourceExt};
 
 pub use map::ExtentMap;
@@ -298,58 +299,40 @@ impl Report {
     /// The description as a tree, with the keys and types of QEMU's `ImageInfo`, in QEMU's order.
     pub fn to_value(&self) -> Value {
         let info = &self.info;
-        let mut map = Value::map();
-        let children = self.children();
-        if !children.is_empty() {
-            let children = children.into_iter().map(|child| {
-                let mut value = Value::map();
-                value.insert("name", child.node.clone());
-                value.insert("info", file_value(child));
-                value
-            });
-            map.insert("children", children.collect::<Vec<_>>());
-        }
-        if !info.snapshots.is_empty() {
-            let snapshots = info.snapshots.iter().map(snapshot_value);
-            map.insert("snapshots", snapshots.collect::<Vec<_>>());
-        }
-        map.insert("filename", self.filename.clone());
-        map.insert("format", self.qemu_format());
-        if !info.size_is_unknown {
-            map.insert("virtual-size", in_sectors(info.virtual_size));
-        }
-        if let Some(size) = self.allocated_size() {
-            map.insert("actual-size", size);
-        }
+        let children = self.children().into_iter().map(|child| {
+            let name = child.node.clone();
+            Value::map()
+                .with("name", name)
+                .with("info", file_value(child))
+        });
+        let children = Some(children.collect::<Vec<_>>()).filter(|list| !list.is_empty());
+        let snapshots = info.snapshots.iter().map(snapshot_value);
+        let snapshots = Some(snapshots.collect::<Vec<_>>()).filter(|list| !list.is_empty());
+        let size = (!info.size_is_unknown).then(|| in_sectors(info.virtual_size));
+        let backing = self.backing();
+        let specific = info.specific.as_ref().map(|specific| {
+            specific_value(self.qemu_format(), self.with_full_names(specific.clone()))
+        });
+        let mut map = Value::map()
+            .with_some("children", children)
+            .with_some("snapshots", snapshots)
+            .with("filename", self.filename.clone())
+            .with("format", self.qemu_format())
+            .with_some("virtual-size", size)
+            .with_some("actual-size", self.allocated_size())
+            .with_some("encrypted", info.encryption.is_some().then_some(true))
+            .with_some("compressed", info.compressed.then_some(true))
+            .with_some("backing-filename", backing.map(|b| b.name.clone()))
+            .with_some("full-backing-filename", self.full_backing_filename())
+            .with_some(
+                "backing-filename-format",
+                backing.and_then(|b| b.format.clone()),
+            )
+            .with_some("format-specific", specific);
         if !info.unknown_to_qemu {
             insert_state(&mut map, info);
         }
-        for (name, set) in [
-            ("encrypted", info.encryption.is_some()),
-            ("compressed", info.compressed),
-        ] {
-            if set {
-                map.insert(name, true);
-            }
-        }
-        if let Some(backing) = self.backing() {
-            map.insert("backing-filename", backing.name.clone());
-            if let Some(full) = self.full_backing_filename() {
-                map.insert("full-backing-filename", full);
-            }
-            if let Some(format) = &backing.format {
-                map.insert("backing-filename-format", format.clone());
-            }
-        }
-        if let Some(specific) = &info.specific {
-            map.insert(
-                "format-specific",
-                specific_value(self.qemu_format(), self.with_full_names(specific.clone())),
-            );
-        }
-        let mut map = order::as_qemu(map);
-        map.insert("blockform", self.own_value());
-        map
+        order::as_qemu(map).with("blockform", self.own_value())
     }
 
     /// The description as JSON, in the layout of `qemu-img info --output json`, without a line break
@@ -387,46 +370,35 @@ impl Report {
     /// What QEMU has no words for.
     fn own_value(&self) -> Value {
         let matches = self.matches.iter().map(|(id, evidence)| {
-            let mut found = Value::map();
-            found.insert("format", id.as_str());
-            found.insert("evidence", evidence.what);
-            found.insert("offset", evidence.offset);
-            found
+            Value::map()
+                .with("format", id.as_str())
+                .with("evidence", evidence.what)
+                .with("offset", evidence.offset)
         });
-        let warnings = self.warnings.iter().cloned().map(Value::from);
-        let mut own = Value::map();
-        own.insert("matches", matches.collect::<Vec<_>>());
-        own.insert("warnings", warnings.collect::<Vec<_>>());
-        if let Some(safety) = &self.safety {
-            own.insert("safety", safety.to_value());
-        }
-        if let Some(details) = &self.info.details {
-            own.insert("details", details.clone());
-        }
-        if let Some(contents) = &self.contents {
-            own.insert("contents", contents::value(contents));
-        }
-        own.insert("properties", contents::properties_value(&self.properties));
+        let size = self.info.virtual_size;
+        let references = self.references.iter();
+        let others = references.filter(|r| r.kind != ReferenceKind::BackingFile);
+        let others = others.map(|reference| {
+            Value::map()
+                .with("kind", reference.kind.to_string())
+                .with("filename", reference.name.clone())
+        });
+        let others = Some(others.collect::<Vec<_>>()).filter(|others| !others.is_empty());
+        let mut own = Value::map()
+            .with_list("matches", matches)
+            .with_list("warnings", self.warnings.iter().cloned())
+            .with_some("safety", self.safety.as_ref().map(Safety::to_value))
+            .with_some("details", self.info.details.clone())
+            .with_some("contents", self.contents.as_ref().map(contents::value))
+            .with("properties", contents::properties_value(&self.properties));
         if self.info.unknown_to_qemu {
             insert_state(&mut own, &self.info);
         }
-        if in_sectors(self.info.virtual_size) != self.info.virtual_size {
-            own.insert("exact-virtual-size", self.info.virtual_size);
-        }
-        let others = self.references.iter();
-        let others = others.filter(|r| r.kind != ReferenceKind::BackingFile);
-        let others: Vec<Value> = others
-            .map(|reference| {
-                let mut map = Value::map();
-                map.insert("kind", reference.kind.to_string());
-                map.insert("filename", reference.name.clone());
-                map
-            })
-            .collect();
-        if !others.is_empty() {
-            own.insert("references", others);
-        }
-        own
+        own.with_some(
+            "exact-virtual-size",
+            (in_sectors(size) != size).then_some(size),
+        )
+        .with_some("references", others)
     }
 }
 
@@ -459,42 +431,33 @@ fn in_sectors(bytes: u64) -> u64 {
 }
 
 fn file_value(file: FileInfo) -> Value {
-    let mut map = Value::map();
-    map.insert("children", Vec::new());
-    map.insert("filename", file.name);
-    map.insert("format", PROTOCOL.as_str());
-    map.insert("virtual-size", in_sectors(file.size));
-    if let Some(size) = file.allocated_size {
-        map.insert("actual-size", size);
-    }
-    map.insert(
-        "format-specific",
-        specific_value(PROTOCOL.as_str(), Value::map()),
-    );
-    map.insert("dirty-flag", false);
-    map
+    Value::map()
+        .with("children", Vec::new())
+        .with("filename", file.name)
+        .with("format", PROTOCOL.as_str())
+        .with("virtual-size", in_sectors(file.size))
+        .with_some("actual-size", file.allocated_size)
+        .with(
+            "format-specific",
+            specific_value(PROTOCOL.as_str(), Value::map()),
+        )
+        .with("dirty-flag", false)
 }
 
 fn specific_value(format: &'static str, data: Value) -> Value {
-    let mut map = Value::map();
-    map.insert("type", format);
-    map.insert("data", data);
-    map
+    Value::map().with("type", format).with("data", data)
 }
 
 fn snapshot_value(snapshot: &SnapshotInfo) -> Value {
     const SECOND: u64 = 1_000_000_000;
     let clock = snapshot.vm_clock_nanoseconds;
-    let mut map = Value::map();
-    map.insert("id", snapshot.id.clone());
-    map.insert("name", snapshot.name.clone());
-    map.insert("vm-state-size", snapshot.vm_state_size);
-    map.insert("date-sec", snapshot.date_seconds);
-    map.insert("date-nsec", snapshot.date_nanoseconds);
-    map.insert("vm-clock-sec", clock / SECOND);
-    map.insert("vm-clock-nsec", clock % SECOND);
-    if let Some(count) = snapshot.instruction_count {
-        map.insert("icount", count);
-    }
-    map
+    Value::map()
+        .with("id", snapshot.id.clone())
+        .with("name", snapshot.name.clone())
+        .with("vm-state-size", snapshot.vm_state_size)
+        .with("date-sec", snapshot.date_seconds)
+        .with("date-nsec", snapshot.date_nanoseconds)
+        .with("vm-clock-sec", clock / SECOND)
+        .with("vm-clock-nsec", clock % SECOND)
+        .with_some("icount", snapshot.instruction_count)
 }

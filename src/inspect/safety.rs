@@ -13,7 +13,8 @@ use crate::inspect::mbr;
 use crate::name::ImageName;
 use crate::ondisk::luks;
 use crate::open::{Layer, OpenOptions};
-use crate::reference::{DetachReferences, ReferenceKind};
+use crate::reference::ReferenceKind;
+use crate::resolver::DetachReferences;
 use crate::source::BlockSource;
 use crate::storage::FileStorage;
 
@@ -133,23 +134,19 @@ impl Safety {
     /// The checks as a tree, for a description in JSON.
     pub fn to_value(&self) -> Value {
         let checks = self.checks.iter().map(|check| {
-            let mut map = Value::map();
-            map.insert("check", check.name);
             let (outcome, reason) = match &check.outcome {
                 Outcome::Passed => ("passed", None),
-                Outcome::Failed(reason) => ("failed", Some(reason)),
+                Outcome::Failed(reason) => ("failed", Some(reason.clone())),
                 Outcome::NotApplicable => ("not-applicable", None),
             };
-            map.insert("outcome", outcome);
-            if let Some(reason) = reason {
-                map.insert("reason", reason.clone());
-            }
-            map
+            Value::map()
+                .with("check", check.name)
+                .with("outcome", outcome)
+                .with_some("reason", reason)
         });
-        let mut map = Value::map();
-        map.insert("safe", self.is_safe());
-        map.insert("checks", checks.collect::<Vec<_>>());
-        map
+        Value::map()
+            .with("safe", self.is_safe())
+            .with_list("checks", checks)
     }
 }
 
@@ -185,12 +182,10 @@ impl Unopened {
 
     /// As [`Report::to_value`](super::Report::to_value), with what is known: the name and the checks.
     pub fn to_value(&self) -> Value {
-        let mut own = Value::map();
-        own.insert("safety", self.safety.to_value());
-        let mut map = Value::map();
-        map.insert("filename", self.filename.clone());
-        map.insert("blockform", own);
-        map
+        let own = Value::map().with("safety", self.safety.to_value());
+        Value::map()
+            .with("filename", self.filename.clone())
+            .with("blockform", own)
     }
 }
 

@@ -389,7 +389,12 @@ impl<E: Entries> BlockMap for TwoLevel<E> {
         self.reader.check("L2 table", place, 8)?;
         let entry = self.number(&piece.entries, index).unwrap_or(0);
         let run = self.decode(entry, guest)?;
-        Ok((run, cluster_size - guest % cluster_size))
+        // Entries that could not be read are zeros, too.
+        let count = match entry == 0 && !self.reader.salvages() {
+            true => piece.zeros(index, 8).max(1),
+            false => 1,
+        };
+        Ok((run, count * cluster_size - guest % cluster_size))
     }
 
     fn lost_with(&self, guest: u64) -> u64 {

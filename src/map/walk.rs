@@ -18,6 +18,24 @@ pub(crate) struct Table {
     pub(crate) entries: Arc<Vec<u8>>,
 }
 
+impl Table {
+    /// The number of entries of `len` bytes, from the one number `index` on, that are zeros: most of a sparse
+    /// image's are.
+    pub(crate) fn zeros(&self, index: u64, len: u64) -> u64 {
+        let at = usize::try_from(index.saturating_mul(len)).unwrap_or(usize::MAX);
+        let entries = self.entries.get(at..).unwrap_or_default();
+        let mut zeros = 0;
+        for block in entries.chunks(64) {
+            if block.iter().fold(0, |or, byte| or | byte) != 0 {
+                zeros += block.iter().take_while(|byte| **byte == 0).count();
+                break;
+            }
+            zeros += block.len();
+        }
+        zeros as u64 / len.max(1)
+    }
+}
+
 /// The table that a walk is in, so that it asks for each once and not for each entry.
 #[derive(Debug, Default)]
 pub(crate) struct Held(Option<Table>);

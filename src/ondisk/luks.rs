@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::Value;
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
+use crate::ondisk::{on_disk, until_nul};
 
 const LUKS: FormatId = FormatId::new("luks");
 
@@ -88,8 +88,8 @@ fn version_1(bytes: &[u8], at: u64) -> Result<Phdr> {
 /// `at` of the file.
 pub(crate) fn describe(bytes: &[u8], at: u64) -> Result<Value> {
     let header = version_1(bytes, at)?;
-    let cipher = text(&header.cipher_name);
-    let mode = text(&header.cipher_mode);
+    let cipher = until_nul(&header.cipher_name);
+    let mode = until_nul(&header.cipher_mode);
     // "xts-plain64", "cbc-essiv:sha256": mode, generator of initial vectors, and its hash.
     let (mode, ivgen) = split(mode, b'-');
     let (ivgen, ivgen_hash) = split(ivgen, b':');
@@ -107,8 +107,8 @@ pub(crate) fn describe(bytes: &[u8], at: u64) -> Result<Value> {
     if !ivgen_hash.is_empty() {
         info.insert("ivgen-hash-alg", ImageName::from(ivgen_hash));
     }
-    info.insert("hash-alg", ImageName::from(text(&header.hash_spec)));
-    info.insert("uuid", ImageName::from(text(&header.uuid)));
+    info.insert("hash-alg", ImageName::from(until_nul(&header.hash_spec)));
+    info.insert("uuid", ImageName::from(until_nul(&header.uuid)));
     info.insert("master-key-iters", header.mk_digest_iter);
     info.insert("payload-offset", u64::from(header.payload_offset) * SECTOR);
     let mut slots = Vec::new();
@@ -146,18 +146,13 @@ impl Volume {
             return None;
         }
         // Both versions have the UUID at the same place, and only the second one has a label.
-        let label = Some(text(&header.label)).filter(|l| header.version == 2 && !l.is_empty());
+        let label = Some(until_nul(&header.label)).filter(|l| header.version == 2 && !l.is_empty());
         Some(Volume {
             version: header.version,
             label: label.map(ImageName::from),
-            uuid: ImageName::from(text(&header.uuid)),
+            uuid: ImageName::from(until_nul(&header.uuid)),
         })
     }
-}
-
-/// The bytes before the first NUL.
-fn text(field: &[u8]) -> &[u8] {
-    field.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 fn split(text: &[u8], separator: u8) -> (&[u8], &[u8]) {

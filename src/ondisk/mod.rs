@@ -14,5 +14,5 @@ pub(crate) mod xml;
 pub(crate) use entry::{TableEntry, table_entry};
 pub(crate) use reader::Reader;
 pub(crate) use table::{
-    Field, FieldType, Order, be, check_fields, cut_short, le, on_disk, utf16, values,
+    Field, FieldType, Order, be, check_fields, cut_short, le, on_disk, until_nul, utf16, values,
 };

@@ -106,6 +106,11 @@ pub(crate) fn values<T: FieldType>(table: &[u8], order: Order) -> impl Iterator<
     entries.filter_map(move |raw| T::get(raw, 0, order))
 }
 
+/// The bytes before the first NUL.
+pub(crate) fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
 /// Decodes UTF-16 up to the first NUL. Units that make no character become U+FFFD.
 pub(crate) fn utf16(bytes: &[u8], order: Order) -> String {
     let units = values(bytes, order).take_while(|unit: &u16| *unit != 0);

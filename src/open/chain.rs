@@ -13,7 +13,8 @@ use crate::image::{
 };
 use crate::limits::Limits;
 use crate::name::ImageName;
-use crate::reference::{Reference, Resolved, Resolver};
+use crate::reference::Reference;
+use crate::resolver::{Resolved, Resolver};
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 
 use super::own::OwnFiles;
@@ -346,5 +347,19 @@ impl Opener for Chain {
             }
             Err(error) => Err(error),
         })
+    }
+}
+
+impl super::OpenOptions {
+    /// The chain of an image in that file, if only its own files are of interest.
+    pub(crate) fn own_files(
+        &self,
+        resolver: Arc<dyn Resolver>,
+        identity: Option<FileIdentity>,
+    ) -> Chain {
+        let mut chain = self.chain(Arc::new(OwnFiles(resolver)), identity);
+        // A check has to report parts that cannot be read.
+        chain.salvages = false;
+        chain
     }
 }

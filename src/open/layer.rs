@@ -7,7 +7,8 @@ use crate::detect::{Described, Detected, Kind, kind_of};
 use crate::error::{Error, Result};
 use crate::image::{Format, Image, Window};
 use crate::limits::Limits;
-use crate::reference::{Reference, ReferenceKind, Resolved, Resolver};
+use crate::reference::{Reference, ReferenceKind};
+use crate::resolver::{Resolved, Resolver};
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::storage::FileStorage;
 

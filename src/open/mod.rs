@@ -15,7 +15,7 @@ use crate::formats::Formats;
 use crate::image::{DiskSelector, Format, Image, Request, SnapshotSelector, Window};
 use crate::limits::Limits;
 use crate::open::chain::Chain;
-use crate::reference::{DenyReferences, Resolver};
+use crate::resolver::{DenyReferences, Resolver};
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 use crate::storage::FileStorage;
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::hint::Hint;
-use crate::reference::{Reference, Resolved, Resolver};
+use crate::reference::Reference;
+use crate::resolver::{Resolved, Resolver};
 use crate::storage::FileStorage;
 
 /// Policy on the files that an image refers to.

@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use crate::error::{Error, Result, quoted_path};
+use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind};
+use crate::name::quoted_path;
 use crate::source::{
     BlockSource, FileIdentity, Place, Stored, check_extent, ended_early, readable,
 };

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::error::{Error, Result, quoted_path};
+use crate::error::{Error, Result};
+use crate::name::quoted_path;
 use crate::storage::FileStorage;
 use crate::storage::system::sync_folder;
 use crate::target::BlockTarget;

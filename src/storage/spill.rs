@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::{Error, Result, quoted_path};
+use crate::error::{Error, Result};
+use crate::name::quoted_path;
 use crate::source::BlockSource;
 use crate::storage::FileStorage;
 use crate::storage::window::{gap, part};

@@ -19,6 +19,7 @@ mod compare;
 mod hostile;
 mod img;
 mod info;
+mod layers;
 mod map;
 mod measure;
 mod own;

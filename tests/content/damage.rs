@@ -2,9 +2,9 @@
 
 use blockform::content::{Contents, FilesystemKind, GptCopy, examine};
 use blockform::storage::Memory;
-use blockform::{BlockSource, Limits};
+use blockform::{BlockSource, Error, Limits};
 
-use crate::support::{Rng, testdata};
+use crate::support::{Rng, fails, testdata};
 use crate::{Counting, contents_in};
 
 fn golden(name: &str) -> Vec<u8> {
@@ -556,5 +556,9 @@ fn a_read_that_fails_is_an_error_and_no_empty_disk() {
     assert_eq!(error.chain(), "cannot read: broken");
     let mut limits = Limits::default();
     limits.metadata_bytes = 4096;
-    assert!(examine(&Memory::new(vec![0; 4096]), &limits).is_err());
+    fails!(
+        examine(&Memory::new(vec![0; 4096]), &limits),
+        Error::LimitExceeded { .. },
+        "metadata_bytes"
+    );
 }

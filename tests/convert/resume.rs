@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::support::sample_disk;
+use crate::support::{fails, sample_disk};
 use blockform::convert::ConvertOptions;
 use blockform::storage::Memory;
 use blockform::{BlockSource, Error, Extent, Result};
@@ -147,7 +147,11 @@ fn another_conversion_does_not_go_on_from_it() {
         from: 2 << 20,
         read: AtomicU64::new(0),
     };
-    assert!(options.convert_to_path(&source, &path).is_err());
+    fails!(
+        options.convert_to_path(&source, &path),
+        Error::Io { .. },
+        "read"
+    );
     let mut other = sample_disk(23, 4 << 20);
     other[5] ^= 1;
     let other = Memory::new(other);
@@ -184,12 +188,20 @@ fn no_link_is_followed_to_somebody_elses_file() {
             from: 2 << 20,
             read: AtomicU64::new(0),
         };
-        assert!(options.convert_to_path(&source, &path).is_err());
+        fails!(
+            options.convert_to_path(&source, &path),
+            Error::Io { .. },
+            "read"
+        );
         let file = folder.path().join(name);
         std::fs::rename(&file, &victim).unwrap();
         std::os::unix::fs::symlink(&victim, &file).unwrap();
         let before = std::fs::read(&victim).unwrap();
-        assert!(options.convert_to_path(&disk, &path).is_err(), "{name}");
+        fails!(
+            options.convert_to_path(&disk, &path),
+            Error::Io { .. },
+            "open"
+        );
         assert!(std::fs::read(&victim).unwrap() == before, "{name}");
         std::fs::remove_file(&file).unwrap();
     }

@@ -6,11 +6,11 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::support::Rng;
 use crate::support::faults::{
     EINTR, EIO, ENOSPC, Fault, Faulty, FaultyCursor, Trip, Watchdog, figure, os_error, thorough,
 };
 use crate::support::origins::{Origin, check_holds, format_of, origins, ways};
+use crate::support::{Rng, fails};
 use blockform::compare::{CompareOptions, Comparison};
 use blockform::convert::{Conversion, ConvertOptions, ImageSpec, content_digest};
 use blockform::digest::Algorithm;
@@ -350,8 +350,16 @@ fn every_call_of_a_stream_fails_in_turn() {
         trip: Trip::at(0, Fault::Os(EIO)),
         every: 0,
     });
-    assert!(target.write_all_at(b"one", 0).is_err());
-    assert!(target.write_all_at(b"two", 0).is_err());
+    fails!(
+        target.write_all_at(b"one", 0),
+        Error::Io { .. },
+        "at byte 0"
+    );
+    fails!(
+        target.write_all_at(b"two", 0),
+        Error::Io { .. },
+        "write the stream"
+    );
 }
 
 /// Whoever compares, measures, maps or digests is told, too, and never gets another answer.

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use crate::support::appliance::{archive, manifest, path_of};
-use crate::support::{has_tool, read_all, run, sha256, testdata};
+use crate::support::{fails, has_tool, read_all, run, sha256, testdata};
 use blockform::convert::ConvertOptions;
 use blockform::formats::ova::Appliance;
 use blockform::inspect::Report;
@@ -162,7 +162,11 @@ fn the_manifest_is_compared_on_request() {
     let error = appliance(&changed).verify().unwrap_err();
     assert!(error.to_string().contains("has the digest"), "{error}");
     let options = OpenOptions::new().verify_manifest(true);
-    assert!(options.open(Arc::new(Memory::new(changed))).is_err());
+    fails!(
+        options.open(Arc::new(Memory::new(changed))),
+        Error::Malformed { .. },
+        "has the digest"
+    );
 }
 
 #[test]
@@ -395,7 +399,7 @@ fn options_stand_in_the_descriptor() {
     let without = ConvertOptions::to("ova").option("manifest", "none");
     let without = written(&disk(1 << 20), &without);
     let appliance = Appliance::open(Arc::new(Memory::new(without)), &Limits::default()).unwrap();
-    assert!(appliance.verify().is_err());
+    fails!(appliance.verify(), Error::InvalidInput(_), "no manifest");
     for (name, value) in [
         ("os", "vms"),
         ("os", "96:a b"),

@@ -14,13 +14,13 @@ use std::io::{Seek, SeekFrom, Write as _};
 use std::path::Path;
 use std::process::Command;
 
-use blockform::ImageName;
 use blockform::image::{
     Backing, CreateOptions, Encoder, Form, ImageWriter, OutputFile, Part, Payload, Write, WriteRun,
     parse_options,
 };
+use blockform::{Error, ImageName};
 
-use crate::support::has_tool;
+use crate::support::{fails, has_tool};
 
 /// What unwritten bytes of a target are.
 const GARBAGE: u8 = 0xaa;
@@ -512,7 +512,11 @@ fn a_run_that_cannot_be_is_refused() {
         (1 << 20, 1),
         (u64::MAX, 2),
     ] {
-        assert!(place(guest, len).is_err(), "{guest} {len}");
+        fails!(
+            place(guest, len),
+            Error::InvalidInput(_) | Error::OutOfRange { .. },
+            ""
+        );
     }
     let run = WriteRun::Packed {
         parts: &[Part {
@@ -520,5 +524,9 @@ fn a_run_that_cannot_be_is_refused() {
             len: 9,
         }],
     };
-    assert!(writer.place(run, &mut tables).is_err());
+    fails!(
+        writer.place(run, &mut tables),
+        Error::InvalidInput(_),
+        "compress"
+    );
 }

@@ -6,13 +6,13 @@ use std::process::Command;
 use std::sync::Arc;
 
 use crate::support::model::{Fill, Model};
-use crate::support::{Rng, has_tool, read_all, run, sha256};
+use crate::support::{Rng, fails, has_tool, read_all, run, sha256};
 use blockform::convert::ConvertOptions;
 use blockform::image::{Backing, CreateOptions};
 use blockform::storage::Memory;
 use blockform::{
-    BlockSource, BlockTarget, ImageName, OpenOptions, PathPolicy, Reference, Resolved, Resolver,
-    Result,
+    BlockSource, BlockTarget, Error, ImageName, OpenOptions, PathPolicy, Reference, Resolved,
+    Resolver, Result,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -286,7 +286,11 @@ fn qemu_img_reads_our_overlays() {
         .open_path(path("top.raw"))
         .unwrap();
     let refused = to("monolithicSparse").overlay(backing, Arc::from(raw));
-    assert!(refused.convert_to_path(&top, path("x.vmdk")).is_err());
+    fails!(
+        refused.convert_to_path(&top, path("x.vmdk")),
+        Error::InvalidInput(_),
+        "has to be a VMDK"
+    );
     assert!(!path("x.vmdk").exists());
 }
 

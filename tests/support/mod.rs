@@ -1,6 +1,13 @@
 //! What several test crates share: where things are, what is true of them, and how to patch them.
 
-#![allow(dead_code, unreachable_pub, clippy::print_stderr)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    unused_macros,
+    clippy::print_stderr,
+    reason = "each program uses what it needs"
+)]
 
 pub mod appliance;
 pub mod command;
@@ -24,6 +31,17 @@ use blockform::{
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+
+/// Asserts that a result is an error of this kind, with these words in its message.
+macro_rules! fails {
+    ($result:expr, $kind:pat, $words:expr) => {
+        match $result {
+            Err(error @ $kind) => assert!(error.to_string().contains($words), "{error}"),
+            other => panic!("not refused so: {:?}", other.map(drop)),
+        }
+    };
+}
+pub(crate) use fails;
 
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

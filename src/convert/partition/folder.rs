@@ -21,8 +21,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::{Error, Result, quoted_path};
-use crate::name::ImageName;
+use crate::error::{Error, Result};
+use crate::name::{ImageName, quoted_path};
 use crate::storage::{FileStorage, identity_of, settle, sync_folder};
 use crate::target::BlockTarget;
 

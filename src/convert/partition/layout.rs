@@ -5,9 +5,9 @@ use std::path::Path;
 
 use crate::convert::options::ConvertOptions;
 use crate::convert::partition::Part;
-use crate::error::{Error, Result, quoted_path};
+use crate::error::{Error, Result};
 use crate::image::{CreateOptions, Finish, ImageWriter, WriteRun, WriteShape};
-use crate::name::ImageName;
+use crate::name::{ImageName, quoted_path};
 
 /// An image whose guest's bytes have their places from the start.
 #[derive(Debug)]

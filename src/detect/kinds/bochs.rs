@@ -5,9 +5,9 @@ use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
+use crate::ondisk::{on_disk, until_nul};
 
-use super::look::{Look, text, with_details};
+use super::look::{Look, with_details};
 use super::{Family, Found, Kind, found};
 
 const BOCHS: FormatId = FormatId::new("bochs");
@@ -103,8 +103,8 @@ fn describe(look: &Look<'_>) -> Result<ImageInfo> {
         }
     };
     let mut details = Value::map();
-    details.insert("type", ImageName::from(text(&header.kind)));
-    details.insert("subtype", ImageName::from(text(&header.subtype)));
+    details.insert("type", ImageName::from(until_nul(&header.kind)));
+    details.insert("subtype", ImageName::from(until_nul(&header.subtype)));
     details.insert("version", u64::from(header.version >> 16));
     details.insert("extent-size", header.extent);
     let mut info = with_details(details);

@@ -4,9 +4,9 @@
 use crate::error::Result;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::ImageName;
-use crate::ondisk::{FieldType, Order};
+use crate::ondisk::{FieldType, Order, until_nul};
 
-use super::look::{Look, text, with_details};
+use super::look::{Look, with_details};
 use super::{Family, Found, Kind, found};
 
 static KIND: Kind = Kind::other("cpio", "cpio archive", describe);
@@ -161,7 +161,7 @@ fn old_member(look: &Look<'_>, at: u64) -> Result<Option<Member>> {
 
 fn name(look: &Look<'_>, at: u64, len: u64) -> Result<Vec<u8>> {
     let len = usize::try_from(len.min(NAME_LEN)).unwrap_or(0);
-    Ok(text(&look.read(at, len)?).to_vec())
+    Ok(until_nul(&look.read(at, len)?).to_vec())
 }
 
 fn number(bytes: &[u8], at: usize, len: usize, radix: u32) -> Option<u64> {

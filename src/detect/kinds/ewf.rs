@@ -3,9 +3,9 @@
 use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{ImageInfo, Probe, Value};
-use crate::ondisk::on_disk;
+use crate::ondisk::{on_disk, until_nul};
 
-use super::look::{Look, of_unknown_size, text};
+use super::look::{Look, of_unknown_size};
 use super::{Family, Found, Kind, found};
 
 const EWF: FormatId = FormatId::new("ewf");
@@ -126,7 +126,7 @@ fn volume(look: &Look<'_>) -> Result<Option<Volume>> {
             let problem = "is not that of the descriptor";
             return Err(Section::malformed(at, "checksum", problem));
         }
-        match text(&section.kind) {
+        match until_nul(&section.kind) {
             b"volume" | b"disk" => {
                 let data = bytes.get(Section::LEN..).unwrap_or_default();
                 return Volume::parse(data, at.saturating_add(76)).map(Some);

@@ -4,10 +4,10 @@ use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
 use crate::ondisk::pe::Program;
+use crate::ondisk::{on_disk, until_nul};
 
-use super::look::{Look, text, with_details};
+use super::look::{Look, with_details};
 use super::{Family, Found, Kind, found};
 
 static BZIMAGE: Kind = Kind::other("bzimage", "Linux kernel for x86", describe_x86);
@@ -146,7 +146,7 @@ fn describe_x86(look: &Look<'_>) -> Result<ImageInfo> {
     // The text lies in the setup code.
     if header.kernel_version > 0 && at < (sectors + 1) * 512 {
         let bytes = look.read(at as u64, VERSION_LEN)?;
-        details.insert("version", ImageName::from(text(&bytes)));
+        details.insert("version", ImageName::from(until_nul(&bytes)));
     }
     details.insert("relocatable", header.relocatable_kernel != 0);
     details.insert("efi-stub", Program::of(head).is_some());
@@ -221,7 +221,7 @@ fn describe_zboot(look: &Look<'_>) -> Result<ImageInfo> {
         "architecture",
         Program::of(head).map_or("unknown", Program::architecture),
     );
-    let compression = ImageName::from(text(&header.compression));
+    let compression = ImageName::from(until_nul(&header.compression));
     details.insert("compression", compression);
     details.insert("payload-size", header.payload_size);
     Ok(with_details(details))

@@ -84,11 +84,6 @@ impl<'a> Look<'a> {
     }
 }
 
-/// The bytes before the first NUL.
-pub(super) fn text(bytes: &[u8]) -> &[u8] {
-    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
-}
-
 /// An info with these details.
 pub(super) fn with_details(details: Value) -> ImageInfo {
     ImageInfo {

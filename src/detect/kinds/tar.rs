@@ -5,9 +5,9 @@ use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::{ImageName, is_apple_double};
-use crate::ondisk::{be, on_disk};
+use crate::ondisk::{be, on_disk, until_nul};
 
-use super::look::{Look, of_unknown_size, text, with_details};
+use super::look::{Look, of_unknown_size, with_details};
 use super::{Family, Found, Kind, found};
 
 const TAR: FormatId = FormatId::new("tar");
@@ -69,8 +69,8 @@ impl Member {
             return None;
         }
         let size = number(&header.size)?;
-        let mut name = text(&header.name).to_vec();
-        let prefix = text(&header.prefix);
+        let mut name = until_nul(&header.name).to_vec();
+        let prefix = until_nul(&header.prefix);
         if &header.magic == b"ustar\0" && !prefix.is_empty() {
             name = [prefix, b"/", &name].concat();
         }
@@ -103,7 +103,7 @@ impl Member {
 
 /// A number in octal digits, with blanks around.
 fn octal(field: &[u8]) -> Option<u64> {
-    let digits = text(field).trim_ascii();
+    let digits = until_nul(field).trim_ascii();
     let digits = std::str::from_utf8(digits).ok()?;
     match digits.is_empty() {
         true => Some(0),
@@ -137,7 +137,7 @@ fn members(read: impl Fn(u64, usize) -> Result<Vec<u8>>) -> impl Iterator<Item =
                 read(at.saturating_add(BLOCK), len.min(NAME_LEN))
             };
             match member.typeflag {
-                b'L' => told = Some(text(&content()?).to_vec()),
+                b'L' => told = Some(until_nul(&content()?).to_vec()),
                 b'x' => told = pax_path(&content()?).or(told.take()),
                 _ => {}
             }

@@ -5,9 +5,9 @@ use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
+use crate::ondisk::{on_disk, until_nul};
 
-use super::look::{Look, text, with_details};
+use super::look::{Look, with_details};
 use super::{Family, Found, Kind, found};
 
 const UBOOT: FormatId = FormatId::new("uimage");
@@ -65,7 +65,7 @@ fn probe(window: &Probe<'_>) -> Option<Found> {
 fn describe(look: &Look<'_>) -> Result<ImageInfo> {
     let header = Header::parse(look.window.head, 0)?;
     let mut details = Value::map();
-    details.insert("name", ImageName::from(text(&header.ih_name)));
+    details.insert("name", ImageName::from(until_nul(&header.ih_name)));
     details.insert("architecture", architecture(header.ih_arch));
     details.insert(
         "type",

@@ -4,9 +4,9 @@ use crate::error::Result;
 use crate::format_id::FormatId;
 use crate::image::{ImageInfo, Probe, Value};
 use crate::name::ImageName;
-use crate::ondisk::{le, on_disk};
+use crate::ondisk::{le, on_disk, until_nul};
 
-use super::look::{Look, of_unknown_size, text};
+use super::look::{Look, of_unknown_size};
 use super::{Family, Found, Kind, found};
 
 const VMA: FormatId = FormatId::new("vma");
@@ -92,5 +92,5 @@ fn name(look: &Look<'_>, header: &Header, pointer: u32) -> Result<ImageName> {
     let len: u16 = le(&blob, 0).unwrap_or(0);
     let name = blob.get(2..).unwrap_or_default();
     let name = name.get(..usize::from(len)).unwrap_or(name);
-    Ok(ImageName::from(text(name)))
+    Ok(ImageName::from(until_nul(name)))
 }

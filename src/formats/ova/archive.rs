@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::name::{ImageName, is_apple_double};
-use crate::reference::{Reference, ReferenceKind, Resolved, Resolver};
+use crate::reference::{Reference, ReferenceKind};
+use crate::resolver::{Resolved, Resolver};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::tar::{Index, Kind, Member};

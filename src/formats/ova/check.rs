@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{CheckedWithin, Finding, Findings, Request};
-use crate::reference::{DenyReferences, Resolver};
+use crate::resolver::{DenyReferences, Resolver};
 use crate::source::BlockSource;
 
 use super::appliance::{Appliance, is_certificate, speaks_of, unlisted, unpacked, whole_within};

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::name::{ImageName, is_apple_double};
-use crate::ondisk::on_disk;
+use crate::ondisk::{on_disk, until_nul};
 
 use super::OVA;
 
@@ -96,11 +96,6 @@ pub(super) fn number(field: &[u8]) -> Option<u64> {
         value = value.checked_mul(8)?.checked_add(u64::from(digit))?;
     }
     Some(value)
-}
-
-pub(super) fn until_nul(field: &[u8]) -> &[u8] {
-    let end = field.iter().position(|byte| *byte == 0);
-    field.get(..end.unwrap_or(field.len())).unwrap_or_default()
 }
 
 /// The name of the first file, if the start of a file shows an archive and as much of it. Folders stand

@@ -8,7 +8,8 @@ use crate::format_id::FormatId;
 use crate::image::{Disk, DiskImage, Image, ImageInfo, Request};
 use crate::name::ImageName;
 use crate::packed::PackedSource;
-use crate::reference::{DenyReferences, Reference, ReferenceKind};
+use crate::reference::{Reference, ReferenceKind};
+use crate::resolver::DenyReferences;
 use crate::source::{BlockSource, Salvageable, Stored, check_extent};
 
 use super::appliance::{Appliance, Chosen, unpacked, whole_file};

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::name::ImageName;
+use crate::ondisk::until_nul;
 use crate::source::{BlockSource, BlockSourceExt};
 use crate::storage::Slice;
 
 use super::header::{
     BLOCK, BLOCK_LEN, Header, OldGnuHeader, SparseHeader, decimal, has_checksum, name_of, number,
-    pax_records, until_nul,
+    pax_records,
 };
 use super::malformed;
 use super::sparse::{self, Piece, SparseMember};

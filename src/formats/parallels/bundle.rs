@@ -14,7 +14,7 @@ use crate::storage::{Concat, Slice};
 
 use super::PARALLELS;
 use super::descriptor::{Descriptor, ImageEntry, ImageKind, Storage};
-use super::open::Expandable;
+use super::expandable::Expandable;
 
 /// Opens the disk whose descriptor is in `file`.
 pub(super) fn open(file: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>> {

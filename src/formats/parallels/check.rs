@@ -9,9 +9,9 @@ use crate::source::BlockSource;
 
 use super::bundle;
 use super::descriptor;
+use super::expandable::read_bat;
 use super::extension::Extension;
 use super::header::{Header, RawHeader, SECTOR};
-use super::open::read_bat;
 
 /// Checks the image in `file`: of one file, or each of those that a descriptor lists.
 pub(super) fn check(file: &Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Findings> {

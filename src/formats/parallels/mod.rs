@@ -5,6 +5,7 @@
 mod bundle;
 mod check;
 mod descriptor;
+mod expandable;
 mod extension;
 mod header;
 mod map;

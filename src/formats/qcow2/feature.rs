@@ -3,7 +3,7 @@
 use bitflags::bitflags;
 
 use crate::name::ImageName;
-use crate::ondisk::on_disk;
+use crate::ondisk::{on_disk, until_nul};
 
 use super::QCOW2;
 
@@ -76,7 +76,7 @@ pub(super) fn describe_unknown(bits: u64, table: &[u8]) -> String {
         let entries = table.chunks_exact(FeatureName::LEN);
         let mut entries = entries.filter_map(|entry| FeatureName::parse(entry, 0).ok());
         let entry = entries.find(|e| e.feature_type == INCOMPATIBLE && u32::from(e.bit) == bit)?;
-        let text = entry.name.split(|byte| *byte == 0).next()?;
+        let text = until_nul(&entry.name);
         (!text.is_empty()).then(|| ImageName::from(text).quoted().to_string())
     };
     let unknown = (0..64).filter(|bit| bits & (1 << bit) != 0);

@@ -322,23 +322,6 @@ impl Qcow2Map {
         let len = u64::from(count).min(left) * subcluster_size - into % subcluster_size;
         Ok((run, len))
     }
-
-    /// For how many bytes from `guest` on the entries are all zero: most of a sparse image's are.
-    fn empty_span(&self, table: &[u8], index: u64, guest: u64) -> u64 {
-        let entry_size = self.layout.entry_len();
-        let start = usize::try_from(index * entry_size).unwrap_or(usize::MAX);
-        let entries = table.get(start..).unwrap_or_default();
-        let mut zeros = 0;
-        for block in entries.chunks(64) {
-            if block.iter().fold(0, |or, byte| or | byte) != 0 {
-                zeros += block.iter().take_while(|byte| **byte == 0).count();
-                break;
-            }
-            zeros += block.len();
-        }
-        let count = zeros as u64 / entry_size;
-        (count << self.cluster_bits) - guest % self.cluster_size()
-    }
 }
 
 impl BlockMap for Qcow2Map {
@@ -360,7 +343,9 @@ impl BlockMap for Qcow2Map {
         let empty = entry.is_some_and(L2Entry::is_empty);
         // What could not be read is zeros, too.
         if empty && !self.reader.is_unread(table.host, self.cluster_size()) {
-            return Ok((run, self.empty_span(&table.entries, index, guest)));
+            let count = table.zeros(index, self.layout.entry_len());
+            let len = (count << self.cluster_bits) - guest % self.cluster_size();
+            return Ok((run, len));
         }
         Ok((run, len))
     }

@@ -4,7 +4,7 @@
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::ondisk::{on_disk, table_entry};
+use crate::ondisk::{on_disk, table_entry, until_nul};
 use crate::source::BlockSource;
 
 use super::VDI;
@@ -199,9 +199,9 @@ impl Header {
         let offset_blocks = at + Header0::LEN as u64;
         let header = Header {
             version,
-            kind: kind(raw.image_type)
+            kind: ImageType::of(raw.image_type)
                 .ok_or_else(|| Header0::malformed(at, "image_type", unknown(raw.image_type)))?,
-            comment: comment(&raw.comment),
+            comment: until_nul(&raw.comment).to_vec(),
             disk_size: raw.disk_size,
             block_size: raw.block_size.into(),
             block_extra: 0,
@@ -230,9 +230,9 @@ impl Header {
         }
         let header = Header {
             version,
-            kind: kind(raw.image_type)
+            kind: ImageType::of(raw.image_type)
                 .ok_or_else(|| Header1::malformed(at, "image_type", unknown(raw.image_type)))?,
-            comment: comment(&raw.comment),
+            comment: until_nul(&raw.comment).to_vec(),
             disk_size: raw.disk_size,
             block_size: raw.block_size.into(),
             block_extra: raw.block_extra.into(),
@@ -297,20 +297,8 @@ impl Header {
     }
 }
 
-fn kind(number: u32) -> Option<ImageType> {
-    ImageType::of(number)
-}
-
 fn unknown(number: u32) -> String {
     format!("is {number}, and only 1 to 4 are defined")
-}
-
-fn comment(field: &[u8]) -> Vec<u8> {
-    field
-        .split(|byte| *byte == 0)
-        .next()
-        .unwrap_or_default()
-        .to_vec()
 }
 
 fn some(uuid: Uuid) -> Option<Uuid> {

@@ -9,8 +9,6 @@ use crate::ondisk::{TableEntry, on_disk, table_entry};
 use crate::source::{BlockSource, BlockSourceExt};
 
 use super::footer::{Footers, checksum};
-use super::locator::Locator;
-use super::proof::{self, is_proven};
 use super::{SECTOR, VHD};
 
 pub(super) const COOKIE: [u8; 8] = *b"cxsparse";
@@ -52,6 +50,16 @@ on_disk! {
         parent_time_stamp: u32 = 56,
         parent_unicode_name: [u8; 512] = 64,
         parent_locators: [u8; LOCATORS_LEN] = 576,
+    }
+}
+
+on_disk! {
+    /// "Parent Locator Entry".
+    pub(super) struct Locator in VHD, "parent locator", Big, 24 bytes {
+        platform_code: [u8; 4] = 0,
+        platform_data_space: u32 = 4,
+        data_length: u32 = 8,
+        data_offset: u64 = 16,
     }
 }
 
@@ -116,33 +124,7 @@ impl Tables {
         Ok(tables)
     }
 
-    /// Reads the tables of a dynamic disk of which the header may be damaged, if the blocks prove what it has to
-    /// say. A word about that comes with them.
-    pub(super) fn read_or_find(
-        source: &dyn BlockSource,
-        footers: &Footers,
-        size: u64,
-        request: &Request<'_>,
-    ) -> Result<(Self, Option<&'static str>)> {
-        const WORD: &str = "the dynamic disk header is damaged; the blocks tell what it said";
-        let read = Self::read(source, footers, size, request);
-        let found = match &read {
-            Ok(tables) if !tables.damaged => return read.map(|tables| (tables, None)),
-            Ok(tables) if is_proven(tables, footers, size) => None,
-            Ok(_) | Err(Error::Io { .. } | Error::Malformed { .. } | Error::Unsupported { .. }) => {
-                match proof::find(source, footers, size, request)? {
-                    None => return read.map(|tables| (tables, None)),
-                    found => found,
-                }
-            }
-            Err(_) => return read.map(|tables| (tables, None)),
-        };
-        let mut tables = found.map_or(read, Ok)?;
-        tables.damaged = false;
-        Ok((tables, Some(WORD)))
-    }
-
-    /// The same without a look at what the table says, and where the metadata is.
+    /// Reads the tables without a look at what the BAT says, and where the metadata is.
     pub(super) fn load(
         source: &dyn BlockSource,
         footers: &Footers,

@@ -4,22 +4,12 @@ use crate::error::{Error, Result};
 use crate::image::Backing;
 use crate::limits::Limits;
 use crate::name::ImageName;
-use crate::ondisk::{Order, on_disk, utf16};
+use crate::ondisk::{Order, until_nul, utf16};
 use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt};
 
-use super::header::{Header, LOCATORS_LEN};
-use super::{SECTOR, VHD};
-
-on_disk! {
-    /// "Parent Locator Entry".
-    pub(super) struct Locator in VHD, "parent locator", Big, 24 bytes {
-        platform_code: [u8; 4] = 0,
-        platform_data_space: u32 = 4,
-        data_length: u32 = 8,
-        data_offset: u64 = 16,
-    }
-}
+use super::SECTOR;
+use super::header::{Header, LOCATORS_LEN, Locator};
 
 /// Longest name that a locator may hold, in bytes: what Windows has for a path, and room to spare.
 const MAX_NAME: u32 = 64 << 10;
@@ -132,10 +122,6 @@ fn from_url(url: &[u8]) -> Option<String> {
         }
     }
     String::from_utf8(bytes).ok()
-}
-
-fn until_nul(bytes: &[u8]) -> &[u8] {
-    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 /// Whether a name is a path from a root: of this system, of a drive or of a server.

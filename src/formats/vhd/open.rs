@@ -70,7 +70,7 @@ fn open_sparse(
     // What a child does not record its parent has, whose name only the header tells.
     let may_find = request.salvages && footers.kind == DiskType::Dynamic && !footers.damaged;
     let (tables, word) = match may_find {
-        true => Tables::read_or_find(&source, footers, size, request)?,
+        true => super::proof::read_or_find(&source, footers, size, request)?,
         false => (Tables::read(&source, footers, size, request)?, None),
     };
     info.warnings.extend(word.map(str::to_owned));

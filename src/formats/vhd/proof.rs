@@ -47,6 +47,32 @@ pub(super) fn is_proven(tables: &Tables, footers: &Footers, size: u64) -> bool {
     pairs.all(|(start, next)| follows(*start, *next)) && end == footers.data_end
 }
 
+/// Reads the tables of a dynamic disk of which the header may be damaged, if the blocks prove what it has to
+/// say. A word about that comes with them.
+pub(super) fn read_or_find(
+    source: &dyn BlockSource,
+    footers: &Footers,
+    size: u64,
+    request: &Request<'_>,
+) -> Result<(Tables, Option<&'static str>)> {
+    const WORD: &str = "the dynamic disk header is damaged; the blocks tell what it said";
+    let read = Tables::read(source, footers, size, request);
+    let found = match &read {
+        Ok(tables) if !tables.damaged => return read.map(|tables| (tables, None)),
+        Ok(tables) if is_proven(tables, footers, size) => None,
+        Ok(_) | Err(Error::Io { .. } | Error::Malformed { .. } | Error::Unsupported { .. }) => {
+            match find(source, footers, size, request)? {
+                None => return read.map(|tables| (tables, None)),
+                found => found,
+            }
+        }
+        Err(_) => return read.map(|tables| (tables, None)),
+    };
+    let mut tables = found.map_or(read, Ok)?;
+    tables.damaged = false;
+    Ok((tables, Some(WORD)))
+}
+
 /// The tables of a dynamic disk whose header is lost: those of the header that a writer would have put there,
 /// for whichever size of blocks they prove.
 ///

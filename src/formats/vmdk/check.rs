@@ -10,19 +10,19 @@ use crate::limits::Limits;
 use crate::map::Usage;
 use crate::name::ImageName;
 use crate::ondisk::TableEntry;
-use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 
-use super::descriptor::{Access, Descriptor, ExtentLine, malformed as bad_descriptor};
+use super::descriptor::{Descriptor, malformed as bad_descriptor};
 use super::entry::{Grain, GrainDirectoryEntry};
-use super::extent::is_device;
 use super::header::{
     CHANGE_TRACKING_MAGIC, COWD_MAGIC, Flags, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC,
     SparseExtentHeader, unsupported,
 };
+use super::layout::{Layout, second_directory};
+use super::line::{ExtentData, ExtentLine};
 use super::map::Tables;
 use super::open::{embedded_text, read_text_file};
-use super::sparse::{Layout, SectorTables, read_cowd_header, read_header, second_directory};
+use super::sparse::{SectorTables, read_cowd_header, read_header};
 use super::{sesparse, stream};
 
 /// Checks the disk whose descriptor, or one of whose extents, is in `source`.
@@ -44,8 +44,8 @@ pub(super) fn check(source: &Arc<dyn BlockSource>, request: &Request<'_>) -> Res
     let descriptor = Descriptor::parse(&text, limits)?;
     let mut findings = Findings::default();
     let mut seen = SeenFiles::default();
-    for line in descriptor.extents.iter().filter(|line| line.sectors > 0) {
-        check_line(&descriptor, line, request, &mut seen, &mut findings)?;
+    for line in descriptor.lines() {
+        check_line(&line, request, &mut seen, &mut findings)?;
     }
     Ok(findings)
 }
@@ -69,29 +69,15 @@ impl SeenFiles {
 
 /// The extent that a line of a descriptor names.
 fn check_line(
-    descriptor: &Descriptor,
     line: &ExtentLine,
     request: &Request<'_>,
     seen: &mut SeenFiles,
     findings: &mut Findings,
 ) -> Result<()> {
-    let flat = match line.kind.as_str() {
-        "ZERO" => return Ok(()),
-        "FLAT" | "VMFS" | "VMFSTHIN" => true,
-        _ => false,
+    let (reference, flat) = match findings.sound(line.data())? {
+        Some(ExtentData::File { reference, flat }) => (reference, flat),
+        Some(ExtentData::Zeros | ExtentData::NoAccess) | None => return Ok(()),
     };
-    if line.access == Access::None {
-        return Ok(());
-    }
-    let name = line.name.clone().unwrap_or_default();
-    if name.is_empty() {
-        return findings.add_damage(bad_descriptor("names no file for an extent"));
-    }
-    let name = descriptor.decoded(name);
-    if is_device(name.as_bytes()) {
-        return Err(unsupported(format!("a device extent ({})", name.quoted())));
-    }
-    let reference = Reference::new(ReferenceKind::ExtentFile, name);
     let Some(file) = request.opener.open_bytes(&reference)? else {
         let reference = Box::new(reference);
         return Err(Error::Detached { reference });

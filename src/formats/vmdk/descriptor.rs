@@ -5,9 +5,11 @@ use encoding_rs::Encoding;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::name::ImageName;
+use crate::ondisk::until_nul;
 
 use super::VMDK;
 use super::header::unsupported;
+use super::line::ExtentLine;
 
 /// The most extents that a disk is split into when it is written, as many as [`Limits::extents`] has unless
 /// told otherwise: 16 TiB of 2 GiB each. Nobody has so many files.
@@ -26,27 +28,6 @@ pub(super) struct Descriptor {
     pub(super) cid: Option<u32>,
     pub(super) parent_cid: u32,
     pub(super) extents: Vec<ExtentLine>,
-}
-
-/// How an extent may be accessed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
-    ReadWrite,
-    ReadOnly,
-    None,
-}
-
-/// One line of the extent description.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ExtentLine {
-    pub(super) access: Access,
-    /// Size in sectors.
-    pub(super) sectors: u64,
-    /// `FLAT`, `SPARSE` and so on, in upper case.
-    pub(super) kind: String,
-    pub(super) name: Option<ImageName>,
-    /// Where a flat extent begins in its file, in sectors.
-    pub(super) offset: u64,
 }
 
 /// What makes a text a descriptor, if the start of a file shows one.
@@ -96,6 +77,15 @@ pub(super) fn excludes(head: &[u8]) -> bool {
 }
 
 impl Descriptor {
+    /// The lines of extents that have a size, with the names of their files decoded.
+    pub(super) fn lines(&self) -> impl Iterator<Item = ExtentLine> {
+        let lines = self.extents.iter().filter(|line| line.sectors > 0);
+        lines.map(|line| ExtentLine {
+            name: line.name.clone().map(|name| self.decoded(name)),
+            ..line.clone()
+        })
+    }
+
     /// Reads a descriptor. It ends at its first NUL.
     ///
     /// # Errors
@@ -103,7 +93,7 @@ impl Descriptor {
     /// extents, [`Error::Unsupported`] for an encrypted disk.
     pub(super) fn parse(bytes: &[u8], limits: &Limits) -> Result<Self> {
         limits.check_descriptor("the descriptor", bytes.len() as u64)?;
-        let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+        let text = until_nul(bytes);
         let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         let mut descriptor = Descriptor {
             parent_cid: NO_CID,
@@ -232,63 +222,6 @@ impl Descriptor {
     }
 }
 
-impl ExtentLine {
-    /// The extent that a line describes; `None` if it is another kind of line.
-    fn parse(line: &[u8]) -> Result<Option<Self>> {
-        let (access, rest) = token(line);
-        let access = match access.to_ascii_uppercase().as_slice() {
-            b"RW" => Access::ReadWrite,
-            b"RDONLY" => Access::ReadOnly,
-            b"NOACCESS" => Access::None,
-            _ => return Ok(None),
-        };
-        // `RW = 1` would be an odd key, and no extent.
-        let (sectors, rest) = token(rest);
-        if sectors.starts_with(b"=") {
-            return Ok(None);
-        }
-        let bad = |what: &str| {
-            let line = ImageName::from(line);
-            malformed(format!("the extent line {} has {what}", line.quoted()))
-        };
-        let sectors = number(sectors).ok_or_else(|| bad("no size"))?;
-        if sectors > (i64::MAX as u64) / super::header::SECTOR {
-            return Err(bad("a size that no disk has"));
-        }
-        let (kind, rest) = token(rest);
-        let kind = kind.to_ascii_uppercase();
-        let kind = String::from_utf8(kind).map_err(|_| bad("no type"))?;
-        if kind.is_empty() {
-            return Err(bad("no type"));
-        }
-        let rest = rest.trim_ascii();
-        let (name, rest) = match rest.strip_prefix(b"\"") {
-            Some(quoted) => {
-                let (name, rest) =
-                    split_once(quoted, b'"').ok_or_else(|| bad("a name without an end"))?;
-                (Some(ImageName::from(name)), rest)
-            }
-            None if rest.is_empty() => (None, rest),
-            None => {
-                let (name, rest) = token(rest);
-                (Some(ImageName::from(name)), rest)
-            }
-        };
-        let (offset, _) = token(rest);
-        let offset = match offset {
-            b"" => 0,
-            digits => number(digits).ok_or_else(|| bad("an offset that is no number"))?,
-        };
-        Ok(Some(ExtentLine {
-            access,
-            sectors,
-            kind,
-            name,
-            offset,
-        }))
-    }
-}
-
 /// An error about the descriptor.
 pub(super) fn malformed(problem: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::malformed(VMDK, "descriptor", None, problem)
@@ -316,14 +249,7 @@ pub(super) fn says_no_parent(text: &[u8]) -> bool {
     said
 }
 
-/// The first word, and what follows it.
-fn token(text: &[u8]) -> (&[u8], &[u8]) {
-    let text = text.trim_ascii_start();
-    let end = text.iter().position(u8::is_ascii_whitespace);
-    text.split_at(end.unwrap_or(text.len()))
-}
-
-fn split_once(text: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
+pub(super) fn split_once(text: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
     let at = text.iter().position(|byte| *byte == separator)?;
     let (before, after) = text.split_at(at);
     Some((before, after.get(1..)?))
@@ -354,10 +280,6 @@ fn encoding_of(label: &[u8]) -> Option<&'static Encoding> {
     Encoding::for_label(known)
 }
 
-fn number(digits: &[u8]) -> Option<u64> {
-    std::str::from_utf8(digits).ok()?.parse().ok()
-}
-
 fn contains(text: &[u8], words: &[u8]) -> bool {
     text.windows(words.len()).any(|window| window == words)
 }
@@ -365,6 +287,7 @@ fn contains(text: &[u8], words: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::formats::vmdk::line::Access;
 
     fn parse(text: &str) -> Result<Descriptor> {
         Descriptor::parse(text.as_bytes(), &Limits::default())

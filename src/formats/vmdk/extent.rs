@@ -4,17 +4,16 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::extent::{Extent, ExtentKind};
-use crate::image::{FileInfo, Request, Value};
+use crate::image::{FileInfo, Image, Request, Value};
 use crate::map::{Below, BlockMap, Mapped, Reason, Unreadable};
 use crate::name::ImageName;
-use crate::reference::{Reference, ReferenceKind};
+use crate::reference::Reference;
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity, check_extent, readable};
 use crate::storage::{Concat, Memory, Slice};
 
-use super::descriptor::{Access, ExtentLine, malformed};
-use super::header::{
-    COWD_MAGIC, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader, unsupported,
-};
+use super::descriptor::malformed;
+use super::header::{COWD_MAGIC, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader};
+use super::line::{ExtentData, ExtentLine};
 use super::map::{GrainMap, Tables};
 use super::sparse::{self, InForce};
 use super::walk::Walk;
@@ -62,21 +61,22 @@ pub(super) struct Part {
     pub(super) file: Option<FileInfo>,
 }
 
-/// Opens the extents that a descriptor lists, in order.
+/// A disk while it is opened.
 #[derive(Debug)]
-pub(super) struct Builder<'a> {
+pub(super) struct Opening<'a> {
     pub(super) request: &'a Request<'a>,
     /// What shows through where a sparse extent records nothing.
-    pub(super) backing: Below,
-    /// The files that the extents lie in.
-    pub(super) references: &'a mut Vec<Reference>,
+    pub(super) below: Below,
+    pub(super) backing: Option<Arc<dyn Image>>,
+    pub(super) references: Vec<Reference>,
+    pub(super) warnings: Vec<String>,
     /// Where in the disk the next extent begins, in bytes.
     pub(super) start: u64,
     /// Which bytes of which files are taken.
     pub(super) taken: Vec<(FileIdentity, u64, u64)>,
 }
 
-impl Builder<'_> {
+impl Opening<'_> {
     /// Opens the extent that a line of the descriptor describes.
     pub(super) fn open(&mut self, line: &ExtentLine) -> Result<Part> {
         let size = line.sectors * SECTOR;
@@ -97,33 +97,15 @@ impl Builder<'_> {
             compressed: false,
             known: true,
         };
-        let flat = match line.kind.as_str() {
-            "ZERO" => return Ok(info.part(Arc::new(Zeros { size }))),
-            "FLAT" | "VMFS" | "VMFSTHIN" => true,
-            "SPARSE" | "VMFSSPARSE" | "SESPARSE" => false,
-            "VMFSRDM" | "VMFSRAW" => {
-                return Err(unsupported(format!("a device extent ({})", line.kind)));
+        let (reference, flat) = match line.data()? {
+            ExtentData::Zeros => return Ok(info.part(Arc::new(Zeros { size }))),
+            ExtentData::NoAccess => {
+                let feature = "reading an extent that is marked NOACCESS";
+                let reason = Reason::Unsupported(VMDK, feature);
+                return Ok(info.part(Arc::new(Unreadable { size, reason })));
             }
-            kind => {
-                let kind = ImageName::from(kind);
-                return Err(unsupported(format!("an extent of type {}", kind.quoted())));
-            }
+            ExtentData::File { reference, flat } => (reference, flat),
         };
-        if line.access == Access::None {
-            let feature = "reading an extent that is marked NOACCESS";
-            let reason = Reason::Unsupported(VMDK, feature);
-            return Ok(info.part(Arc::new(Unreadable { size, reason })));
-        }
-        let Some(name) = line.name.clone().filter(|name| !name.is_empty()) else {
-            return Err(malformed(format!(
-                "names no file for a {} extent",
-                line.kind
-            )));
-        };
-        if is_device(name.as_bytes()) {
-            return Err(unsupported(format!("a device extent ({})", name.quoted())));
-        }
-        let reference = Reference::new(ReferenceKind::ExtentFile, name);
         if !self.references.contains(&reference) {
             self.references.push(reference.clone());
         }
@@ -235,7 +217,7 @@ impl Builder<'_> {
         let walk = Walk::new(Arc::clone(&file), header, size, self.request.limits)?;
         info.grain = Some(walk.unit());
         info.compressed = true;
-        let below = window(&self.backing, self.start)?;
+        let below = window(&self.below, self.start)?;
         let mapped = Mapped::new(walk.clone(), file, below, size);
         Ok((info.part(Arc::new(mapped)), walk))
     }
@@ -250,7 +232,7 @@ impl Builder<'_> {
         info.grain = Some(map.unit());
         info.compressed = map.packing.is_some();
         let size = info.size;
-        let below = window(&self.backing, self.start)?;
+        let below = window(&self.below, self.start)?;
         let tables = map.tables();
         let mapped = Mapped::new(map, file, below, size);
         Ok(Part {
@@ -313,12 +295,6 @@ pub(super) fn check_capacity(info: &ExtentInfo, capacity: u64, grain: u64) -> Re
         name.quoted(),
         info.size
     )))
-}
-
-pub(super) fn is_device(name: &[u8]) -> bool {
-    name.starts_with(b"/dev/")
-        || name.starts_with(b"\\\\.\\")
-        || name.starts_with(b"/vmfs/devices/")
 }
 
 /// An extent of zeros.

@@ -7,6 +7,7 @@ use bitflags::bitflags;
 
 use crate::error::{Error, Result};
 use crate::ondisk::on_disk;
+use crate::source::BlockSource;
 
 use super::VMDK;
 
@@ -294,4 +295,11 @@ fn check_grain_size(sectors: u64) -> std::result::Result<(), String> {
 /// The error for something that the image has by right and this crate cannot do.
 pub(super) fn unsupported(feature: String) -> Error {
     Error::unsupported(VMDK, feature, None)
+}
+
+/// The structure at byte `at`, unchecked.
+pub(super) fn header_at(file: &dyn BlockSource, at: u64) -> Result<SparseExtentHeader> {
+    let mut bytes = [0; SECTOR_LEN];
+    let n = file.read_at(&mut bytes, at)?;
+    SparseExtentHeader::parse(bytes.get(..n).unwrap_or_default(), at)
 }

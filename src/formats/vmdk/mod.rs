@@ -6,6 +6,8 @@ mod descriptor;
 mod entry;
 mod extent;
 mod header;
+mod layout;
+mod line;
 mod map;
 mod open;
 mod properties;
@@ -20,7 +22,7 @@ mod write;
 
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format_id::FormatId;
 use crate::image::{
     CheckFn, CreateFn, Format, Image, Probe, RepairFn, Request, SafetyCheck, Scope, Verdict,
@@ -100,4 +102,13 @@ impl Format for Vmdk {
             VmdkOptions::parse(options)?.writer(options.virtual_size, options.file_name.as_ref())
         })
     }
+}
+
+/// An error about a structure that starts at byte `at` of the extent file.
+fn malformed(
+    structure: &'static str,
+    at: u64,
+    problem: impl Into<std::borrow::Cow<'static, str>>,
+) -> Error {
+    Error::malformed(VMDK, structure, at, problem)
 }

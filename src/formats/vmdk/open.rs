@@ -14,7 +14,7 @@ use crate::storage::Concat;
 
 use super::VMDK;
 use super::descriptor::{self, Descriptor, NO_CID, malformed};
-use super::extent::{Builder, ExtentInfo, Part};
+use super::extent::{ExtentInfo, Opening, Part};
 use super::header::{
     CHANGE_TRACKING_MAGIC, COWD_MAGIC, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader,
     unsupported,
@@ -100,14 +100,13 @@ fn open_monolithic(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Resul
     if let Some(error) = lost {
         disk.go_on_without(&error, size, &left()?);
     }
-    let mut builder = disk.builder(request);
     // The name in the line is what the file was once called.
     let own = own_extent(size);
     let (part, walk) = match found {
-        None => builder
+        None => disk
             .walked(own, Arc::clone(&source), &header)
             .map(|(p, w)| (p, Some(w)))?,
-        Some(found) => (builder.hosted(own, Arc::clone(&source), found)?, None),
+        Some(found) => (disk.hosted(own, Arc::clone(&source), found)?, None),
     };
     if let Some(line) = descriptor.extents.first() {
         let described = line.sectors * SECTOR;
@@ -121,14 +120,7 @@ fn open_monolithic(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Resul
         true => "streamOptimized",
         false => "monolithicSparse",
     };
-    let tables = part.tables.clone();
-    disk.finish(
-        source,
-        vec![part],
-        create_type.into(),
-        &descriptor,
-        (walk, tables),
-    )
+    disk.finish(source, vec![part], create_type.into(), &descriptor, walk)
 }
 
 /// A COWD extent, which has no descriptor in it.
@@ -143,16 +135,8 @@ fn open_bare_cowd(source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result
     let descriptor = Descriptor::parse(b"", request.limits)?;
     let mut disk = Opening::new(&descriptor, request)?;
     let map = sparse::open_cowd(Arc::clone(&source), &header, None, request)?;
-    let mut builder = disk.builder(request);
-    let part = builder.mapped(own_extent(size), Arc::clone(&source), map, Vec::new())?;
-    let tables = part.tables.clone();
-    disk.finish(
-        source,
-        vec![part],
-        "vmfsSparse".into(),
-        &descriptor,
-        (None, tables),
-    )
+    let part = disk.mapped(own_extent(size), Arc::clone(&source), map, Vec::new())?;
+    disk.finish(source, vec![part], "vmfsSparse".into(), &descriptor, None)
 }
 
 /// A descriptor that names the extent files.
@@ -184,12 +168,9 @@ fn open_text(
         return Err(malformed("has no extents"));
     }
     let mut disk = Opening::new(&descriptor, request)?;
-    let mut builder = disk.builder(request);
     let mut parts = Vec::new();
-    for line in descriptor.extents.iter().filter(|line| line.sectors > 0) {
-        let mut line = line.clone();
-        line.name = line.name.map(|name| descriptor.decoded(name));
-        parts.push(builder.open(&line)?);
+    for line in descriptor.lines() {
+        parts.push(disk.open(&line)?);
     }
     if !descriptor.has_end() {
         disk.warnings.push(
@@ -197,25 +178,20 @@ fn open_text(
                 .to_owned(),
         );
     }
-    disk.finish(source, parts, create_type, &descriptor, (None, Vec::new()))
+    disk.finish(source, parts, create_type, &descriptor, None)
 }
 
-/// What a disk is made of, while it is opened.
-struct Opening {
-    below: Below,
-    backing: Option<Arc<dyn Image>>,
-    references: Vec<Reference>,
-    warnings: Vec<String>,
-}
-
-impl Opening {
+impl<'a> Opening<'a> {
     /// Opens the parent, if there is one.
-    fn new(descriptor: &Descriptor, request: &Request<'_>) -> Result<Self> {
+    fn new(descriptor: &Descriptor, request: &'a Request<'a>) -> Result<Self> {
         let mut opening = Opening {
+            request,
             below: Below::Nothing,
             backing: None,
             references: Vec::new(),
             warnings: Vec::new(),
+            start: 0,
+            taken: Vec::new(),
         };
         let Some(name) = descriptor.parent_hint() else {
             if let Some(parent) = descriptor.nameless_parent() {
@@ -255,29 +231,23 @@ impl Opening {
         }
     }
 
-    fn builder<'a>(&'a mut self, request: &'a Request<'a>) -> Builder<'a> {
-        Builder {
-            request,
-            backing: self.below.clone(),
-            references: &mut self.references,
-            start: 0,
-            taken: Vec::new(),
-        }
-    }
-
     fn finish(
         mut self,
         file: Arc<dyn BlockSource>,
         parts: Vec<Part>,
         create_type: ImageName,
         descriptor: &Descriptor,
-        (walk, tables): (Option<Walk>, Vec<(u64, u64)>),
+        walk: Option<Walk>,
     ) -> Result<Box<dyn Image>> {
         let mut extents = Vec::new();
         let mut sources = Vec::new();
         let mut files = Vec::new();
+        let mut tables = Vec::new();
         for (number, part) in parts.into_iter().enumerate() {
             self.warnings.extend(part.warnings);
+            if part.file.is_none() {
+                tables.extend(part.tables);
+            }
             files.extend(part.file.map(|file| FileInfo {
                 node: format!("extents.{number}"),
                 ..file
@@ -349,7 +319,8 @@ impl Disk for VmdkDisk {
         request: &Request<'_>,
     ) -> Result<Option<Box<dyn Image>>> {
         let walk = self.walk.as_ref();
-        walk.map(|walk| walk.arrived(source, request)).transpose()
+        walk.map(|walk| open(walk.arrived(source)?, request))
+            .transpose()
     }
 
     fn file_of(&self, guest: u64) -> Option<&ImageName> {

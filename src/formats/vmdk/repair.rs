@@ -23,7 +23,8 @@ use super::entry::{Grain, GrainDirectoryEntry, GrainEntry};
 use super::header::{
     Flags, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader, unsupported,
 };
-use super::sparse::{Layout, read_header, second_directory};
+use super::layout::{Layout, second_directory};
+use super::sparse::read_header;
 
 /// Bytes of an entry.
 const ENTRY: u64 = 4;

@@ -15,8 +15,9 @@ use super::header::{
     SE_SPARSE_MAGIC, SE_SPARSE_VOLATILE_MAGIC, SECTOR, SECTOR_LEN, SeSparseConstHeader,
     SeSparseVolatileHeader, unsupported,
 };
-use super::map::{GrainMap, Tables, malformed};
-use super::sparse::Layout;
+use super::layout::Layout;
+use super::malformed;
+use super::map::{GrainMap, Tables};
 
 const ENTRY_LEN: u64 = 8;
 

@@ -6,10 +6,9 @@ use crate::source::BlockSource;
 
 use super::header::{
     GD_AT_END, GRAIN_MARKER_LEN, MARKER_EOS, MARKER_FOOTER, MARKER_GD, MARKER_GT, MARKER_PROGRESS,
-    Marker, SECTOR, SPARSE_MAGIC, SparseExtentHeader,
+    Marker, SECTOR, SPARSE_MAGIC, SparseExtentHeader, header_at,
 };
-use super::map::malformed;
-use super::sparse::header_at;
+use super::malformed;
 
 /// The header that is in force in an extent with this one at its start: it, or its footer.
 pub(super) fn in_force(

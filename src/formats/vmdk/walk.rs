@@ -6,15 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::image::{Image, Request};
 use crate::limits::Limits;
 use crate::lock::lock;
 use crate::map::{self, BlockMap, Packing, Run};
 use crate::source::{BlockSource, BlockSourceExt, readable};
 
 use super::header::{MARKER_FOOTER, MARKER_PROGRESS, Marker, SECTOR, SparseExtentHeader};
-use super::map::{GrainPacking, grain_past_end, malformed};
-use super::open;
+use super::malformed;
+use super::map::{GrainPacking, grain_past_end};
 use super::stream::{self, Part};
 
 /// How many grains that went by are remembered: the data of a segment is read after all of it was
@@ -85,12 +84,8 @@ impl Walk {
         lock(&self.0.progress)
     }
 
-    /// The whole image, read by its tables, of which those are at hand that went by.
-    pub(super) fn arrived(
-        &self,
-        file: Arc<dyn BlockSource>,
-        request: &Request<'_>,
-    ) -> Result<Box<dyn Image>> {
+    /// The whole file, with the tables at hand that went by.
+    pub(super) fn arrived(&self, file: Arc<dyn BlockSource>) -> Result<Arc<dyn BlockSource>> {
         let mut progress = self.progress();
         while progress.end.is_none() {
             self.0.step(&mut progress)?;
@@ -107,7 +102,7 @@ impl Walk {
         }
         let tables = std::mem::take(&mut progress.tables);
         let held = Held { file, size, tables };
-        open::open(Arc::new(held), request)
+        Ok(Arc::new(held))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::format_id::FormatId;
 use crate::image::{Image, Window};
 use crate::open::OpenOptions;
 use crate::packed::{Codec, PackedSource, PackedUnit};
-use crate::reference::Resolver;
+use crate::resolver::Resolver;
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Stored, check_extent, readable};
 use crate::storage::{Incoming, Room, Spill};
 

@@ -10,13 +10,13 @@ use std::io::Cursor;
 use std::sync::Arc;
 
 use crate::support::model::{Fill, Model, Way, reopen};
-use crate::support::{goldens, read_all, sample_disk, sha256};
+use crate::support::{fails, goldens, read_all, sample_disk, sha256};
 use blockform::convert::ConvertOptions;
 use blockform::storage::{
     Concat, FileStorage, ForwardTarget, Memory, PendingFile, SeekSource, SeekTarget, Slice,
     SourceReader,
 };
-use blockform::{BlockSource, BlockSourceExt, BlockTarget, ExtentKind, Zeroes};
+use blockform::{BlockSource, BlockSourceExt, BlockTarget, Error, ExtentKind, Zeroes};
 use target::Abilities;
 
 const GROWS: Abilities = Abilities {
@@ -153,8 +153,16 @@ fn slices_and_rows_of_others() {
         let slice = Slice::new(Arc::clone(&memory), start as u64, len as u64).unwrap();
         source::check("a slice", &slice, &content[start..start + len]);
     }
-    assert!(Slice::new(Arc::clone(&memory), 1, 200_003).is_err());
-    assert!(Slice::new(Arc::clone(&memory), u64::MAX, 2).is_err());
+    fails!(
+        Slice::new(Arc::clone(&memory), 1, 200_003),
+        Error::OutOfRange { .. },
+        "200003"
+    );
+    fails!(
+        Slice::new(Arc::clone(&memory), u64::MAX, 2),
+        Error::OutOfRange { .. },
+        "200003"
+    );
 
     let folder = folder();
     let path = folder.path().join("sparse");

@@ -184,95 +184,80 @@ impl Qcow2Options {
         )))
     }
 
-    /// Refuses what the format or QEMU does not have.
+    /// Refuses values and combinations that the format or QEMU does not have.
     fn check(&self) -> Result<()> {
-        self.check_values()?;
-        self.check_version()?;
-        self.check_data_file()?;
-        let preallocated = self.preallocation != Preallocation::Off;
-        if self.compress && preallocated {
-            return refuse("compression and preallocation exclude each other");
-        }
-        if self.backing.is_some() && preallocated && !self.extended_l2 {
-            return refuse(
-                "a backing file and preallocation go together only with extended_l2=on: without, \
-                 nothing of the backing file would show through",
-            );
-        }
-        if let Some(backing) = &self.backing {
-            if backing.name.is_empty() {
-                return refuse("the name of the backing file is empty");
-            }
-            if backing.name.as_bytes().len() > MAX_BACKING_NAME as usize {
-                return refuse("the name of the backing file is longer than 1,023 bytes");
-            }
-        }
-        Ok(())
-    }
-
-    fn check_values(&self) -> Result<()> {
         let size = self.cluster_size;
+        let refuse = |problem: String| Err(Error::invalid(problem));
         if !size.is_power_of_two() || !(512..=2 << 20).contains(&size) {
-            return Err(Error::invalid(format!(
+            return refuse(format!(
                 "option cluster_size is {size}, but has to be a power of two from 512 to 2M"
-            )));
+            ));
         }
         if self.extended_l2 && size < 16 << 10 {
-            return Err(Error::invalid(format!(
+            return refuse(format!(
                 "option cluster_size is {size}, but has to be 16k at least with extended_l2=on"
-            )));
+            ));
         }
         if !self.refcount_bits.is_power_of_two() || self.refcount_bits > 64 {
-            return Err(Error::invalid(format!(
+            return refuse(format!(
                 "option refcount_bits is {}, but has to be a power of two from 1 to 64",
                 self.refcount_bits
-            )));
+            ));
         }
-        Ok(())
-    }
-
-    fn check_version(&self) -> Result<()> {
-        if self.version == Version::V3 {
-            return Ok(());
-        }
+        let is_zlib = self.compression_type == CompressionType::Zlib;
         let newer = [
             (self.refcount_bits != 16, "refcount_bits other than 16"),
             (self.extended_l2, "extended_l2"),
             (self.lazy_refcounts, "lazy_refcounts"),
             (self.data_file.is_some(), "data_file"),
+            (!is_zlib, "compression_type other than zlib"),
+        ];
+        let newer = newer.iter().find(|(used, _)| *used);
+        if let (Version::V2, Some((_, name))) = (self.version, newer) {
+            return refuse(format!("option {name} needs compat=1.1"));
+        }
+        let preallocated = self.preallocation != Preallocation::Off;
+        let (backing, data_file) = (self.backing.as_ref(), self.data_file.as_ref());
+        let problems = [
             (
-                self.compression_type != CompressionType::Zlib,
-                "compression_type other than zlib",
+                self.data_file_raw && data_file.is_none(),
+                "option data_file_raw needs data_file",
+            ),
+            (
+                data_file.is_some_and(ImageName::is_empty),
+                "the name of the data file is empty",
+            ),
+            (
+                self.compress && data_file.is_some(),
+                "compressed clusters cannot lie in a data file",
+            ),
+            (
+                self.data_file_raw && backing.is_some(),
+                "a backing file and data_file_raw=on exclude each other",
+            ),
+            (
+                self.compress && preallocated,
+                "compression and preallocation exclude each other",
+            ),
+            (
+                backing.is_some() && preallocated && !self.extended_l2,
+                "a backing file and preallocation go together only with extended_l2=on: without, \
+                 nothing of the backing file would show through",
+            ),
+            (
+                backing.is_some_and(|backing| backing.name.is_empty()),
+                "the name of the backing file is empty",
+            ),
+            (
+                backing.is_some_and(|b| b.name.as_bytes().len() > MAX_BACKING_NAME as usize),
+                "the name of the backing file is longer than 1,023 bytes",
             ),
         ];
-        match newer.iter().find(|(used, _)| *used) {
+        match problems.into_iter().find(|(applies, _)| *applies) {
+            Some((_, problem)) => Err(Error::invalid(problem)),
             None => Ok(()),
-            Some((_, name)) => Err(Error::invalid(format!("option {name} needs compat=1.1"))),
         }
     }
-
-    fn check_data_file(&self) -> Result<()> {
-        let Some(name) = &self.data_file else {
-            if self.data_file_raw {
-                return refuse("option data_file_raw needs data_file");
-            }
-            return Ok(());
-        };
-        if name.is_empty() {
-            return refuse("the name of the data file is empty");
-        }
-        if self.compress {
-            return refuse("compressed clusters cannot lie in a data file");
-        }
-        if self.data_file_raw && self.backing.is_some() {
-            return refuse("a backing file and data_file_raw=on exclude each other");
-        }
-        Ok(())
-    }
-}
-
-fn refuse(problem: &'static str) -> Result<()> {
-    Err(Error::invalid(problem))
 }
 
 #[cfg(test)]

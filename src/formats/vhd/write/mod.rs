@@ -19,8 +19,9 @@ use crate::image::{Finish, ImageWriter, Payload, Placed, Write, WriteRun, WriteS
 use super::SECTOR;
 use super::footer::{COOKIE, DiskType, Footer, NO_OFFSET, VERSION};
 
-use options::{Plan, creator_version};
+use options::{MAX_TABLE, Parent, Plan, creator_version};
 pub use options::{Subformat, VhdOptions};
+use sparse::SparseWriter;
 
 /// Bytes of a file system's block, nearly everywhere.
 const PAGE: u64 = 4096;
@@ -98,5 +99,26 @@ impl ImageWriter for FixedWriter {
             vec![bytes(size, footer)],
             vec![size + SECTOR],
         ))
+    }
+}
+impl VhdOptions {
+    /// The writer of such an image of `virtual_size` bytes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the size does not fit, or the options do not fit each other.
+    pub fn writer(self, virtual_size: u64) -> Result<Box<dyn ImageWriter>> {
+        let plan = self.plan(virtual_size)?;
+        if plan.kind == DiskType::Fixed {
+            return Ok(Box::new(FixedWriter { plan }));
+        }
+        let table = plan.size.div_ceil(self.block_size).saturating_mul(4);
+        if table > MAX_TABLE {
+            return Err(Error::invalid(format!(
+                "a disk of {} bytes needs blocks of more than {} bytes",
+                plan.size, self.block_size
+            )));
+        }
+        let parent = self.backing.as_ref().map(Parent::new).transpose()?;
+        Ok(Box::new(SparseWriter::new(plan, self.block_size, parent)))
     }
 }

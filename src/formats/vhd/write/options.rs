@@ -10,10 +10,7 @@ use crate::formats::vhd::SECTOR;
 use crate::formats::vhd::footer::DiskType;
 use crate::formats::vhd::geometry::Geometry;
 use crate::formats::vhd::locator::ParentName;
-use crate::image::{Backing, CreateOptions, ImageWriter};
-
-use super::FixedWriter;
-use super::sparse::SparseWriter;
+use crate::image::{Backing, CreateOptions};
 
 /// The largest disk in bytes, 2040 GiB: what the specification's 32-bit sector numbers leave, and what
 /// QEMU and Windows take.
@@ -21,7 +18,7 @@ const MAX_SIZE: u64 = 0xff00_0000 * SECTOR;
 /// The largest disk that is said to be uploaded to Azure, in bytes. No fixed disk needs a sector number.
 const MAX_AZURE: u64 = 32 << 40;
 /// The largest block allocation table in bytes, which is also what a reader grants by default.
-const MAX_TABLE: u64 = 32 << 20;
+pub(super) const MAX_TABLE: u64 = 32 << 20;
 /// The sizes of blocks that are written: what the specification calls the default, and around it.
 const BLOCKS: std::ops::RangeInclusive<u64> = 4096..=(256 << 20);
 const MIB: u64 = 1 << 20;
@@ -120,27 +117,7 @@ impl VhdOptions {
         Ok(options)
     }
 
-    /// What lays such an image of `virtual_size` bytes out.
-    ///
-    /// # Errors
-    /// [`Error::InvalidInput`] if the size does not fit, or the options do not fit each other.
-    pub fn writer(self, virtual_size: u64) -> Result<Box<dyn ImageWriter>> {
-        let plan = self.plan(virtual_size)?;
-        if plan.kind == DiskType::Fixed {
-            return Ok(Box::new(FixedWriter { plan }));
-        }
-        let table = plan.size.div_ceil(self.block_size).saturating_mul(4);
-        if table > MAX_TABLE {
-            return Err(Error::invalid(format!(
-                "a disk of {} bytes needs blocks of more than {} bytes",
-                plan.size, self.block_size
-            )));
-        }
-        let parent = self.backing.as_ref().map(Parent::new).transpose()?;
-        Ok(Box::new(SparseWriter::new(plan, self.block_size, parent)))
-    }
-
-    fn plan(&self, virtual_size: u64) -> Result<Plan> {
+    pub(super) fn plan(&self, virtual_size: u64) -> Result<Plan> {
         if !self.block_size.is_power_of_two() || !BLOCKS.contains(&self.block_size) {
             return Err(Error::invalid(
                 "option block_size has to be a power of two from 4k to 256M",
@@ -255,7 +232,7 @@ pub(super) struct Parent {
 }
 
 impl Parent {
-    fn new(backing: &Backing) -> Result<Self> {
+    pub(super) fn new(backing: &Backing) -> Result<Self> {
         let name = ParentName::new(backing)?;
         match (backing.format.as_str(), backing.ids.uuid) {
             // Xen's way, which has no words for it but a UUID that is none.

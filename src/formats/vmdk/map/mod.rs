@@ -7,11 +7,11 @@ use crate::image::Request;
 use crate::map::{BlockMap, Claim, Claims, Held, Packing, Regions, Run, Table, TableReader};
 use crate::source::BlockSource;
 
-use super::VMDK;
 use super::alias::Seen;
 use super::entry::Grain;
 use super::header::SECTOR;
-use super::sparse::Layout;
+use super::layout::Layout;
+use super::{VMDK, malformed};
 
 mod copies;
 mod packing;
@@ -293,6 +293,12 @@ impl<T: Tables> BlockMap for GrainMap<T> {
                 max_len: self.packed_len(table, guest, host),
             },
         };
+        // Entries that could not be read are zeros, too.
+        if run == Run::Unallocated && !self.reader.salvages() {
+            let index = (guest - table.guest.start) / self.grain;
+            let empty = table.zeros(index, self.tables.entry_len() as u64);
+            return Ok((run, empty.max(1) * self.grain - into));
+        }
         Ok((run, self.grain - into))
     }
 
@@ -322,13 +328,4 @@ impl<T: Tables> BlockMap for GrainMap<T> {
 pub(super) fn grain_past_end(guest: u64, host: u64, file_size: u64) -> Error {
     let problem = format!("needs byte {host} for guest offset {guest} of a file of {file_size}");
     malformed("grain", host, problem)
-}
-
-/// An error about a structure that starts at byte `at` of the extent file.
-pub(super) fn malformed(
-    structure: &'static str,
-    at: u64,
-    problem: impl Into<std::borrow::Cow<'static, str>>,
-) -> Error {
-    Error::malformed(VMDK, structure, at, problem)
 }

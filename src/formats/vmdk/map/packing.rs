@@ -9,7 +9,7 @@ use crate::packed::Codec;
 
 use super::super::VMDK;
 use super::super::header::{GRAIN_MARKER_LEN, Marker, SECTOR};
-use super::malformed;
+use super::super::malformed;
 
 /// How the grains of an extent are compressed.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! Progress of long work, and a handle that stops it.
+//! Progress of long work, and its cancellation.
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Function that is told of the progress.
+/// Callback with the progress of the work.
 pub(crate) type ProgressFn = Arc<dyn Fn(Progress) -> ControlFlow<()> + Send + Sync>;
 
 /// Stops work from outside; all clones stop the same.
@@ -14,18 +14,17 @@ pub(crate) type ProgressFn = Arc<dyn Fn(Progress) -> ControlFlow<()> + Send + Sy
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Makes a handle that has stopped nothing yet.
+    /// One that has not been used yet.
     pub fn new() -> Self {
         Cancel::default()
     }
 
-    /// Stops the work, which returns [`Error::Cancelled`](crate::Error::Cancelled) soon and leaves
-    /// nothing. May be called from a signal handler's thread, and more than once.
+    /// Stops it: it returns [`Error::Cancelled`](crate::Error::Cancelled) soon, and leaves nothing. It may be called from a signal handler's thread, and more than once.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Returns true if the work was stopped.
+    /// Returns true if it was stopped.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -37,7 +36,7 @@ impl Cancel {
 pub struct Progress {
     /// Phase of the work.
     pub phase: Phase,
-    /// Bytes of the disk that are done. It never goes back.
+    /// Bytes of the disk that are done. The number never decreases.
     pub done: u64,
     /// Virtual size in bytes.
     pub total: u64,
@@ -46,7 +45,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Mean bytes of the disk per second; 0 at the start.
+    /// Mean number of bytes of the disk done in a second; 0 at the start.
     pub fn rate(&self) -> f64 {
         let seconds = self.elapsed.as_secs_f64();
         match seconds > 0.0 {
@@ -62,7 +61,7 @@ impl Progress {
 pub enum Phase {
     /// The disk is read and written, or read and compared.
     Copying,
-    /// The last tables and the header are written, and all is synced to stable storage.
+    /// The last tables and the header are written, and everything is brought to stable storage.
     Finishing,
     /// The result is read back and compared.
     Verifying,
@@ -70,7 +69,7 @@ pub enum Phase {
     Done,
 }
 
-/// Threads, memory, progress and cancellation of a piece of work.
+/// Threads, progress and cancellation of work.
 #[derive(Clone)]
 pub(crate) struct Work {
     pub(crate) threads: Option<NonZeroUsize>,
@@ -150,11 +149,11 @@ macro_rules! progress_setter {
 
 pub(crate) use {progress_setter, work_setters};
 
-/// Receiver of the progress, and the handle that a break stops.
+/// Receiver of progress, and the cancellation of one piece of work.
 #[derive(Clone)]
 pub(crate) struct Report {
     tell: Option<ProgressFn>,
-    /// Handle of this one piece of work: the options may be used for another.
+    /// Of this one piece of work: the options may be used for another.
     pub(crate) broken: Cancel,
     start: Instant,
 }

@@ -1,4 +1,4 @@
-//! Images that arrive: opened when their start is there, and once more at the end.
+//! Images that arrive: opened when their start is there, and once more when all of it was.
 
 mod said;
 mod source;
@@ -22,16 +22,16 @@ pub use source::StreamSource;
 
 /// Bytes of the disk whose tables are looked up before their data is read.
 const STEP: u64 = 1 << 20;
-/// Minimum bytes of the disk that are looked up where more would be too far ahead.
+/// The least bytes of the disk that are asked about where more would be too far ahead.
 const LEAST: u64 = 64 << 10;
 
 /// An image that arrives. It can be converted once, while it does: it is an
 /// [input](crate::convert::Input) of a conversion, and cannot be read in any other way.
 ///
-/// An image that is refused as a file is refused as a stream, at its end if not before: until a
-/// conversion returned without an error nothing of the disk is certain. The tables that were read
-/// are kept, up to [`Limits::stream_bytes`](crate::Limits::stream_bytes), and at the end they are
-/// compared with the image, opened as a file.
+/// A stream is refused for the same reasons as a file, some of them only at its end: until a
+/// conversion returned without an error nothing of the disk is certain. The tables that were read are kept,
+/// up to [`Limits::stream_bytes`](crate::Limits::stream_bytes), and when the end was seen all that they
+/// say is compared with what the image, opened as the file that it is, says.
 #[derive(Debug)]
 pub struct StreamImage(pub(crate) Arriving);
 
@@ -42,9 +42,9 @@ impl StreamImage {
     }
 }
 
-/// Source of an image that arrives: its runs are asked for in order, no further ahead than its data
-/// is read, and its data is read in order too, by one thread at a time. The size may change until
-/// the end is [settled](Self::settle).
+/// The disk of an image that arrives: the runs are asked for in order, no further ahead than the data
+/// is read, and the data is read in order too, by one thread at a time. The size may change until the end is
+/// [settled](Self::settle).
 #[derive(Debug)]
 pub(crate) struct Arriving {
     incoming: Arc<Incoming>,
@@ -62,9 +62,9 @@ pub(crate) struct Arriving {
 #[derive(Debug)]
 struct Turn {
     image: Arc<dyn Image>,
-    /// True if the image was opened with all of the stream at hand.
+    /// True if it was opened with all of the stream at hand.
     whole: bool,
-    /// Extents that were reported before that.
+    /// The extents that were told before that.
     said: Said,
 }
 
@@ -72,8 +72,8 @@ impl OpenOptions {
     /// Opens the image that arrives on a stream. Its format has to be named, or its start has to show it.
     ///
     /// # Errors
-    /// As [`open`](Self::open), [`Error::OutOfOrder`] if the tables come too late in the stream and
-    /// may not be spilled, and [`Error::Io`] where the reader fails.
+    /// As [`open`](Self::open), [`Error::OutOfOrder`] if what tells of the disk comes too late in the
+    /// stream and may not be spilled, and [`Error::Io`] where the reader fails.
     pub fn open_stream(&self, stream: StreamSource) -> Result<StreamImage> {
         let resolver = self.resolver_of_stream(stream.path.as_deref())?;
         let (mut hashers, mut expected) = (Vec::new(), Vec::new());
@@ -164,7 +164,7 @@ impl Arriving {
         Arc::<Incoming>::clone(&self.incoming)
     }
 
-    /// Opens the image as a file, if the end was seen since it was opened.
+    /// Opens the image as the file that it is, if the end was seen since it was opened.
     fn look_again(&self, turn: &mut Turn) -> Result<()> {
         if turn.whole || !self.incoming.has_ended() {
             return Ok(());
@@ -182,7 +182,7 @@ impl Arriving {
         Ok(())
     }
 
-    /// The size of the disk, once the image or its end has it, or as the caller announced it.
+    /// The size of the disk, once the image or its end tells it, or what the caller announced.
     fn known_size(&self, image: &dyn Image) -> Option<u64> {
         let Some(trailer) = image.trailer() else {
             return Some(image.size());
@@ -234,7 +234,7 @@ impl Arriving {
         self.incoming.keep(false);
         let done = read(&*turn.image);
         if !turn.whole && self.incoming.has_ended() {
-            // The stream ended meanwhile: the whole image decides.
+            // What it ran into was the end, and what that means is for the whole image to say.
             self.look_again(&mut turn)?;
             return read(&*turn.image);
         }
@@ -318,7 +318,7 @@ impl PackedSource for Arriving {
     fn unpack(&self, unit: &PackedUnit, packed: &[u8], out: &mut [u8]) -> Result<()> {
         match self.image().packed() {
             Some(source) => source.unpack(unit, packed, out),
-            None => Err(Error::invalid("the image has no packed units any more")),
+            None => Err(Error::invalid("the image no longer has compressed units")),
         }
     }
 
@@ -341,7 +341,7 @@ impl Arriving {
     /// # Errors
     /// Errors of the stream.
     pub(crate) fn wait_for(&self, guest: u64) -> Result<()> {
-        // The disk's last byte has to be told from bytes that follow the disk.
+        // What may follow a disk's last byte has to be told from it.
         self.incoming.arrive(guest.saturating_add(LEAST))
     }
 
@@ -365,12 +365,12 @@ impl Arriving {
         self.incoming.memory()
     }
 
-    /// Reads the rest of the stream, and compares the extents that were reported with those of the
-    /// whole image. Returns the digests of the stream that were asked for.
+    /// Reads the rest of the stream, and compares all that was said of the disk before with what is
+    /// known now. Returns the digests of the stream that were asked for.
     ///
     /// # Errors
-    /// Errors of the whole image; [`Error::InvalidInput`] if it differs from the extents that were
-    /// reported. The output is of no use then.
+    /// Errors of the disk, read from a file; and if it would have been another one. The output is of no
+    /// use then.
     pub(crate) fn settle(&self) -> Result<Vec<Digest>> {
         let mut turn = self.turn();
         self.incoming.drain(false)?;
@@ -387,7 +387,7 @@ impl Arriving {
         }
         if says.end_of_speech() != said.end_of_speech() {
             return Err(Error::invalid(
-                "what the stream began with says something else of the disk than all of it does",
+                "the start of the stream describes another disk than the whole stream does",
             ));
         }
         let digests = self.incoming.take_digests();

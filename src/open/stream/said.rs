@@ -1,4 +1,4 @@
-//! Extents that were reported of a disk while it arrived, to be compared with the whole image.
+//! Digest of the extents of a disk while it arrives, to be compared with the whole image.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, DefaultHasher, Hasher};
@@ -7,8 +7,7 @@ use crate::error::Result;
 use crate::extent::{Extent, ExtentKind};
 use crate::image::Image;
 
-/// Digest of an image's extents from its start on, which does not depend on the lengths of the
-/// runs.
+/// Digest of the runs that an image tells of the disk, from its start on. It does not depend on their cuts.
 #[derive(Debug)]
 pub(super) struct Said {
     random: RandomState,
@@ -39,7 +38,7 @@ impl Said {
         }
     }
 
-    /// Adds `run` of `image`, as far as it is new.
+    /// Takes in what `image` says in `run`, as far as that is new.
     pub(super) fn say(&mut self, image: &dyn Image, run: Extent) -> Result<()> {
         if run.end() <= self.end {
             return Ok(());

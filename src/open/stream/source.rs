@@ -1,4 +1,4 @@
-//! Source of a stream, and the bytes that may be kept of it.
+//! The place that a stream comes from, and what may be kept of it.
 
 use std::fmt;
 use std::io::Read;
@@ -8,7 +8,7 @@ use crate::digest::{Algorithm, Digest};
 use crate::progress::Cancel;
 use crate::source::FileIdentity;
 
-/// A pipe, a socket, a download: any [`Read`] as the source of an image.
+/// A pipe, a socket, a download: any [`Read`] that an image comes from.
 ///
 /// ```
 /// use blockform::{OpenOptions, StreamSource};
@@ -43,7 +43,7 @@ impl fmt::Debug for StreamSource {
 }
 
 impl StreamSource {
-    /// The stream of `reader`, from its position on. It is read to its end.
+    /// The stream that `reader` is, from where it is. It is read to its end.
     pub fn new(reader: impl Read + Send + 'static) -> Self {
         StreamSource {
             reader: Box::new(reader),
@@ -57,18 +57,18 @@ impl StreamSource {
         }
     }
 
-    /// Sets the disk's virtual size in bytes, for an image that has it only at its end: a raw disk,
-    /// a fixed VHD. Without it these can be written only to targets that need not know the size
-    /// beforehand. If the disk has another size, the conversion fails.
+    /// The disk's virtual size in bytes, for an image that tells it only by its end: a raw disk, a fixed
+    /// VHD. Without it these can be written only to where the size need not be known beforehand.
+    /// If it turns out to be another one, the conversion fails.
     #[must_use]
     pub fn size(mut self, bytes: u64) -> Self {
         self.size = Some(bytes);
         self
     }
 
-    /// Sets the bytes that are kept after they went by, 16 MiB by default and at least 4 MiB: an
-    /// image may be out of order by as much. The memory is 4 MiB more; it is a part of that of the
-    /// [conversion](crate::convert::ConvertOptions::memory).
+    /// Number of bytes that stay at hand after they arrived, 16 MiB by default and never less than
+    /// 4 MiB: by how much an image may be out of order. The memory is 4 MiB more; it is a part of what
+    /// a conversion [may use](crate::convert::ConvertOptions::memory).
     #[must_use]
     pub fn window(mut self, bytes: u64) -> Self {
         self.window = bytes;
@@ -83,40 +83,37 @@ impl StreamSource {
         self
     }
 
-    /// As [`digest`](Self::digest), and fails with
-    /// [`Error::DigestMismatch`](crate::Error::DigestMismatch) if the digest is another one.
+    /// As [`digest`](Self::digest), and fails with [`Error::DigestMismatch`](crate::Error::DigestMismatch) if it is another one.
     #[must_use]
     pub fn expect(mut self, digest: Digest) -> Self {
         self.digests.push((digest.algorithm(), Some(digest)));
         self
     }
 
-    /// Allows a file in `folder`, without a name and of at most so many bytes, for data that comes
-    /// before it is needed. Without it an image whose data comes before its tables, or not in the
-    /// order of the disk, is an [`Error::OutOfOrder`](crate::Error::OutOfOrder). Data that arrives
-    /// in order is not written there.
+    /// Allows a file in `folder`, without a name and of no more than so many bytes, for what comes before
+    /// it is needed. Without it an image whose data comes before its tables, or not in the order of the
+    /// disk, is an [`Error::OutOfOrder`](crate::Error::OutOfOrder). What arrives in order is not written there.
     #[must_use]
     pub fn spill(mut self, folder: impl AsRef<Path>, bytes: u64) -> Self {
         self.spill = Some((folder.as_ref().to_owned(), bytes));
         self
     }
 
-    /// Sets the path of the stream's source: names in the image are relative to its directory.
+    /// Path that the stream came from: names in the image are relative to its directory.
     #[must_use]
     pub fn path(mut self, path: impl AsRef<Path>) -> Self {
         self.path = Some(path.as_ref().to_owned());
         self
     }
 
-    /// Sets the identity of the file that is read, if the reader is a file, so that it is not
-    /// written to.
+    /// The file that is read, if the reader is one: it is not to be written to.
     #[must_use]
     pub fn file(mut self, file: FileIdentity) -> Self {
         self.file = Some(file);
         self
     }
 
-    /// Sets a handle that stops waiting for the stream, between two reads.
+    /// Cancels waiting for the stream, between two reads.
     #[must_use]
     pub fn cancel(mut self, cancel: Cancel) -> Self {
         self.cancel = cancel;

@@ -1,4 +1,4 @@
-//! What a name inside an image may open: nothing, unless the caller said so.
+//! Names inside an image open nothing, unless the caller said so.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -231,11 +231,7 @@ fn a_name_is_only_ever_a_path() {
                 PathPolicy::DangerousAnywhere,
             ] {
                 let opened = open(&path, policy);
-                fails!(
-                    opened,
-                    Error::Io { .. } | Error::Denied { .. },
-                    "backing file"
-                );
+                fails!(opened, Error::Io { .. } | Error::Denied { .. }, " file ");
             }
         }
     }

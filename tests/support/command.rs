@@ -1,4 +1,4 @@
-//! What the tests of the commands share: where the commands and qemu-img are, and how to run them.
+//! Helpers of the tests that run the commands and qemu-img.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,10 @@ pub fn example(name: &str) -> PathBuf {
         path.with_extension(std::env::consts::EXE_EXTENSION)
     };
     let path = match name {
-        "img" | "img-info" | "img-convert" => built(name),
-        _ => link(&built("img"), &profile.join("links"), name),
+        "qemu-img" | "img-check" | "img-compare" | "img-map" | "img-measure" | "img-partition" => {
+            link(&built("img"), &profile.join("links"), name)
+        }
+        _ => built(name),
     };
     assert!(
         path.exists(),

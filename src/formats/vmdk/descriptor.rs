@@ -327,7 +327,7 @@ mod tests {
             assert!(error.contains(words), "{text}: {error}");
         }
         let error = parse("encryption.keySafe = \"x\"").unwrap_err();
-        assert!(matches!(error, Error::Unsupported { .. }));
+        assert!(matches!(error, crate::Error::Unsupported { .. }));
     }
 
     #[test]

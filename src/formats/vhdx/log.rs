@@ -70,14 +70,14 @@ const DATA_SECTOR: [u8; 4] = *b"data";
 const SECTOR: u64 = 4096;
 const SECTOR_LEN: usize = 4096;
 const DESCRIPTOR_LEN: usize = 32;
-/// What one write of a log may take up in memory, at most, in bytes.
+/// Greatest memory of one write of a log, in bytes.
 const WRITE_COST: u64 = 96;
 
 /// A log whose entries are looked at in memory.
 struct Log {
     bytes: Vec<u8>,
     guid: Uuid,
-    /// Where it is in the file, in bytes.
+    /// Host offset.
     offset: u64,
 }
 
@@ -344,7 +344,7 @@ impl Log {
     }
 }
 
-/// How many sectors the header and the descriptors of an entry take.
+/// Number of sectors of the header and the descriptors of an entry.
 fn descriptor_sectors(entry: &Entry) -> usize {
     let descriptors = u64::from(entry.header.descriptor_count);
     let bytes = LogEntryHeader::LEN as u64 + descriptors * DESCRIPTOR_LEN as u64;

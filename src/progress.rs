@@ -1,4 +1,4 @@
-//! How far long work is, and how it is stopped.
+//! Progress of long work, and its cancellation.
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What is called with news of the work.
+/// Callback with the progress of the work.
 pub(crate) type ProgressFn = Arc<dyn Fn(Progress) -> ControlFlow<()> + Send + Sync>;
 
 /// Stops work from outside; all clones stop the same.
@@ -24,28 +24,28 @@ impl Cancel {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was stopped.
+    /// Returns true if it was stopped.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// How far the work is.
+/// Progress of the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// What is being done.
+    /// Phase of the work.
     pub phase: Phase,
-    /// How much of the disk has been dealt with, in bytes. It never goes back.
+    /// Bytes of the disk that are done. The number never decreases.
     pub done: u64,
     /// Virtual size in bytes.
     pub total: u64,
-    /// How long it has taken until now.
+    /// Time since the start.
     pub elapsed: Duration,
 }
 
 impl Progress {
-    /// How much of the disk was dealt with in a second, in bytes, on the whole; 0 at the start.
+    /// Mean number of bytes of the disk done in a second; 0 at the start.
     pub fn rate(&self) -> f64 {
         let seconds = self.elapsed.as_secs_f64();
         match seconds > 0.0 {
@@ -55,7 +55,7 @@ impl Progress {
     }
 }
 
-/// What is being done.
+/// Phase of the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
@@ -69,7 +69,7 @@ pub enum Phase {
     Done,
 }
 
-/// How work is shared out, told of and stopped.
+/// Threads, progress and cancellation of work.
 #[derive(Clone)]
 pub(crate) struct Work {
     pub(crate) threads: Option<NonZeroUsize>,
@@ -149,7 +149,7 @@ macro_rules! progress_setter {
 
 pub(crate) use {progress_setter, work_setters};
 
-/// Who is told of progress, and what a break stops.
+/// Receiver of progress, and the cancellation of one piece of work.
 #[derive(Clone)]
 pub(crate) struct Report {
     tell: Option<ProgressFn>,

@@ -8,16 +8,15 @@ use crate::extent::ExtentKind;
 use crate::image::Probe;
 use crate::source::BlockSource;
 
-/// Bytes by their place. What is not there, or not to be had, is `None`: whoever looks for something
-/// has then not found it.
+/// Bytes by their offset. Bytes that do not exist or cannot be read are `None`, as if they were not found.
 pub(crate) trait Bytes {
-    /// How many bytes there are.
+    /// Number of bytes.
     fn size(&self) -> u64;
 
     /// The `len` bytes at `offset`, all of them or none.
     fn bytes(&self, offset: u64, len: usize) -> Option<Vec<u8>>;
 
-    /// Whether the bytes at `offset` are `magic`.
+    /// Returns whether the bytes at `offset` are `magic`.
     fn has(&self, offset: u64, magic: &[u8]) -> bool {
         self.bytes(offset, magic.len())
             .is_some_and(|found| found == magic)
@@ -45,10 +44,10 @@ const PAGE: usize = 4096;
 const MOST_KEPT: usize = 4 << 20;
 /// Bytes read of one disk at most.
 pub(super) const MOST_READ: u64 = 640 << 10;
-/// What a packed unit counts for at most. It is read and unpacked whole, for the sake of a few bytes;
-/// most pack to three eighths of their length.
+/// Cost of a compressed unit at most. It is read and decompressed whole, for the sake of a few bytes;
+/// most compress to three eighths of their length.
 const MOST_PACKED: u64 = 64 << 10;
-/// The longest packed unit that is read as a whole.
+/// Longest compressed unit that is read whole.
 const LONGEST_UNIT: u64 = 2 << 20;
 
 /// A disk that is read page by page, and not much of it.
@@ -94,7 +93,7 @@ impl<'a> Disk<'a> {
         self.state.borrow_mut().failure.take()
     }
 
-    /// Whether something was not looked at because enough had been read.
+    /// Returns whether something was left out because the budget was spent.
     pub(super) fn is_exhausted(&self) -> bool {
         self.state.borrow().exhausted
     }
@@ -131,7 +130,7 @@ impl<'a> Disk<'a> {
         Some(part.len())
     }
 
-    /// Reads the page, or the packed unit, that has the byte at `at`.
+    /// Reads the page, or the compressed unit, that has the byte at `at`.
     fn load(&self, at: u64, state: &mut State) -> Option<()> {
         let (unit, cost) = self.unit(at);
         let start = at - at % unit;
@@ -160,7 +159,7 @@ impl<'a> Disk<'a> {
         Some(())
     }
 
-    /// How much to read at once, and what that counts for.
+    /// Bytes to read at once, and their cost.
     fn unit(&self, at: u64) -> (u64, u64) {
         let page = (PAGE as u64, PAGE as u64);
         let block = self.source.block_size();

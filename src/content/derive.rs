@@ -8,7 +8,7 @@ use crate::content::{
 
 use Confidence::{High, Low, Medium};
 
-/// What follows, the surest reasons first.
+/// Conclusions from the contents, the surest first.
 pub(super) fn findings(contents: &Contents) -> Vec<Finding> {
     let mut list = List(Vec::new());
     list.boot_record(contents);
@@ -51,7 +51,7 @@ impl List {
         let source = format!("the boot record has the program of {}", code.as_str());
         let confidence = match code {
             BootCode::Grub | BootCode::GrubLegacy | BootCode::Isolinux | BootCode::Lilo => High,
-            // These start the active partition, and stand on disks that nobody starts from, too.
+            // These start the active partition. They also stand on disks that are not bootable.
             BootCode::Syslinux | BootCode::Windows | BootCode::FreeBsd if is_active => Medium,
             _ => Low,
         };
@@ -64,7 +64,7 @@ impl List {
         let of_type = |what: &str| format!("partition {number} has the type {what}");
         let is_esp = kind.is_guid(ESP) || *kind == PartitionType::Mbr(0xef);
         let is_read = contents.efi.iter().any(|v| v.offset == partition.offset);
-        // A partition of a CD is its boot image, which the catalogue speaks of.
+        // A partition of a CD is its boot image, which the catalogue lists.
         if is_esp && !is_read && contents.iso.is_none() {
             let source = of_type("EFI system, without \\EFI");
             self.add(Fact::Firmware(Firmware::Uefi), source, Low);

@@ -1,4 +1,4 @@
-//! What UEFI would start: the programs in `\EFI\BOOT` of a FAT filesystem.
+//! Programs that UEFI starts: those in `\EFI\BOOT` of a FAT filesystem.
 
 use crate::content::Architecture;
 use crate::content::bytes::Bytes;
@@ -15,7 +15,7 @@ const MOST_VENDORS: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EfiVolume {
-    /// Where it starts, in bytes from the start of the disk.
+    /// Offset of its start on the disk, in bytes.
     pub offset: u64,
     /// The programs in `\EFI\BOOT`.
     pub programs: Vec<EfiProgram>,
@@ -31,12 +31,12 @@ pub struct EfiProgram {
     pub name: ImageName,
     /// The processor that its header is for; `None` if it has no such header, or another one.
     pub architecture: Option<Architecture>,
-    /// Whether it has a table of certificates. Nobody has checked them.
+    /// Presence of a table of certificates, which is not verified.
     pub is_signed: bool,
 }
 
 impl EfiProgram {
-    /// Whether firmware starts it by itself: `BOOT`, the processor, `.EFI`.
+    /// Returns whether firmware starts it by default: `BOOT`, the processor, `.EFI`.
     pub fn is_default(&self) -> bool {
         let name = self.name.as_bytes();
         name.get(..4)

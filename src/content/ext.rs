@@ -1,8 +1,8 @@
 //! ext2, ext3 and ext4: enough to read a small file by its path.
 //!
-//! Written for filesystems that nobody can trust, and for few reads: every walk has a bound, only what
-//! the path leads through is read, and what is not plain (encrypted, inline in an inode, in a filesystem
-//! whose journal was not written back) is not found, or found as it was before.
+//! The filesystem is not trusted, and reads are few: every walk is bounded, and only the blocks on the path
+//! are read. Files that are encrypted or inline in an inode are not found. A journal that was not written back
+//! is not replayed.
 
 use crate::content::bytes::Bytes;
 use crate::content::filesystem::linux::{ExtSuperblock, ext_superblock};
@@ -175,7 +175,7 @@ impl<'a> Ext<'a> {
         None
     }
 
-    /// What a symbolic link says. Short ones stand where the map of blocks would.
+    /// Target of a symbolic link. A short one stands in place of the block map.
     fn target(&self, link: &IndexNode) -> Option<Vec<u8>> {
         let size = usize::try_from(size_of(link)).ok()?;
         if size > MOST_TARGET {

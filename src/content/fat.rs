@@ -69,7 +69,7 @@ const ATTR_VOLUME_ID: u8 = 0x08;
 const ATTR_DIRECTORY: u8 = 0x10;
 const ATTR_LONG_NAME: u8 = 0x0f;
 
-/// How wide the entries of the table are, in bits.
+/// Width of the entries of the table, in bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Width {
     Fat12,
@@ -169,7 +169,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Whether the name is this one, in capitals or not.
+    /// Compares the name without regard to case.
     pub(super) fn is_named(&self, name: &str) -> bool {
         self.name.as_bytes().eq_ignore_ascii_case(name.as_bytes())
     }
@@ -199,7 +199,7 @@ impl<'a> Fat<'a> {
             .and_then(|entry| text::label(&entry.name))
     }
 
-    /// What the directory of this path has, from the root on. `None` if there is no such directory.
+    /// Entries of the directory at this path from the root. `None` if there is no such directory.
     pub(super) fn directory(&self, path: &[&str]) -> Option<Vec<Entry>> {
         let mut entries = list(&self.root());
         for name in path {

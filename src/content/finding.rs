@@ -1,4 +1,4 @@
-//! What follows from what was found, with the reasons for it.
+//! Conclusions about a disk, with their reasons.
 
 use crate::ondisk::pe::Program;
 
@@ -63,7 +63,7 @@ impl Architecture {
     }
 }
 
-/// What starts a machine.
+/// Firmware that starts a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Firmware {
@@ -117,12 +117,12 @@ pub enum Fact {
     OsDistro(String),
     /// That distribution has this version; of the same characters.
     OsVersion(String),
-    /// What UEFI would start has signatures, or has none.
+    /// Presence of signatures on the programs that UEFI starts.
     SignedLoader(bool),
 }
 
 impl Fact {
-    /// What it is about.
+    /// Subject of the fact.
     pub fn subject(&self) -> &'static str {
         match self {
             Fact::Architecture(_) => "architecture",
@@ -134,7 +134,7 @@ impl Fact {
         }
     }
 
-    /// What it says.
+    /// Value of the fact.
     pub fn value(&self) -> &str {
         match self {
             Fact::Architecture(it) => it.as_str(),
@@ -147,7 +147,7 @@ impl Fact {
     }
 }
 
-/// How sure something is.
+/// Confidence in a conclusion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Confidence {
     /// Something points to it that is on other disks, too.
@@ -173,10 +173,10 @@ impl Confidence {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finding {
-    /// What follows.
+    /// Conclusion.
     pub fact: Fact,
     /// From what, for a person to read. Text from the disk is escaped in it.
     pub source: String,
-    /// How sure it is.
+    /// Confidence in it.
     pub confidence: Confidence,
 }

@@ -57,7 +57,7 @@ pub struct Gpt {
     pub primary: GptCopy,
     /// The copy at the end of the disk.
     pub backup: GptCopy,
-    /// Where the array of partitions starts, in bytes.
+    /// Offset of the array of partitions, in bytes.
     pub array_offset: u64,
     /// For how many partitions it has room.
     pub array_entries: u32,
@@ -67,7 +67,7 @@ pub struct Gpt {
     pub entries: Vec<GptEntry>,
 }
 
-/// What there is of one copy of the table.
+/// State of one copy of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GptCopy {
@@ -75,12 +75,12 @@ pub enum GptCopy {
     Valid,
     /// It is whole, and does not stand where the disk ends: the disk has grown since.
     Misplaced {
-        /// Where its header is, in bytes.
+        /// Offset of its header, in bytes.
         offset: u64,
     },
     /// It is there and not whole.
     Damaged {
-        /// What is wrong with it.
+        /// The fault.
         problem: String,
     },
     /// There is none.
@@ -105,7 +105,7 @@ impl GptCopy {
 pub struct GptEntry {
     /// Its number, which is its place in the array, from 1 on.
     pub number: u32,
-    /// What it is for, as a GUID; see [`gpt_type_name`](crate::content::gpt_type_name).
+    /// Type, as a GUID; see [`gpt_type_name`](crate::content::gpt_type_name).
     pub type_guid: String,
     /// The GUID of the partition itself.
     pub guid: String,
@@ -119,11 +119,10 @@ pub struct GptEntry {
     pub name: Option<ImageName>,
 }
 
-/// Whether there is a header of a table, and where, as far as the ends of the disk show it.
+/// Finds the header of a table at either end of the disk, and returns its offset.
 ///
-/// The copy at the end counts where the boot record says that there is a table. In sectors of 4096
-/// bytes the place may be anything's in a file that holds a disk, so that there the first sector has to
-/// be a boot record.
+/// The copy at the end counts only if the boot record protects a table. The copy for sectors of 4096 bytes
+/// counts only behind a boot record: in a disk image those bytes may belong to anything.
 pub(crate) fn recognise(disk: &dyn Bytes) -> Option<u64> {
     let at = |offset| disk.has(offset, b"EFI PART");
     let boot_record = || disk.has(510, b"\x55\xaa");
@@ -140,7 +139,7 @@ pub(crate) fn recognise(disk: &dyn Bytes) -> Option<u64> {
     }
 }
 
-/// Whether the boot record has a partition that keeps others away from a table (section 5.2.3).
+/// Returns whether the boot record has a partition that protects a table (section 5.2.3).
 fn is_protective(disk: &dyn Bytes) -> bool {
     let entries = disk.bytes(446, 64).unwrap_or_default();
     disk.has(510, b"\x55\xaa")
@@ -157,8 +156,8 @@ struct Copy {
     problem: Option<String>,
 }
 
-/// The table of a disk, and what is wrong with it as text; `None` if there is no trace of one. On a CD
-/// one partition may be the whole volume, with others inside.
+/// The table of a disk, and its faults as text; `None` if there is no trace of one. On a CD one partition may
+/// be the whole volume, with others inside.
 pub(super) fn read(disk: &Part<'_>, is_disc: bool) -> Option<(Gpt, Vec<String>)> {
     let mut damaged = None;
     for sector in SECTORS {
@@ -171,7 +170,7 @@ pub(super) fn read(disk: &Part<'_>, is_disc: bool) -> Option<(Gpt, Vec<String>)>
 }
 
 impl Gpt {
-    /// Whether one of the copies is whole.
+    /// Returns whether one of the copies is intact.
     pub fn is_readable(&self) -> bool {
         let whole = |copy: &GptCopy| matches!(copy, GptCopy::Valid | GptCopy::Misplaced { .. });
         whole(&self.primary) || whole(&self.backup)
@@ -183,7 +182,7 @@ fn read_in(disk: &Part<'_>, sector: u32, is_disc: bool) -> Option<(Gpt, Vec<Stri
     let last = (disk.size() / bytes).checked_sub(1)?;
     let primary = copy_at(disk, sector, 1);
     let mut backup = copy_at(disk, sector, last);
-    // Where the disk has grown, only the first copy knows where the second one is.
+    // On a disk that has grown, only the first copy knows the place of the second one.
     let alternate = primary.as_ref().map(|copy| copy.header.alternate_lba);
     if let Some(lba) = alternate.filter(|lba| backup.is_none() && *lba > 1 && *lba < last) {
         backup = copy_at(disk, sector, lba);
@@ -318,7 +317,7 @@ fn header_problem(header: &Header, raw: &[u8], lba: u64) -> Option<String> {
     None
 }
 
-/// What is to be said of the copies.
+/// Warnings about the copies.
 fn told(gpt: &Gpt) -> Vec<String> {
     let mut warnings = Vec::new();
     for (name, copy) in [("first", &gpt.primary), ("second", &gpt.backup)] {

@@ -1,4 +1,4 @@
-//! What partitions are for: the numbers of boot records and the GUIDs of GPT.
+//! Types of partitions: the numbers of boot records and the GUIDs of GPT.
 
 use crate::content::Architecture;
 
@@ -106,7 +106,7 @@ const GPT_TYPES: &[(&str, &str)] = &[
     ("C95DC21A-DF0E-4340-8D7B-26CBFA9A03E0", "CoreOS OEM"),
 ];
 
-/// What the Discoverable Partitions Specification of UAPI gives each processor: its root and its usr.
+/// Types of the Discoverable Partitions Specification of UAPI by processor: its root and its usr.
 const DISCOVERABLE: &[(Architecture, &str, &str)] = &[
     (
         Architecture::Alpha,

@@ -65,7 +65,7 @@ pub struct Mbr {
 pub struct MbrEntry {
     /// 80 (hexadecimal) for the one that starts, else 0; other values exist.
     pub flag: u8,
-    /// What it is for, see [`mbr_type_name`](crate::content::mbr_type_name); 0 if it is not used.
+    /// Type, see [`mbr_type_name`](crate::content::mbr_type_name); 0 if it is not used.
     pub kind: u8,
     /// First sector of the disk, in sectors of the disk.
     pub first_sector: u32,
@@ -74,12 +74,12 @@ pub struct MbrEntry {
 }
 
 impl MbrEntry {
-    /// Whether it stands for a partition: CDs that are disks, too, have an active one of type 0.
+    /// Returns whether it describes a partition: CDs that are disks, too, have an active one of type 0.
     pub fn is_used(&self) -> bool {
         self.sectors != 0 && (self.kind != 0 || self.flag == 0x80)
     }
 
-    /// Whether it stands for a chain of logical partitions.
+    /// Returns whether it starts a chain of logical partitions.
     pub fn is_extended(&self) -> bool {
         matches!(self.kind, 0x05 | 0x0f | 0x85)
     }
@@ -109,7 +109,7 @@ pub enum BootCode {
     FreeBsd,
     /// Parted's, which starts the active partition as the one of DOS does.
     Parted,
-    /// A program that nobody here knows.
+    /// An unknown program.
     Unknown,
 }
 
@@ -200,7 +200,7 @@ pub(crate) fn recognise(disk: &dyn Bytes) -> Option<Mbr> {
     if used.is_empty() || !is_sane {
         return None;
     }
-    // The program of a filesystem is none for disks, whatever its messages say.
+    // The program of a filesystem does not start a disk, whatever its messages say.
     let code = BootCode::of(&record.boot_code).filter(|_| !is_volume);
     Some(Mbr {
         disk_signature: record.unique_mbr_disk_signature,
@@ -225,14 +225,14 @@ fn is_apart(used: &[&MbrEntry], disk: &dyn Bytes) -> bool {
 }
 
 impl Mbr {
-    /// Whether the table only keeps others off a disk that has a GUID partition table.
+    /// Returns whether the table only protects a GUID partition table.
     pub fn is_protective(&self) -> bool {
         self.entries
             .iter()
             .all(|entry| !entry.is_used() || entry.kind == 0xee)
     }
 
-    /// Whether the table has partitions beside the one that protects a GUID partition table.
+    /// Returns whether the table has partitions beside the one that protects a GUID partition table.
     pub fn is_hybrid(&self) -> bool {
         let mut used = self.entries.iter().filter(|entry| entry.is_used());
         used.clone().any(|entry| entry.kind == 0xee) && used.any(|entry| entry.kind != 0xee)

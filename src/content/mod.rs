@@ -1,5 +1,5 @@
-//! What a disk holds, without mounting it: partition tables, filesystems, how it is started, and which
-//! system is on it.
+//! Contents of a disk, read without mounting it: partition tables, filesystems, boot loaders, and the
+//! installed system.
 //!
 //! ```
 //! use blockform::{Limits, OpenOptions, content};
@@ -12,10 +12,10 @@
 //! # Ok::<(), blockform::Error>(())
 //! ```
 //!
-//! It reads some hundred KiB at most, a few pages of most disks. Everything is what the disk says of
-//! itself: what cannot be true is named in the warnings, and nothing that a guest wrote makes an
-//! examination fail. Formats of images are not known here; a disk is any
-//! [`BlockSource`], and detection names what a raw file holds by the same functions.
+//! An examination reads a few hundred KiB at most, a few pages of most disks. The disk is not trusted:
+//! contradictions are warnings, and nothing that a guest wrote makes an examination fail. A disk is any
+//! [`BlockSource`]; image formats are not known here. Detection recognises the content of raw files by the
+//! same functions.
 
 mod bytes;
 mod derive;
@@ -54,7 +54,7 @@ pub use os_release::OsRelease;
 pub use partition::{Partition, PartitionType};
 pub use udf::Udf;
 
-/// What a disk holds.
+/// Contents of a disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Contents {
@@ -65,24 +65,24 @@ pub struct Contents {
     /// The partitions: those of the GUID partition table where there is one, else those of the master
     /// boot record.
     pub partitions: Vec<Partition>,
-    /// What the disk as a whole is, partitions aside: several things at once, perhaps.
+    /// Filesystems of the disk as a whole, partitions aside.
     pub filesystems: Vec<Filesystem>,
     /// The volume of ISO 9660.
     pub iso: Option<Iso>,
     /// The volume of UDF.
     pub udf: Option<Udf>,
-    /// What UEFI could start from.
+    /// Volumes that UEFI can start from.
     pub efi: Vec<EfiVolume>,
-    /// What the system says of itself.
+    /// Release of the installed system.
     pub os_release: Option<OsRelease>,
-    /// What follows from all this, with reasons.
+    /// Conclusions, with reasons.
     pub findings: Vec<Finding>,
-    /// What is damaged, odd or not looked at. Text from the disk is escaped.
+    /// Warnings about damage, oddities and limits. Text from the disk is escaped.
     pub warnings: Vec<String>,
 }
 
 impl Contents {
-    /// Whether nothing was recognised.
+    /// Returns whether nothing was recognised.
     pub fn is_empty(&self) -> bool {
         self.mbr.is_none() && self.gpt.is_none() && self.filesystems.is_empty()
     }
@@ -94,7 +94,7 @@ impl Contents {
     }
 }
 
-/// What a window shows of what the file is, each with the evidence: as [`examine`], and without a read.
+/// Recognises the content that a window shows, each with its evidence: as [`examine`], without a read.
 pub(crate) fn recognise(window: &Probe<'_>) -> Vec<(FormatId, Evidence)> {
     let mut found: Vec<(FormatId, Evidence)> = Vec::new();
     if let Some(offset) = gpt::recognise(window) {
@@ -117,8 +117,8 @@ pub(crate) fn recognise(window: &Probe<'_>) -> Vec<(FormatId, Evidence)> {
 /// Finds out what the disk in `source` holds: a raw file, or the disk that a guest sees in an image.
 ///
 /// # Errors
-/// What reading fails with, and [`Error::LimitExceeded`](crate::Error::LimitExceeded) where `limits`
-/// forbid the few hundred KiB that it takes. Damage is no error: it is in the warnings.
+/// Errors of reading, and [`Error::LimitExceeded`](crate::Error::LimitExceeded) where `limits`
+/// forbid the few hundred KiB that it takes. Damage is not an error: it is in the warnings.
 pub fn examine(source: &dyn BlockSource, limits: &Limits) -> Result<Contents> {
     limits.check_metadata("what is read to examine a disk", bytes::MOST_READ)?;
     let disk = Disk::new(source);

@@ -6,7 +6,7 @@ use crate::content::ext;
 /// Bytes of the file that are looked at.
 const MOST_TEXT: usize = 8 << 10;
 
-/// What `/etc/os-release` says of the system, in letters, digits, `.`, `_`, `-` and `+`.
+/// Fields of `/etc/os-release`, in letters, digits, `.`, `_`, `-` and `+`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OsRelease {

@@ -15,23 +15,23 @@ const MOST_LOOKED_INTO: usize = 32;
 pub struct Partition {
     /// Its number, as Linux counts: logical ones start at 5.
     pub number: u32,
-    /// Where it starts, in bytes.
+    /// Offset in bytes.
     pub offset: u64,
     /// Its size in bytes.
     pub size: u64,
-    /// What it is for.
+    /// Type.
     pub kind: PartitionType,
-    /// Whether it is the one that a BIOS starts.
+    /// Active flag: a BIOS starts it.
     pub active: bool,
     /// Its name, in a GUID partition table.
     pub name: Option<ImageName>,
     /// Its GUID, likewise.
     pub guid: Option<String>,
-    /// What lies in it, if that is known.
+    /// Filesystem in it, if that is known.
     pub filesystem: Option<Filesystem>,
 }
 
-/// What a partition is for.
+/// Type of a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PartitionType {
@@ -58,7 +58,7 @@ impl PartitionType {
         }
     }
 
-    /// Whether it is this GUID.
+    /// Compares it with a GUID.
     pub(super) fn is_guid(&self, guid: &str) -> bool {
         matches!(self, PartitionType::Gpt(own) if own == guid)
     }
@@ -75,7 +75,7 @@ pub(super) fn list(contents: &mut Contents, disk: &Part<'_>, sector: u64) {
     for (count, partition) in partitions.iter_mut().enumerate() {
         let end = partition.offset.saturating_add(partition.size);
         if matches!(partition.kind, PartitionType::Mbr(_)) && end > disk.size() {
-            // A protecting entry covers as much as it can; that of a small disk, too.
+            // A protective entry may be larger than a small disk.
             if partition.kind != PartitionType::Mbr(0xee) {
                 contents.warnings.push(format!(
                     "partition {} ends at byte {end} of a disk of {}",

@@ -63,7 +63,7 @@ fn architecture(contents: &Contents) -> Option<String> {
     })
 }
 
-/// What the surest findings about something agree on, if they are more than a hint.
+/// Value on which the surest findings about a subject agree, if they are more than a hint.
 fn clear(contents: &Contents, subject: &str) -> Option<String> {
     let about = |finding: &&crate::content::Finding| finding.fact.subject() == subject;
     let mut findings = contents.findings.iter().filter(about);
@@ -73,7 +73,7 @@ fn clear(contents: &Contents, subject: &str) -> Option<String> {
     (agree && first.confidence >= Confidence::Medium).then(|| first.fact.value().to_owned())
 }
 
-/// Whether UEFI would start signed programs only.
+/// Returns whether UEFI starts signed programs only.
 fn is_signed(contents: &Contents) -> bool {
     let mut loaders = contents.findings.iter().filter_map(|f| match f.fact {
         Fact::SignedLoader(is_signed) => Some(is_signed),

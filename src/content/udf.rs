@@ -8,7 +8,7 @@ use crate::name::ImageName;
 use crate::ondisk::{Order, on_disk};
 
 const UDF: FormatId = FormatId::new("udf");
-/// Where the volume recognition sequence starts, in bytes, whatever the size of blocks is.
+/// Offset of the volume recognition sequence in bytes, for any block size.
 const SEQUENCE: u64 = 32 << 10;
 /// Descriptors of the sequence that are read.
 const MOST_RECOGNITION: u64 = 64;
@@ -94,7 +94,7 @@ pub struct Udf {
     pub block_size: u32,
     /// Size of the volume's partition in bytes.
     pub size: u64,
-    /// Whether a volume of ISO 9660 shares the disk.
+    /// Presence of an ISO 9660 volume on the same disk.
     pub is_bridge: bool,
 }
 
@@ -178,7 +178,7 @@ fn descriptor(disk: &Part<'_>, block: u64, place: u64) -> Option<(u16, Vec<u8>)>
         return None;
     }
     let summed = body.get(..usize::from(tag.descriptor_crc_length));
-    // A descriptor may be longer than what is read of it, and is then taken at its tag's word.
+    // A descriptor that is longer than the bytes read cannot be summed.
     let is_right = summed.is_none_or(|b| text::crc16(b) == tag.descriptor_crc);
     is_right.then_some((tag.tag_identifier, raw))
 }
@@ -243,7 +243,7 @@ fn read_sequence(
 }
 
 impl Udf {
-    /// What tells the volume from others, as the tools of Linux make it from the name of its set: the
+    /// UUID of the volume as the tools of Linux make it from the name of its set: the
     /// first 16 characters, those of the number; other characters stand for themselves in hexadecimal.
     pub(super) fn uuid(&self) -> Option<String> {
         let id = self.volume_set_id.as_ref()?.as_bytes().get(..16)?;

@@ -12,7 +12,7 @@ pub(crate) struct Magic {
     pub(crate) text: &'static str,
 }
 
-/// What the first bytes of a file tell of a signature.
+/// Result of comparing the first bytes of a file with a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Told {
     No,

@@ -1,4 +1,4 @@
-//! Which format a file is of: all probes see the same window, and all that match are the answer.
+//! Detection of formats: all probes see the same window, and all matches are the answer.
 
 mod content;
 mod kinds;
@@ -12,29 +12,29 @@ use crate::source::BlockSource;
 
 pub(crate) use kinds::{Described, Kind, kind_of};
 
-/// Everything that a file was found to be.
+/// Formats and content that were recognised in a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Detected {
     /// The formats whose signatures were found, with the evidence for each: those that can be read
     /// first, then others.
     pub matches: Vec<(FormatId, Evidence)>,
-    /// What the disk holds, if the file is one: partition tables, filesystems and the like.
+    /// Content of the disk, if the file is one: partition tables, filesystems and the like.
     pub content: Vec<(FormatId, Evidence)>,
 }
 
 /// Runs every format's probe over `source`.
 ///
-/// Signatures of formats that this crate cannot read are among the matches. Raw is never one of them:
-/// everything is a raw disk to those who say so.
+/// Signatures of formats that this crate cannot read are among the matches. Raw is never one of them: any
+/// file can be read as a raw disk.
 ///
 /// # Errors
-/// What reading fails with.
+/// Errors of reading.
 pub fn detect(source: &dyn BlockSource) -> Result<Detected> {
     let window = Window::read(source)?;
     Ok(Detected::of(&window.probe()))
 }
 
-/// Whether files of what is called `name` are known by their end alone.
+/// Returns whether files of the kind `name` are recognised by their end alone.
 pub(crate) fn told_by_end(name: &str) -> bool {
     name == kinds::DMG.as_str()
 }
@@ -87,8 +87,8 @@ impl Detected {
         }
     }
 
-    /// The one format that the file is read as without a word from the caller. An encrypted disk is none:
-    /// what its guest sees is not in these bytes, and whoever wants them as they are says raw.
+    /// The one format that the file is read as if the caller names none. An encrypted disk has no such format:
+    /// its guest data are not in these bytes. The encrypted bytes are read by the name raw.
     ///
     /// # Errors
     /// As [`one`](Self::one), and [`Error::Unsupported`] for LUKS.
@@ -104,14 +104,13 @@ impl Detected {
         }
     }
 
-    /// The image formats whose signatures were found. A raw disk may well begin with an archive that
-    /// somebody wrote to it.
+    /// The image formats whose signatures were found. Archives are left out: a raw disk may begin with one.
     pub(crate) fn image_formats(&self) -> Vec<FormatId> {
         let ids = self.matches.iter().map(|(id, _)| *id);
         ids.filter(|id| kinds::is_image(*id)).collect()
     }
 
-    /// The error for a file that is packed as a whole, and so not of the format called `name`.
+    /// The error for a compressed file, which is not of the format called `name`.
     pub(crate) fn packed_not(&self, name: &str) -> Option<Error> {
         let format = Formats::all().by_name(name)?.id();
         if format == raw::RAW || self.matches.iter().any(|(id, _)| *id == format) {
@@ -121,16 +120,16 @@ impl Detected {
         kinds::kind_by_name(id.as_str()).map(Kind::not_read)
     }
 
-    /// What says of which format the file is: the formats and, beside one of them, the content; but
+    /// Matches that decide the format: the formats and, beside one of them, the content; but
     /// nothing that honest files of a format have inside or as well.
     fn deciding(&self) -> Vec<FormatId> {
         let wrapper = self.matches.iter().find(|(id, evidence)| {
-            // A signature at the end leaves the start to what the disk holds.
+            // A signature at the end leaves the start to the content of the disk.
             (id.as_str() == "vhd" || *id == kinds::DMG) && evidence.offset > 0
         });
         let wrapper = wrapper.map(|(id, _)| *id);
         let ids = self.matches.iter().map(|(id, _)| *id);
-        // The data of a packed DMG begins as whatever it is packed with.
+        // The data of a compressed DMG begins with the signature of its compression.
         let formats = ids.filter(|id| wrapper != Some(kinds::DMG) || !kinds::is_packed(*id));
         let formats: Vec<FormatId> = formats.collect();
         let content = self.content.iter().map(|(id, _)| *id);

@@ -1,4 +1,4 @@
-//! What the disk in an image holds, as a part of its description.
+//! Content of the disk in an image, as a part of its description.
 
 use std::fmt;
 
@@ -12,14 +12,14 @@ use crate::inspect::human;
 use crate::limits::Limits;
 use crate::name::ImageName;
 
-/// What an image holds; nothing if that is packed in large units, encrypted, lies in files that were left closed, or cannot be
-/// recognised. What went wrong is added to the warnings.
+/// Content of the disk. `None` if it is compressed in large units, encrypted, in files that were left
+/// closed, or not recognised. Errors are added to the warnings.
 pub(super) fn of_image(
     image: &dyn Image,
     limits: &Limits,
     warnings: &mut Vec<String>,
 ) -> Option<Contents> {
-    // Every page of a large packed unit costs the whole of it, and a description has to be cheap.
+    // A page of a large compressed unit costs the whole of it, and a description has to be cheap.
     const LARGE_UNIT: u64 = 512 << 10;
     let costly = image.packed().is_some() && image.block_size() > LARGE_UNIT;
     if cfg!(not(feature = "content")) || image.info().encryption.is_some() || costly {
@@ -41,8 +41,7 @@ pub(super) fn of_image(
     }
 }
 
-/// What to tell an image service, in OpenStack's words: what is clear from the image and from what it
-/// holds.
+/// Properties for an image service, in OpenStack's words: those that the image and its content tell.
 pub(super) fn properties(
     info: &ImageInfo,
     contents: Option<&Contents>,
@@ -50,7 +49,7 @@ pub(super) fn properties(
     const GIB: u64 = 1 << 30;
     let mut properties = info.properties.clone();
     properties.extend(contents.map(Contents::properties).unwrap_or_default());
-    // What is installed from a CD needs more room than the CD.
+    // A system installed from a CD needs more room than the CD.
     if contents.is_none_or(|contents| contents.iso.is_none()) {
         let gib = info.virtual_size.div_ceil(GIB);
         properties.push(("min_disk", gib.to_string()));

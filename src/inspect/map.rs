@@ -1,4 +1,4 @@
-//! How much of a disk is data, zeros and holes, and where: a screen for people.
+//! Shares of data, zeros and holes of a disk, and a drawing of them: a screen for people.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use crate::extent::{Extent, ExtentKind};
 use crate::inspect::human;
 use crate::source::{BlockSource, BlockSourceExt};
 
-/// How much of a disk is of which kind, and a drawing of where that is.
+/// Totals of the kinds of extents of a disk, and a drawing of their places.
 ///
 /// It is made from the runs that the disk reports, and reads none of their bytes. At most
 /// [`Self::MOST_EXTENTS`] runs are looked at, so that no image can make it go on for ever; what comes
@@ -24,7 +24,7 @@ use crate::source::{BlockSource, BlockSourceExt};
 pub struct ExtentMap {
     /// Size of the disk in bytes.
     size: u64,
-    /// How many bytes from the start were looked at.
+    /// Number of bytes from the start that were looked at.
     seen: u64,
     /// Runs and bytes of each of [`KINDS`].
     totals: [Total; KINDS.len()],
@@ -95,7 +95,7 @@ impl ExtentMap {
         self.total(kind).extents
     }
 
-    /// How many bytes from the start of the disk were looked at.
+    /// Number of bytes from the start of the disk that were looked at.
     pub fn seen(&self) -> u64 {
         self.seen
     }

@@ -19,7 +19,7 @@ pub(super) fn check(source: &dyn BlockSource, is_table: bool) -> Result<Option<S
     }))
 }
 
-/// What is wrong with a table, if something is.
+/// The first fault of a table.
 fn problem(records: &[PartitionRecord]) -> Option<String> {
     let mut used = 0;
     let mut protective = None;

@@ -10,7 +10,7 @@
 //! # Ok::<(), blockform::Error>(())
 //! ```
 //!
-//! Nothing but the file itself is opened, whatever it refers to. Both forms are what `qemu-img info`
+//! Nothing but the file itself is opened: references stay closed. Both forms are what `qemu-img info`
 //! prints, to the letter, with these exceptions: text from an image never reaches the output as it
 //! is, times are in UTC, a name is only ever a path (so `full-backing-filename` never is a URL), what
 //! the disk holds follows (see [`content`](crate::content)), and what QEMU has no words for stands under
@@ -49,23 +49,23 @@ pub use map::ExtentMap;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Report {
-    /// What the caller, or the image above it in the chain, calls the file.
+    /// Name of the file, as the caller or the image above it in the chain has it.
     pub filename: ImageName,
     /// The format that the file was opened as.
     pub format: FormatId,
-    /// What the image says of itself. Its virtual size is exact.
+    /// Description of the image by its own metadata. The virtual size is exact.
     pub info: ImageInfo,
     /// The names inside it that mean other files.
     pub references: Vec<Reference>,
     /// The file that the image lies in, if it lies in a file.
     pub file: Option<FileReport>,
-    /// All formats whose signatures were found, whatever the file was opened as.
+    /// All formats whose signatures were found, also others than the one that was opened.
     pub matches: Vec<(FormatId, Evidence)>,
-    /// What the disk in the image holds, if that could be read and something was recognised.
+    /// Content of the disk, if it could be read and something was recognised.
     pub contents: Option<Contents>,
-    /// What to tell an image service of it, in OpenStack's words: only what is clear.
+    /// Properties for an image service, in OpenStack's words; only what is clear.
     pub properties: Vec<(&'static str, String)>,
-    /// What a person should know, with the image's own warnings last.
+    /// Warnings, with the image's own last.
     pub warnings: Vec<String>,
     /// The checks of its safety, where the caller asked for them.
     pub safety: Option<Safety>,
@@ -77,7 +77,7 @@ pub struct Report {
 pub struct FileReport {
     /// Its size in bytes.
     pub size: u64,
-    /// How many bytes it takes up on its file system, where the system tells.
+    /// Allocated size in bytes, where the system tells it.
     pub allocated_size: Option<u64>,
 }
 
@@ -87,7 +87,7 @@ impl Report {
     ///
     /// A file without any known signature is described as raw, with a warning that says so; one that
     /// has a signature and cannot be opened as what it says is an error. A file of a kind that is known
-    /// and never read (a DMG, a kernel, a packed file) is described as what it is.
+    /// and never read (a DMG, a kernel, a compressed file) is described as what it is.
     ///
     /// # Errors
     /// As [`OpenOptions::open_path`], without those about references.
@@ -220,7 +220,7 @@ impl Report {
         report
     }
 
-    /// What QEMU calls the format.
+    /// QEMU's name of the format.
     fn qemu_format(&self) -> &'static str {
         Formats::all()
             .by_name(self.format.as_str())
@@ -233,13 +233,13 @@ impl Report {
         references.find(|reference| reference.kind == ReferenceKind::BackingFile)
     }
 
-    /// Where the backing file lies: its name, after the directory of this image's file name if it is
+    /// Path of the backing file: its name, after the directory of this image's file name if it is
     /// relative. Text only: nothing is opened or looked up.
     pub fn full_backing_filename(&self) -> Option<ImageName> {
         Some(self.full_name(&self.backing()?.name))
     }
 
-    /// Where a file lies that the image calls `name`, likewise.
+    /// Path of a file that the image calls `name`, likewise.
     pub(crate) fn full_name(&self, name: &ImageName) -> ImageName {
         let name = name.as_bytes();
         let is_separator = |byte: &u8| std::path::is_separator(char::from(*byte));
@@ -360,14 +360,14 @@ impl Report {
         others.chain([own]).collect()
     }
 
-    /// How many bytes the files take up together, where that is known of all of them.
+    /// Allocated size of all files together, where it is known of each.
     fn allocated_size(&self) -> Option<u64> {
         let own = self.file.as_ref()?.allocated_size?;
         let mut others = self.info.files.iter().map(|file| file.allocated_size);
         others.try_fold(own, |sum, size| sum.checked_add(size?))
     }
 
-    /// What QEMU has no words for.
+    /// The part of the description that QEMU has no words for.
     fn own_value(&self) -> Value {
         let matches = self.matches.iter().map(|(id, evidence)| {
             Value::map()
@@ -422,7 +422,7 @@ fn insert_state(map: &mut Value, info: &ImageInfo) {
     map.insert("dirty-flag", info.dirty);
 }
 
-/// What QEMU calls the way to a plain file.
+/// QEMU's name of the protocol of a plain file.
 const PROTOCOL: FormatId = FormatId::new("file");
 
 /// A size as QEMU tells it, which counts in sectors of 512 bytes.

@@ -52,7 +52,7 @@ impl Safety {
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read, [`Error::InvalidInput`] if the format that the options
-    /// name is not known. Whatever is wrong with the image is in the checks.
+    /// name is not known. Faults of the image are in the checks.
     pub fn of_path(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         Safety::of_source(Arc::new(FileStorage::open(path.as_ref())?), options)
     }
@@ -126,7 +126,7 @@ impl Safety {
         self.checks.iter().filter(|check| check.has_failed())
     }
 
-    /// Whether no check failed.
+    /// Returns true if no check failed.
     pub fn is_safe(&self) -> bool {
         self.failures().next().is_none()
     }
@@ -165,17 +165,17 @@ impl fmt::Display for Safety {
     }
 }
 
-/// What can be told of an image that cannot be described: the checks, which say why.
+/// Report on an image that cannot be described: the checks, which say why.
 #[derive(Debug, Clone)]
 pub struct Unopened {
-    /// What the caller calls the file.
+    /// Caller's name for the file.
     pub filename: ImageName,
     /// The checks of its safety.
     pub safety: Safety,
 }
 
 impl Unopened {
-    /// What is told of the file that the caller calls `filename`.
+    /// Report on the file that the caller calls `filename`.
     pub fn new(filename: ImageName, safety: Safety) -> Self {
         Unopened { filename, safety }
     }
@@ -214,7 +214,7 @@ impl Checks {
         self.0.iter().any(SafetyCheck::has_failed)
     }
 
-    /// What the error says with which the image was refused.
+    /// Notes the error that refused the image.
     fn refused(&mut self, error: &Error) {
         let known = |name: &str| EXACT.contains(&name);
         let explained = self
@@ -233,7 +233,7 @@ impl Checks {
         }
     }
 
-    /// What an open image refers to.
+    /// Notes the references of an open image.
     fn of_image(&mut self, image: &dyn Image) {
         self.note(SafetyCheck::passed("structure"));
         self.note(SafetyCheck::passed("limits"));
@@ -250,7 +250,7 @@ impl Checks {
         }
     }
 
-    /// What a raw disk holds.
+    /// Notes the content of a raw disk.
     fn of_disk(&mut self, source: &dyn BlockSource, detected: &Detected) -> Result<()> {
         let content = &detected.content;
         let is = |name: &str| content.iter().any(|(id, _)| id.as_str() == name);

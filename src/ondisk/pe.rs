@@ -36,7 +36,7 @@ pub(crate) struct Program {
     pub(crate) machine: u16,
     /// The field `Subsystem`.
     pub(crate) subsystem: Option<u16>,
-    /// True if there is a table of certificates, which are not verified here.
+    /// Presence of a table of certificates, which are not verified here.
     pub(crate) is_signed: bool,
 }
 
@@ -80,7 +80,7 @@ impl Program {
     }
 }
 
-/// Returns whether the optional header has the fifth directory, "Certificate Table", with a size.
+/// Returns whether the optional header has the directory "Certificate Table", the fifth one, with a size.
 fn has_certificates(optional: &[u8], size: u16) -> bool {
     let optional = optional.get(..usize::from(size)).unwrap_or(optional);
     let number = |at| le::<u32>(optional, at);

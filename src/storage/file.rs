@@ -30,10 +30,10 @@ pub struct FileStorage {
     size: AtomicU64,
     identity: Option<FileIdentity>,
     reads_as_zero: bool,
-    /// The run found last, while nobody can write through us: a question about its rest needs no
+    /// The run found last, where nothing is written through this: a question about its rest needs no
     /// system call, and on a file system that walks its pages to answer, no second walk.
     last: Option<Mutex<Option<Extent>>>,
-    /// Whether it is on a file system where files share blocks, once that was asked.
+    /// True on a file system where files share blocks; set by the first question.
     shares: OnceLock<bool>,
 }
 
@@ -99,7 +99,7 @@ impl FileStorage {
                 Ok(storage)
             }
             Err(error) => {
-                // It was not there before, and nobody else will remove it.
+                // It was not there before.
                 let _ = std::fs::remove_file(path);
                 Err(error)
             }
@@ -139,7 +139,7 @@ impl FileStorage {
         })
     }
 
-    /// [`from_file`](Self::from_file) for a file that nobody writes to through this.
+    /// [`from_file`](Self::from_file) for a file that is only read.
     pub(crate) fn from_file_to_read(file: File) -> Result<Self> {
         let mut storage = Self::from_file(file)?;
         storage.last = Some(Mutex::new(None));
@@ -164,7 +164,7 @@ impl FileStorage {
         self
     }
 
-    /// Whether this is a block device.
+    /// Returns true for a block device.
     pub fn is_block_device(&self) -> bool {
         self.kind == Kind::BlockDevice
     }
@@ -387,7 +387,7 @@ impl BlockTarget for FileStorage {
                 Err(e) if e.kind() == ErrorKind::StorageFull => {
                     return Err(Error::io(format!("write at byte {at}"), e));
                 }
-                // Whoever writes the rest learns what is wrong, if anything is.
+                // A plain write of the rest meets the same error, if it is one.
                 Err(_) => break,
             }
         }

@@ -11,17 +11,17 @@ use crate::source::BlockSource;
 use crate::storage::{flush, write_zeroes_by};
 use crate::target::{BlockTarget, Zeroes};
 
-/// A pipe, a socket, an upload: whatever is an [`io::Write`], as a target that is written from its
-/// first byte to its last.
+/// A pipe, a socket, an upload: any [`io::Write`], as a target that is written from its first byte to
+/// its last.
 ///
-/// What is left out between two writes is written as zeros. A write that would have to go back fails
+/// Gaps between two writes are written as zeros. A write that would have to go back fails
 /// with [`Error::Io`] of the kind [`NotSeekable`](ErrorKind::NotSeekable), and so does a size smaller
 /// than what was written; nothing can be read. A reader that goes away is an [`Error::Io`] of the kind
-/// [`BrokenPipe`](ErrorKind::BrokenPipe). After an error of the writer's, nobody knows how much of it
-/// arrived: everything fails from then on.
+/// [`BrokenPipe`](ErrorKind::BrokenPipe). After an error of the writer it is unknown how much arrived:
+/// all calls fail from then on.
 ///
-/// Writes that were interrupted by a signal are taken up again. A writer that does not block is none
-/// for this: "would block" is an error like any other.
+/// Writes that were interrupted by a signal are repeated. The writer has to block: "would block" is an
+/// error like any other.
 pub struct ForwardTarget<W> {
     stream: Mutex<Stream<W>>,
     /// Bytes written: where the stream is.
@@ -45,7 +45,7 @@ impl<W: Write + Send> ForwardTarget<W> {
         }
     }
 
-    /// How many bytes were written so far, while others write, too.
+    /// Number of bytes written so far, by all threads.
     pub fn written(&self) -> u64 {
         self.position.load(Ordering::Relaxed)
     }
@@ -175,13 +175,13 @@ impl<W: Write + Send> BlockTarget for ForwardTarget<W> {
         self.go_to(&mut self.lock(), size, "cut off at")
     }
 
-    /// Flushes the writer. What becomes of the bytes is for whoever reads them to say.
+    /// Flushes the writer. The bytes may still be on their way to the reader.
     fn sync(&self) -> Result<()> {
         let mut stream = self.lock();
         stream.guarded(self.written(), "flush", flush)
     }
 
-    /// What is never written is written as zeros.
+    /// Gaps are written as zeros.
     fn reads_as_zero(&self) -> bool {
         true
     }

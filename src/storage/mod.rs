@@ -34,7 +34,7 @@ pub(crate) use window::{Miss, Window};
 /// Zeros to write from, where nothing cheaper makes a range read as zero.
 pub(crate) static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
-/// Flushes a writer, whatever interrupts it.
+/// Flushes a writer, again where a signal interrupts it.
 pub(crate) fn flush(writer: &mut impl std::io::Write) -> std::io::Result<()> {
     loop {
         match writer.flush() {

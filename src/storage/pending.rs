@@ -21,7 +21,7 @@ pub struct PendingFile {
     temporary: PathBuf,
     destination: PathBuf,
     committed: bool,
-    /// Whether it stays where it is until it is committed.
+    /// True if it stays where it is until it is committed.
     kept: bool,
 }
 
@@ -137,7 +137,7 @@ impl PendingFile {
 impl Drop for PendingFile {
     fn drop(&mut self) {
         if !self.committed && !self.kept {
-            // There is nobody left to tell if this fails, too.
+            // An error here has no caller to go to.
             let _ = fs::remove_file(&self.temporary);
         }
     }
@@ -154,7 +154,7 @@ pub(crate) fn beside(path: &Path, ending: &str) -> Result<PathBuf> {
     Ok(path.with_file_name(hidden))
 }
 
-/// What is known of a file, where there is one.
+/// Metadata of a file, if it exists.
 ///
 /// # Errors
 /// [`Error::Io`] where the system does not say whether there is.

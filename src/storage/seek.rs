@@ -81,7 +81,7 @@ impl<R: Read + Seek> SeekSource<R> {
         })
     }
 
-    /// The cursor, at whatever position it is.
+    /// The cursor, at its present position.
     pub fn into_inner(self) -> R {
         self.cursor
             .into_inner()
@@ -126,7 +126,7 @@ impl<W: Read + Write + Seek> SeekTarget<W> {
         })
     }
 
-    /// The cursor, at whatever position it is.
+    /// The cursor, at its present position.
     pub fn into_inner(self) -> W {
         self.inner
             .into_inner()

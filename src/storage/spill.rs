@@ -18,14 +18,14 @@ const MOST_RUNS: usize = 1 << 18;
 #[derive(Debug)]
 pub(crate) struct Spill {
     file: Arc<dyn BlockTarget>,
-    /// Where a run starts in the stream, its end, and where it starts in the file.
+    /// Runs by their start in the stream: the end there, and the start in the file.
     runs: BTreeMap<u64, (u64, u64)>,
     used: u64,
     most: u64,
 }
 
 impl Spill {
-    /// A file in `folder` that is gone when it is closed, by whatever end.
+    /// Creates a file in `folder` without a name, which the system removes when it is closed.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be created.

@@ -1,13 +1,13 @@
-//! The verb *inspect* over a stream: what an image is, found out while its bytes go by.
+//! The verb *inspect* over a stream: the description of an image while its bytes arrive.
 //!
-//! A [`StreamInspector`] is fed with chunks of any size and never seeks; [`InspectedReader`] does it for
-//! whatever is read through it. The same probes and the same parsers work as on a file: what they need
-//! is kept (the start, the end, and the tables that they ask for), and what has not arrived yet is asked
-//! for again. So the answer at the end is the one that the file would get, and where the memory that
-//! [`Limits::stream_bytes`] grants is too small for that, it says so.
+//! A [`StreamInspector`] is fed with chunks of any size and never seeks; an [`InspectedReader`] feeds it
+//! all that is read through it. The same probes and parsers work as on a file: the bytes that they need
+//! are kept (the start, the end, and the tables that they ask for), and they run again when missing bytes
+//! have arrived. So the report at the end is that of the file, or says that the memory that
+//! [`Limits::stream_bytes`] grants is too small for it.
 //!
-//! A stream that is packed as a whole, by gzip, xz or zstd, is unpacked as it arrives, and the answer is
-//! about what it holds. Where formats are [allowed](StreamOptions::allow), the packing has to be, too.
+//! A stream that is compressed by gzip, xz or zstd is decompressed as it arrives, and the answer is
+//! about its content. Where formats are [allowed](StreamOptions::allow), the compression has to be, too.
 //!
 //! ```
 //! use blockform::stream::StreamOptions;
@@ -40,7 +40,7 @@ pub use unpack::Packing;
 use unpack::Unpacked;
 use watch::Watch;
 
-/// How a stream is inspected.
+/// Options of the inspection of a stream.
 #[derive(Debug, Clone, Default)]
 pub struct StreamOptions {
     limits: Limits,
@@ -81,21 +81,21 @@ impl StreamOptions {
         self
     }
 
-    /// Takes a packed stream for what it is, and does not look at what it holds.
+    /// Does not decompress a compressed stream.
     #[must_use]
     pub fn as_it_is(mut self) -> Self {
         self.as_it_is = true;
         self
     }
 
-    /// What the image may demand, and how much of the stream may be kept.
+    /// Limits of what the image may demand, and of how much of the stream is kept.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// What the description calls the stream, `-` unless told otherwise.
+    /// Name of the stream in the description, `-` by default.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
@@ -104,7 +104,7 @@ impl StreamOptions {
 
     /// An inspector that has seen nothing yet.
     pub fn inspector(self) -> StreamInspector {
-        // What arrives is held against the list only where it is not packed.
+        // The list is for the content of a compressed stream.
         let outer = StreamOptions {
             allowed: Vec::new(),
             max_virtual_size: None,
@@ -130,45 +130,45 @@ impl StreamOptions {
 #[derive(Debug)]
 pub struct StreamInspector {
     options: StreamOptions,
-    /// What arrives, as it is.
+    /// The bytes as they arrive.
     outer: Watch,
-    /// The first bytes, until they tell whether they are packed.
+    /// The first bytes, until they tell the compression.
     start: Vec<u8>,
-    /// How many of them are looked at next.
+    /// Number of them that the next look needs.
     needed: usize,
     held: Held,
     stopped: bool,
 }
 
-/// What a stream holds.
+/// Content of a stream.
 #[derive(Debug)]
 enum Held {
     /// It is too short to tell.
     Undecided,
     /// Itself.
     Plain,
-    /// Something that is packed.
+    /// Compressed bytes.
     Packed(Box<Unpacked>),
 }
 
-/// What became of a stream.
+/// Report on a stream that has ended.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct StreamReport {
-    /// How many bytes it had, packed if it was.
+    /// Number of bytes of the stream, before decompression.
     pub size: u64,
-    /// How it was packed as a whole. The rest is then about what it holds.
+    /// Compression of the whole stream. The other fields are then about its content.
     pub packing: Option<Packing>,
     /// All formats that it shows.
     pub detected: Detected,
     /// The virtual size in bytes. It is known more often than the whole description is.
     pub virtual_size: Option<u64>,
-    /// What a file of these bytes would be described as, or the error that describing it ends with.
+    /// Description of a file of these bytes, or the error of describing it.
     pub description: Result<Report>,
     /// The checks of its safety.
     pub safety: Safety,
-    /// What could not be known because it went by unseen, for a person to read. Where there is
-    /// something the description is an error or lacks it.
+    /// Facts that are unknown because their bytes were not kept, for a person to read. The description
+    /// is then an error or lacks them.
     pub unknown: Vec<String>,
 }
 
@@ -176,8 +176,8 @@ impl StreamInspector {
     /// Takes the next bytes of the stream.
     ///
     /// # Errors
-    /// [`Error::NotAllowed`] if the stream is proved to be none of the allowed formats,
-    /// [`Error::LimitExceeded`] if its disk is larger than allowed. The inspector is of no more use then.
+    /// [`Error::NotAllowed`] if the stream cannot be in any of the allowed formats,
+    /// [`Error::LimitExceeded`] if its disk is larger than allowed. All later calls fail.
     pub fn feed(&mut self, chunk: &[u8]) -> Result<()> {
         self.check_running()?;
         let fed = self.take(chunk);
@@ -204,7 +204,7 @@ impl StreamInspector {
         }
     }
 
-    /// Finds out from the first bytes whether the stream is packed, and hands them on.
+    /// Tells the compression by the first bytes, and hands them on.
     fn decide(&mut self, last: bool) -> Result<()> {
         let start = self.start.as_slice();
         if self.options.as_it_is {
@@ -266,7 +266,7 @@ impl StreamInspector {
         };
         report.size = size;
         report.packing = Some(unpacked.packing);
-        // What is an image as it arrives is not also one that is packed.
+        // An image that arrives as it is cannot also be a compressed one.
         let packing = FormatId::new(unpacked.packing.name());
         let found = outer.detected.matches.iter();
         if found.clone().any(|(id, _)| *id != packing) {
@@ -285,7 +285,7 @@ impl StreamInspector {
         }
     }
 
-    /// What is looked at: what arrives, or what that unpacks to.
+    /// The inspection of the content: of the stream as it arrives, or decompressed.
     fn watch(&self) -> &Watch {
         match &self.held {
             Held::Packed(unpacked) => &unpacked.watch,
@@ -293,7 +293,7 @@ impl StreamInspector {
         }
     }
 
-    /// How the stream is packed as a whole, if it is.
+    /// Compression of the whole stream, if it is compressed.
     pub fn packing(&self) -> Option<Packing> {
         match &self.held {
             Held::Packed(unpacked) => Some(unpacked.packing),
@@ -301,7 +301,7 @@ impl StreamInspector {
         }
     }
 
-    /// What the stream is found to be so far. What is told by its end is not among it.
+    /// Formats found so far. Those that the end tells are not among them.
     pub fn detected(&self) -> &Detected {
         self.watch().detected()
     }
@@ -325,7 +325,7 @@ impl StreamInspector {
         self.watch().safety()
     }
 
-    /// How many bytes have arrived.
+    /// Number of bytes that have arrived.
     pub fn position(&self) -> u64 {
         match self.held {
             Held::Undecided => self.start.len() as u64,
@@ -333,8 +333,8 @@ impl StreamInspector {
         }
     }
 
-    /// How many bytes are kept, which is never more than [`Limits::stream_bytes`] (or 80 KiB) for what
-    /// arrives and as many again for what that unpacks to.
+    /// Number of bytes kept: at most [`Limits::stream_bytes`] (or 80 KiB) for the bytes that
+    /// arrive and as many again for their decompressed content.
     pub fn kept_bytes(&self) -> u64 {
         let inner = match &self.held {
             Held::Packed(unpacked) => unpacked.watch.kept(),

@@ -27,17 +27,17 @@ impl<R> InspectedReader<R> {
         }
     }
 
-    /// What is known so far.
+    /// The inspector, with all that is known so far.
     pub fn inspector(&self) -> &StreamInspector {
         &self.inspector
     }
 
-    /// What became of the stream, once it was read to its end.
+    /// The report, once the stream was read to its end.
     pub fn report(&self) -> Option<&StreamReport> {
         self.report.as_ref()
     }
 
-    /// The reader, and what became of the stream. It is taken to end where reading stopped.
+    /// The reader and the report. The stream counts as ended where reading stopped.
     ///
     /// # Errors
     /// As [`StreamInspector::finish`].

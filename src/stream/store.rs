@@ -1,4 +1,4 @@
-//! What is kept of a stream that went by, and the file as far as it has arrived.
+//! Bytes that are kept of an inspected stream, and the file as far as it has arrived.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,7 +47,7 @@ impl Store {
         store
     }
 
-    /// How many bytes are kept.
+    /// Number of bytes kept.
     pub(super) fn kept(&self) -> u64 {
         self.window.memory()
     }
@@ -75,12 +75,12 @@ impl Store {
         self.window.end();
     }
 
-    /// What was asked for in vain since the last call.
+    /// Takes the misses since the last call.
     pub(super) fn take_misses(&mut self) -> Vec<Miss> {
         std::mem::take(&mut self.misses)
     }
 
-    /// Where the first of the pieces that are on their way will be whole.
+    /// End of the first piece that has not arrived as a whole.
     pub(super) fn next_piece(&self) -> Option<u64> {
         self.window.next_kept()
     }
@@ -97,10 +97,10 @@ impl Store {
         }
     }
 
-    /// Sees to it that these bytes are kept for good, those that have arrived and those that will.
+    /// Keeps these bytes for good, those that have arrived and those that will.
     ///
     /// # Errors
-    /// Why they are not there, or not all of them.
+    /// The reason why they are not there, or not all of them.
     fn keep(&mut self, start: u64, end: u64) -> Result<(), Miss> {
         self.window.keep(start, end).map_err(|miss| match miss {
             Miss::TooMany(cost) => {
@@ -130,7 +130,7 @@ impl Store {
     }
 }
 
-/// How a file that has not arrived as a whole answers.
+/// The answer to reads of bytes that have not arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
     /// With the bytes, or with an error that says that they are not there.
@@ -162,7 +162,7 @@ pub(super) fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
     store.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a read of bytes that have not arrived fails with: ask again later.
+/// Error of a read of bytes that are not at hand.
 #[derive(Debug, thiserror::Error)]
 #[error("{} bytes at byte {offset} of the stream are not at hand", len)]
 struct NotAtHand {

@@ -1,4 +1,4 @@
-//! What a stream is packed in: gzip, xz, Zstandard. The bytes are unpacked as they arrive.
+//! Compressed streams: gzip, xz, Zstandard. The bytes are decompressed as they arrive.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use crate::limits::Limits;
 
 use super::watch::Watch;
 
-/// How a stream is packed as a whole.
+/// Compression of a whole stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Packing {
@@ -56,13 +56,13 @@ impl Packing {
     }
 }
 
-/// A packed stream, and what its bytes unpack to.
+/// A compressed stream, and the inspection of its content.
 pub(super) struct Unpacked {
     pub(super) packing: Packing,
     pub(super) watch: Watch,
     decoder: Decoder,
     limits: Limits,
-    /// Why the rest is not unpacked, if it is not.
+    /// Reason why the rest is not decompressed.
     pub(super) gave_up: Option<String>,
 }
 
@@ -78,10 +78,10 @@ enum Decoder {
     NotBuilt(&'static str),
 }
 
-/// Bytes that are unpacked at once.
+/// Bytes that are decompressed at once.
 #[cfg(any(feature = "xz", feature = "zstd"))]
 const STEP: usize = 64 << 10;
-/// Packed bytes that are taken at once. What gzip makes of them, at most a thousand times as much, is in
+/// Compressed bytes that are fed at once. Their content, at most a thousand times as much for gzip, is in
 /// memory for a moment.
 const PIECE: usize = 512;
 
@@ -116,8 +116,7 @@ impl Unpacked {
         }
     }
 
-    /// Takes the next packed bytes. Damage ends the unpacking and is told at the end: what the packed
-    /// stream is meant to be is not for us to say.
+    /// Takes the next compressed bytes. Damage ends the decompression and is told at the end.
     pub(super) fn feed(&mut self, chunk: &[u8]) -> Result<()> {
         for piece in chunk.chunks(PIECE) {
             if self.gave_up.is_some() {
@@ -160,7 +159,7 @@ impl Unpacked {
         }
     }
 
-    /// Says that no more packed bytes come, and whether what they unpack to is whole.
+    /// Ends the compressed stream. One that is cut short gives up.
     pub(super) fn finish(&mut self) {
         if self.gave_up.is_none() && !self.decoder.is_at_end() {
             self.gave_up = Some("it is cut short".to_owned());
@@ -270,7 +269,7 @@ mod xz {
 
     pub(super) struct Decoder {
         inner: XzDecoder<'static>,
-        /// Whether a stream has ended and no other has begun.
+        /// True between two streams.
         between: bool,
     }
 
@@ -320,10 +319,10 @@ mod xz {
     }
 }
 
-/// The error of a stream that could not be unpacked to its end.
+/// The error of a stream that could not be decompressed to its end.
 pub(super) fn unreadable(packing: Packing, why: &str) -> Error {
     Error::invalid(format!(
-        "what the {} stream holds is not known to its end: {why}",
+        "the {} stream was not decompressed to its end: {why}",
         packing.name()
     ))
 }

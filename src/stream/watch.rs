@@ -18,7 +18,7 @@ use super::{StreamOptions, StreamReport};
 
 /// The unit in which the start is looked at: no signature is spread over more.
 const SECTOR: u64 = 512;
-/// How often an image is tried to be opened before its end is seen.
+/// Most attempts to open an image before its end is seen.
 const MOST_ATTEMPTS: u32 = 64;
 /// By how much a stream may be longer than the largest disk allowed while it may still be an image whose
 /// format is told by its end, which has more than the disk.
@@ -30,14 +30,14 @@ pub(super) struct Watch {
     options: StreamOptions,
     store: Arc<Mutex<Store>>,
     position: u64,
-    /// Where to look again.
+    /// Position of the next look.
     next: u64,
     detected: Detected,
     declared: Option<u64>,
     attempts: u32,
-    /// Where the first of the bytes that the last attempt lacked will be there.
+    /// End of the first bytes that the last attempt lacked.
     wanted: Option<u64>,
-    /// What the image says, as far as it could be opened before its end.
+    /// Description of the image, if it could be opened before its end.
     early: Option<Box<(Report, Safety)>>,
 }
 
@@ -137,7 +137,7 @@ impl Watch {
         limits.check_virtual_size(size)
     }
 
-    /// What a raw disk is too long for is known without its end.
+    /// Fails if a raw disk is too large already.
     fn check_length(&self) -> Result<()> {
         if self.options.max_virtual_size.is_none() || !self.detected.matches.is_empty() {
             return Ok(());
@@ -280,7 +280,7 @@ impl Watch {
         }
     }
 
-    /// Whether now is the time for another attempt, which is then counted.
+    /// Returns true if another attempt is due, and counts it.
     fn attempts_now(&mut self) -> bool {
         let has_come = self.wanted.is_some_and(|wanted| self.position >= wanted);
         let now = self.may_try() && (self.attempts == 0 || has_come);
@@ -291,7 +291,7 @@ impl Watch {
         now
     }
 
-    /// Whether something was asked for in vain, of which that is noted which will come first.
+    /// Returns true if an attempt missed bytes, and notes those that will arrive first.
     fn has_missed(&mut self) -> bool {
         let misses = lock(&self.store).take_misses();
         let ends = misses.iter().filter_map(|miss| match miss {
@@ -312,7 +312,7 @@ impl Watch {
         Ok((report?, safety?))
     }
 
-    /// How the image is opened: detected, unless it is said that it is raw.
+    /// Options to open the image: its format is detected unless a single one is allowed.
     fn open_options(&self) -> OpenOptions {
         let options = OpenOptions::new().limits(self.options.limits.clone());
         match self.options.allowed.as_slice() {
@@ -405,7 +405,7 @@ fn why(misses: &[Miss], limits: &Limits) -> Error {
         None => {
             let at = gone.map_or(String::new(), |at| format!(" at byte {at}"));
             Error::invalid(format!(
-                "what the image has{at} went by in the stream before it was known to be needed; \
+                "bytes of the image{at} passed in the stream before they were known to be needed; \
                  inspect it as a file"
             ))
         }

@@ -267,7 +267,7 @@ def main():
         bad(f"{name}.ova", simple(members=[info]), "Malformed", "is a link, a folder or a device")
     bad("link-size.ova", simple(members=[header("r.raw", 1024, b"2") + small]), "Malformed", "which has no bytes")
     bad("size-max.ova", simple(members=[header("r.raw", b"\x80" + b"\0" * 3 + b"\xff" * 8) + small]), "Malformed", "larger than any file")
-    bad("size-negative.ova", simple(members=[header("r.raw", b"\xff" * 12) + small]), "Malformed", "is no number")
+    bad("size-negative.ova", simple(members=[header("r.raw", b"\xff" * 12) + small]), "Malformed", "is not a number")
     bad("size-8g.ova", simple(members=[header("r.raw", b"77777777777\0") + small]), "Malformed", "cut short within")
     bad("pax-bad.ova", simple(members=[header("p", 20, b"x") + b"99 path=r.raw\n".ljust(512, b"\0"), ("r.raw", small)]), "Malformed", "not whole")
     bad("pax-long.ova", simple(members=[header("p", 1 << 30, b"x"), ("r.raw", small)]), "Malformed", "too long")

@@ -565,7 +565,7 @@ fn plans_that_were_edited_are_refused() {
     let max = json!(u64::MAX);
     let edits = [
         ("/version", json!(2), "version"),
-        ("/source/virtual_size", json!(-1), "no plan"),
+        ("/source/virtual_size", json!(-1), "not a plan"),
         ("/source/virtual_size", json!(1 << 20), "another size"),
         ("/source/virtual_size", max.clone(), "virtual size"),
         ("/target/virtual_size", json!(512), "another size"),
@@ -577,9 +577,9 @@ fn plans_that_were_edited_are_refused() {
         ),
         ("/target/format", json!("\u{1b}[2J"), "unknown format"),
         ("/target/sparse_size", max.clone(), "a hole"),
-        ("/target/sync", json!("no"), "no plan"),
+        ("/target/sync", json!("no"), "not a plan"),
         ("/target/options", json!([["speed", "9"]]), "no option"),
-        ("/target/options", json!({"speed": 9}), "no plan"),
+        ("/target/options", json!({"speed": 9}), "not a plan"),
         ("/parts", json!([]), "no parts"),
         ("/parts/0/start", json!(1 << 20), "gaps"),
         ("/parts/1/start", json!(0), "overlap"),
@@ -589,7 +589,7 @@ fn plans_that_were_edited_are_refused() {
         ("/parts/4/data", max, "length"),
         ("/parts/2/sample", json!("00"), "digest"),
         ("/parts/2/sample", json!("zz".repeat(16)), "digest"),
-        ("/parts/2", json!({"start": 0, "len": 5}), "no plan"),
+        ("/parts/2", json!({"start": 0, "len": 5}), "not a plan"),
     ];
     let parse = |value: &Value| Plan::from_json(&value.to_string(), &Limits::default());
     for (pointer, new, why) in edits {
@@ -604,7 +604,7 @@ fn plans_that_were_edited_are_refused() {
     };
     refused(
         edited(&|plan| plan["path"] = json!("/etc/passwd")),
-        "no plan",
+        "not a plan",
     );
     let short = |plan: &mut Value| {
         plan["parts"].as_array_mut().unwrap().pop();
@@ -644,7 +644,7 @@ fn plans_that_were_edited_are_refused() {
     limits.metadata_bytes = 100;
     refused(Plan::from_json(&text, &limits), "length of the plan");
     let deep = "[".repeat(1 << 20);
-    refused(Plan::from_json(&deep, &Limits::default()), "no plan");
+    refused(Plan::from_json(&deep, &Limits::default()), "not a plan");
     for cut in 0..text.len() - 1 {
         let cut = Plan::from_json(text.get(..cut).unwrap(), &Limits::default());
         fails!(cut, Error::InvalidInput(_), "EOF while parsing");

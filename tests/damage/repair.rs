@@ -12,7 +12,7 @@ use crate::support::{Rng, read_all, testdata};
 use blockform::check::{Checked, FindingKind, Findings, Repair, Scope};
 use blockform::image::SnapshotSelector;
 use blockform::storage::Memory;
-use blockform::{BlockSource, DetachReferences, Error, OpenOptions};
+use blockform::{BlockSource, DetachReferences, Error, Limits, OpenOptions};
 
 fn options() -> OpenOptions {
     OpenOptions::new()
@@ -164,8 +164,12 @@ fn each_case(mut each: impl FnMut(&'static str, Vec<u8>, Option<Vec<Vec<u8>>>)) 
 }
 
 fn mend(bytes: &[u8], scope: Scope) -> (Vec<u8>, Vec<Op>) {
+    mend_with(options(), bytes, scope)
+}
+
+fn mend_with(options: OpenOptions, bytes: &[u8], scope: Scope) -> (Vec<u8>, Vec<Op>) {
     let file = Recorder::of(bytes, Log::default());
-    let repaired = Repair::new(options(), scope).target(file.clone()).unwrap();
+    let repaired = Repair::new(options, scope).target(file.clone()).unwrap();
     let (before, after) = (check(bytes), repaired.checked.findings.unwrap());
     assert_eq!(
         repaired.fixed.corruptions,
@@ -213,7 +217,16 @@ fn wherever_a_repair_is_cut_off_the_image_is_no_worse() {
     let mut states = 0;
     each_case(|name, bytes, wanted| {
         for scope in [Scope::Leaks, Scope::All] {
-            states += cut_off(name, &bytes, &wanted, scope);
+            states += cut_off(options(), name, &bytes, &wanted, scope);
+            // Without room for changes, each is committed at once.
+            let mut limits = Limits::default();
+            limits.cache_bytes = 0;
+            let options = options().limits(limits);
+            assert_eq!(
+                mend_with(options.clone(), &bytes, scope).0,
+                mend(&bytes, scope).0
+            );
+            states += cut_off(options, name, &bytes, &wanted, scope);
         }
     });
     eprintln!("{states} states");
@@ -221,10 +234,16 @@ fn wherever_a_repair_is_cut_off_the_image_is_no_worse() {
 }
 
 /// Looks at what is there if the repair is cut off. Returns how many states were looked at.
-fn cut_off(name: &str, bytes: &[u8], wanted: &Option<Vec<Vec<u8>>>, scope: Scope) -> u64 {
+fn cut_off(
+    options: OpenOptions,
+    name: &str,
+    bytes: &[u8],
+    wanted: &Option<Vec<Vec<u8>>>,
+    scope: Scope,
+) -> u64 {
     let before = dangers(&check(bytes));
     let readable = contents(bytes).is_some();
-    let (mended, ops) = mend(bytes, scope);
+    let (mended, ops) = mend_with(options, bytes, scope);
     let start = [bytes.to_vec()];
     assert!(after(&start, &ops) == [mended], "{name}");
     let synced = ops.last().is_none_or(|op| matches!(op, Op::Sync(_)));

@@ -47,7 +47,7 @@ const EXT_AT: u64 = 1024;
 const COMPAT_HAS_JOURNAL: u32 = 0x4;
 const INCOMPAT_JOURNAL_DEV: u32 = 0x8;
 const INCOMPAT_64BIT: u32 = 0x80;
-/// What ext3 has: file types, recovery, meta block groups; sparse superblocks, large files, trees.
+/// Features of ext3: file types, recovery, meta block groups; sparse superblocks, large files, trees.
 const EXT3_INCOMPAT: u32 = 0x2 | 0x4 | 0x10;
 const EXT3_RO_COMPAT: u32 = 0x1 | 0x2 | 0x4;
 

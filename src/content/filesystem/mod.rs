@@ -13,7 +13,7 @@ use crate::name::ImageName;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Filesystem {
-    /// What it is.
+    /// Kind.
     pub kind: FilesystemKind,
     /// By what it was recognised, and where, in bytes from the start of the disk or the partition.
     pub evidence: Evidence,
@@ -21,13 +21,13 @@ pub struct Filesystem {
     pub label: Option<ImageName>,
     /// Its UUID or serial number, as its own tools write it.
     pub uuid: Option<String>,
-    /// How many bytes it says that it takes up.
+    /// Size in bytes by its superblock.
     pub size: Option<u64>,
 }
 
 macro_rules! kinds {
     ($( $(#[$meta:meta])* $kind:ident = $name:literal in $family:literal, )*) => {
-        /// What a filesystem is.
+        /// Kind of a filesystem.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[non_exhaustive]
         pub enum FilesystemKind {
@@ -112,27 +112,27 @@ kinds! {
 }
 
 impl FilesystemKind {
-    /// Whether it is one of ext2, ext3 and ext4.
+    /// Returns whether it is one of ext2, ext3 and ext4.
     pub fn is_ext(self) -> bool {
         use FilesystemKind::{Ext2, Ext3, Ext4};
         matches!(self, Ext2 | Ext3 | Ext4)
     }
 
-    /// Whether it is FAT of any width.
+    /// Returns whether it is FAT of any width.
     pub fn is_fat(self) -> bool {
         use FilesystemKind::{Fat12, Fat16, Fat32};
         matches!(self, Fat12 | Fat16 | Fat32)
     }
 }
 
-/// What was found, with nothing known of it.
+/// A filesystem of which only the kind is known.
 fn found(kind: FilesystemKind, what: &'static str, offset: u64) -> Filesystem {
     Filesystem::new(kind, what, offset)
 }
 
 impl Filesystem {
-    /// What is to be said if it takes more than the `available` bytes, as text. Of CDs the readers of
-    /// their descriptors know better.
+    /// Warning that it takes more than the `available` bytes. The readers of ISO 9660 and UDF give a more
+    /// precise one.
     pub(in crate::content) fn cut_short(&self, available: u64) -> Option<String> {
         use FilesystemKind::{Iso9660, Udf};
         let size = self.size.filter(|size| *size > available)?;

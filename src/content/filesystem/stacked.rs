@@ -1,4 +1,4 @@
-//! What filesystems stand on: encryption, volumes, arrays and pools.
+//! Layers below filesystems: encryption, volumes, arrays and pools.
 
 use super::linux::structure;
 use super::{Filesystem, FilesystemKind, found};

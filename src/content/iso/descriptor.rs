@@ -129,7 +129,7 @@ pub(super) fn date(field: &[u8; 17]) -> Option<String> {
     ))
 }
 
-/// Whether the root directory has entries of Rock Ridge (IEEE P1282), which the record of the
+/// Returns whether the root directory has entries of Rock Ridge (IEEE P1282), which the record of the
 /// directory itself announces.
 pub(super) fn has_rock_ridge(disk: &dyn Bytes, volume: &VolumeDescriptor) -> bool {
     fields_of_root(disk, volume).is_some_and(|fields| {

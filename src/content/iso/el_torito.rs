@@ -53,13 +53,13 @@ const GOES_ON: u8 = 0x20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BootCatalogue {
-    /// Where it is, in bytes.
+    /// Offset in bytes.
     pub offset: u64,
-    /// Who made it.
+    /// Manufacturer.
     pub id: Option<ImageName>,
-    /// Whether its checksum is right. Firmware refuses it otherwise.
+    /// Validity of its checksum, without which firmware refuses it.
     pub checksum_is_right: bool,
-    /// What can be started, in the order of the catalogue: the default first.
+    /// Boot entries in the order of the catalogue: the default first.
     pub entries: Vec<BootEntry>,
 }
 
@@ -69,18 +69,18 @@ pub struct BootCatalogue {
 pub struct BootEntry {
     /// For what it is: 00 a BIOS, 01 PowerPC, 02 Mac, EF (hexadecimal) UEFI.
     pub platform: u8,
-    /// Whether it may be started.
+    /// Boot indicator: the entry may be started.
     pub bootable: bool,
-    /// What the firmware pretends it to be.
+    /// Media that the firmware emulates.
     pub media: BootMedia,
-    /// Where it is, in bytes from the start of the disc.
+    /// Offset in bytes from the start of the disc.
     pub offset: u64,
-    /// How many bytes of it the firmware loads at first; no more than a hint for UEFI.
+    /// Bytes that the firmware loads at first; only a hint for UEFI.
     pub load_size: u32,
 }
 
 impl BootCatalogue {
-    /// What is wrong with it on a disc of `size` bytes, as text.
+    /// Faults of it on a disc of `size` bytes, as text.
     pub(super) fn problems(&self, size: u64) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.checksum_is_right {
@@ -98,12 +98,12 @@ impl BootCatalogue {
 }
 
 impl BootEntry {
-    /// Whether a BIOS starts it.
+    /// Returns whether a BIOS starts it.
     pub fn is_bios(&self) -> bool {
         self.platform == 0
     }
 
-    /// Whether UEFI starts it.
+    /// Returns whether UEFI starts it.
     pub fn is_efi(&self) -> bool {
         self.platform == 0xef
     }
@@ -120,7 +120,7 @@ impl BootEntry {
     }
 }
 
-/// What the firmware pretends a boot image to be.
+/// Media that the firmware emulates with a boot image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BootMedia {

@@ -18,7 +18,7 @@ pub(super) const ISO: FormatId = FormatId::new("iso");
 pub(super) const SECTOR: u64 = 2048;
 /// The descriptors start behind the system area, which is for others.
 const SYSTEM_AREA: u64 = 16;
-/// Where libisofs starts the first session on media that can be written again.
+/// Sector at which libisofs starts the first session on rewritable media.
 const FIRST_SESSION: u64 = 32;
 /// Descriptors that are read of one set.
 const MOST_DESCRIPTORS: u64 = 32;
@@ -35,9 +35,9 @@ pub struct Iso {
     pub system_id: Option<ImageName>,
     /// The name of the set of volumes that it is a part of.
     pub volume_set_id: Option<ImageName>,
-    /// Who published it.
+    /// Publisher.
     pub publisher_id: Option<ImageName>,
-    /// Who prepared the data.
+    /// Preparer of the data.
     pub data_preparer_id: Option<ImageName>,
     /// The program that wrote it.
     pub application_id: Option<ImageName>,
@@ -49,17 +49,17 @@ pub struct Iso {
     pub block_size: u32,
     /// Size of the volume in bytes, as the descriptor has it.
     pub size: u64,
-    /// Where the set of descriptors starts that counts, in bytes: that of the last session.
+    /// Offset of the descriptors of the last session, which are the ones in force, in bytes.
     pub offset: u64,
-    /// How many sessions there are, as far as they can be found without the disc.
+    /// Number of sessions, as far as they can be found without the disc.
     pub sessions: u32,
     /// The level of Joliet (1 to 3), which gives long names to Windows.
     pub joliet: Option<u8>,
     /// The name of the volume in Joliet.
     pub joliet_volume_id: Option<ImageName>,
-    /// Whether it has Rock Ridge, which gives long names to Unix.
+    /// Presence of Rock Ridge, which gives long names to Unix.
     pub rock_ridge: bool,
-    /// What it can be started with.
+    /// Boot catalogue.
     pub boot: Option<BootCatalogue>,
 }
 
@@ -148,8 +148,8 @@ pub(super) fn read(disk: &Part<'_>) -> Option<(Iso, Vec<String>)> {
     let mut sessions = 1;
     let kept = (SYSTEM_AREA + FIRST_SESSION) * SECTOR;
     if disk.has(kept + 1, b"CD001") {
-        // On media that can be written again libisofs starts the first session later, and keeps what
-        // stands here up to date with the last one.
+        // On rewritable media libisofs starts the first session later, and keeps the descriptors here up to
+        // date with the last one.
         let (mut at, mut of) = (kept, Set::read(disk, kept));
         while let Some(next) = next_session(disk, at, &of).filter(|_| sessions < MOST_SESSIONS) {
             (at, of) = next;

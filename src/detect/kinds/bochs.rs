@@ -38,14 +38,14 @@ on_disk! {
 }
 
 on_disk! {
-    /// What follows in version 1.
+    /// Continuation in version 1.
     struct Disk1 in BOCHS, "header", Little, 96 bytes {
         disk: u64 = 84,
     }
 }
 
 on_disk! {
-    /// What follows in version 2.
+    /// Continuation in version 2.
     struct Disk2 in BOCHS, "header", Little, 96 bytes {
         timestamp: u32 = 84,
         disk: u64 = 88,

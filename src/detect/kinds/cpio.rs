@@ -22,10 +22,10 @@ const MEMBERS: usize = 1000;
 const NAMES: usize = 16;
 /// Longest name that is told, in bytes.
 const NAME_LEN: u64 = 256;
-/// How far behind the first archive the next one may begin.
+/// Largest gap between two archives.
 const GAP: usize = 4096;
 const END: &[u8] = b"TRAILER!!!";
-/// Where the kernel looks for early microcode.
+/// Path of early microcode.
 const MICROCODE: &[u8] = b"kernel/x86/microcode/";
 
 /// The variants by how they begin, with their names.
@@ -61,7 +61,7 @@ fn probe(window: &Probe<'_>) -> Option<Found> {
     fits.then(|| found(&KIND, what, 0)).flatten()
 }
 
-/// Whether a header of the old kind makes sense: the name's length and the NUL at its end.
+/// Checks a header of the old kind: the name's length and the NUL at its end.
 fn is_binary(window: &Probe<'_>, order: Order) -> bool {
     let len = window.at(20, 2).and_then(|raw| u16::get(raw, 0, order));
     let len = usize::from(len.unwrap_or(0));

@@ -13,7 +13,7 @@ use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Stored};
 use super::look::Look;
 use super::{Kind, Nature};
 
-/// What is known of a file of a [`Kind`]. Reading it fails and says why.
+/// Description of a file of a [`Kind`]. Reading it fails with the reason.
 #[derive(Debug)]
 pub(crate) struct Described {
     kind: &'static Kind,
@@ -39,7 +39,7 @@ impl Described {
         }
         info.details = Some(details);
         if kind.nature != Nature::Image {
-            // Where there is no disk, its size is that of the raw one that QEMU sees in any file.
+            // QEMU sees a raw disk of this size in any file.
             info.virtual_size = file.size();
         }
         Ok(Described { kind, file, info })

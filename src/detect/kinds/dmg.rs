@@ -58,7 +58,7 @@ fn probe(window: &Probe<'_>) -> Option<Found> {
     if window.has(0, ENCRYPTED) {
         return found(&KIND, "encrcdsa", 0);
     }
-    // Four letters alone are little: the version that all have goes with them.
+    // Four letters are little evidence: the version that all files have is compared, too.
     let is_sparse = window.has(0, SPARSE) && window.has(4, &3_u32.to_be_bytes());
     is_sparse.then(|| found(&KIND, "sprs", 0)).flatten()
 }

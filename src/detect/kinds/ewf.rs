@@ -17,7 +17,7 @@ pub(super) const FAMILY: Family = Family {
     probe,
 };
 
-/// How each variant begins, how that is told, and what it is called.
+/// Variants: signature, its text, and name.
 const VARIANTS: [(&[u8; 8], &str, &str); 4] = [
     (b"EVF\x09\x0d\x0a\xff\0", "EVF", "EWF (E01)"),
     (b"LVF\x09\x0d\x0a\xff\0", "LVF", "logical EWF (L01)"),
@@ -100,7 +100,7 @@ fn describe(look: &Look<'_>) -> Result<ImageInfo> {
     details.insert("sector-size", volume.bytes_per_sector);
     details.insert("sectors-per-chunk", volume.sectors_per_chunk);
     let mut info = of_unknown_size(details);
-    // What is logical holds files, and no disk.
+    // A logical image holds files, not a disk.
     if head.starts_with(b"E") {
         let size = volume
             .number_of_sectors

@@ -87,7 +87,7 @@ const KERNEL_64: u16 = 1;
 /// `LOADED_HIGH`: the kernel is a bzImage, and no zImage.
 const LOADED_HIGH: u8 = 1;
 const ARM_MAGIC: u32 = 0x016f_2818;
-/// How long a text of version is told.
+/// Longest version text that is shown.
 const VERSION_LEN: usize = 256;
 
 pub(super) fn probe(window: &Probe<'_>) -> Option<Found> {
@@ -117,7 +117,7 @@ fn describe_x86(look: &Look<'_>) -> Result<ImageInfo> {
     let head = look.window.head;
     let header = SetupHeader::parse(head, 0)?;
     let mut details = Value::map();
-    // Before 2.12 nothing tells for how many bits the kernel is.
+    // Before 2.12 no field says whether the kernel has 64 bits.
     let bits_are_told = header.version >= 0x20c;
     details.insert(
         "architecture",
@@ -153,7 +153,7 @@ fn describe_x86(look: &Look<'_>) -> Result<ImageInfo> {
     Ok(with_details(details))
 }
 
-/// What the headers of arm64, RISC-V and LoongArch have in common.
+/// Details that the headers of arm64, RISC-V and LoongArch have in common.
 fn image(
     look: &Look<'_>,
     architecture: &'static str,

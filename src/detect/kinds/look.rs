@@ -1,4 +1,4 @@
-//! What describing a file has to go by: its window, the file, and how deep inside others it is.
+//! Inputs of a description: the window, the file, and its depth inside others.
 
 use crate::detect::Detected;
 use crate::error::Result;
@@ -8,7 +8,7 @@ use crate::storage::Memory;
 
 use super::kind_of;
 
-/// How many wrappers are looked through, one inside the other.
+/// Deepest nesting of wrappers that is looked into.
 const DEPTH: u8 = 3;
 
 /// A look at a file.
@@ -38,8 +38,8 @@ impl<'a> Look<'a> {
         Ok(bytes)
     }
 
-    /// What begins with these bytes, which stand inside of the file: all that they match, and the
-    /// details of what they are.
+    /// Describes bytes that begin something inside of the file: all that they match, and the
+    /// details.
     pub(super) fn inside(&self, bytes: &[u8]) -> Option<Value> {
         if self.depth >= DEPTH || bytes.is_empty() {
             return None;
@@ -71,7 +71,7 @@ impl<'a> Look<'a> {
                 depth: self.depth + 1,
             };
             inside.insert("kind", kind.name);
-            // Only the start is there: what it does not show is not told.
+            // Only the start is there, and a description of it may fail.
             if let Ok(ImageInfo {
                 details: Some(details),
                 ..

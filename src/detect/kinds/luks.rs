@@ -1,7 +1,7 @@
-//! LUKS 1, in the words of QEMU, which knows it as a format of its own.
+//! LUKS 1, in the words of QEMU, which treats it as a format of its own.
 //!
-//! It is content to detection: a disk that is encrypted. Described it has QEMU's words, and the size of
-//! the disk inside; to read it is refused until somebody says that the encrypted bytes are wanted.
+//! To detection it is content: an encrypted disk. Its description has QEMU's fields and the size of the disk
+//! inside. Reading is refused unless the caller names the format raw.
 
 use crate::detect::Detected;
 use crate::error::Result;

@@ -1,9 +1,8 @@
-//! Kinds of files that are known and not read: image formats without a reader, and files that are no
-//! disks at all.
+//! Kinds of files that are described and not read: image formats without a reader, and files that are not
+//! disks.
 //!
-//! They are known so that such a file is refused by its name, is described as what it is, and never
-//! passes for a raw disk in silence. A kind leaves this folder when its format gets one in `formats/`;
-//! as long as both are there, the format counts.
+//! Such a file is refused by its name and never taken for a raw disk. A format in `formats/` takes precedence
+//! over a kind of the same name.
 
 mod android;
 mod asif;
@@ -42,18 +41,18 @@ use super::Detected;
 /// A kind of file that can be described and not read.
 pub(crate) struct Kind {
     id: FormatId,
-    /// What people call it.
+    /// Name in words.
     name: &'static str,
     nature: Nature,
     describe: fn(&Look<'_>) -> Result<ImageInfo>,
 }
 
-/// What a file of a kind is to somebody who looks for a disk.
+/// Relation of a kind to disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Nature {
     /// An image of one disk or of several, in a format that is not read.
     Image,
-    /// Something packed as a whole.
+    /// A compressed file.
     Packed,
     /// No disk.
     Other,
@@ -104,7 +103,7 @@ impl Kind {
         }
     }
 
-    /// Whether `name` is that of this format. What is no image format has no name to be opened by.
+    /// Returns whether `name` is that of this format. Only image formats are opened by name.
     pub(crate) fn is(&self, name: &str) -> bool {
         self.nature == Nature::Image && self.id.as_str() == name
     }
@@ -178,12 +177,12 @@ pub(crate) fn kind_by_name(name: &str) -> Option<&'static Kind> {
     kinds.find(|kind| kind.id.as_str() == name).copied()
 }
 
-/// Whether the id is that of something packed, which other formats have inside, too.
+/// Returns whether the id is that of a compressed file. Other formats have such data inside, too.
 pub(super) fn is_packed(id: FormatId) -> bool {
     kind_by_name(id.as_str()).is_some_and(|kind| kind.nature == Nature::Packed)
 }
 
-/// Whether the id is that of a format for images, read or not, and of no other kind of file.
+/// Returns whether the id is that of an image format, read or not.
 pub(super) fn is_image(id: FormatId) -> bool {
     kind_by_name(id.as_str()).is_none_or(|kind| kind.nature == Nature::Image)
 }

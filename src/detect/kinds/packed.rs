@@ -1,7 +1,7 @@
-//! Files that are packed as a whole, by their signatures, and what begins in them.
+//! Compressed files, by their signatures, and the start of their content.
 //!
-//! Of a packed file no more is unpacked than the window that detection sees, out of a bounded piece of
-//! it, with a bounded dictionary. What cannot be unpacked is not an error: the wrapper is named alone.
+//! Only the window that detection sees is decompressed, out of a bounded piece of the file and with a bounded
+//! dictionary. If that fails, only the wrapper is described.
 
 use std::io::{Read, Seek, SeekFrom};
 
@@ -54,14 +54,14 @@ pub(super) const FAMILY: Family = Family {
     probe,
 };
 
-/// What ends a file in Zstandard's seekable format.
+/// Magic at the end of a file in Zstandard's seekable format.
 const SEEKABLE: u32 = 0x8f92_eab1;
 
-/// How much of a packed file is read to unpack its start: a block of the largest kind (lz4's, in its
+/// Bytes of a compressed file that are read to decompress its start: a block of the largest kind (lz4's, in its
 /// legacy form), and a bit.
 const MOST_PACKED: u64 = 9 << 20;
 
-/// How something is packed.
+/// Compression of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Codec {
     /// Not at all.
@@ -111,9 +111,9 @@ fn probe(window: &Probe<'_>) -> Option<Found> {
     }
 }
 
-/// Whether a file is of the old kind of LZMA, which has no signature: properties as everybody writes
-/// them, a dictionary of a size that encoders make, a size that can be, and the first byte of what is
-/// packed, which is 0.
+/// Recognises the old kind of LZMA, which has no signature, by its properties as all encoders write
+/// them, a dictionary of a usual size, a possible file size, and the first compressed
+/// byte, which is 0.
 fn is_lzma(head: &[u8]) -> bool {
     let dictionary = le::<u32>(head, 1).unwrap_or(0);
     let size = le::<u64>(head, 5).unwrap_or(0);
@@ -126,7 +126,7 @@ fn is_lzma(head: &[u8]) -> bool {
         && head.get(13) == Some(&0)
 }
 
-/// The name of the file that was packed (RFC 1952, section 2.3.1).
+/// The name of the original file (RFC 1952, section 2.3.1).
 fn gzip_name(head: &[u8]) -> Option<ImageName> {
     const FEXTRA: u8 = 4;
     const FNAME: u8 = 8;
@@ -177,8 +177,8 @@ impl Codec {
     }
 }
 
-/// The first bytes of what is packed at `at` in the file, as many as detection looks at; fewer, or
-/// none, where it is damaged or more is needed than is granted.
+/// Decompresses the data at `at` in the file, as many bytes as detection looks at. Fewer bytes, or none, come
+/// from damaged data and from data that needs too much memory.
 pub(super) fn first_bytes(look: &Look<'_>, at: u64, codec: Codec) -> Vec<u8> {
     let mut reader = SourceReader::new(look.file);
     if reader.seek(SeekFrom::Start(at)).is_err() {

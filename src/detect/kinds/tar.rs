@@ -27,7 +27,7 @@ const BLOCK: u64 = 512;
 const MEMBERS: usize = 16;
 /// Headers that are read to find them.
 const HEADERS: usize = 64;
-/// How much is read of what stands before a member to tell its name, in bytes.
+/// Bytes that are read of an extended header for a member's name.
 const NAME_LEN: usize = 4096;
 
 on_disk! {
@@ -48,7 +48,7 @@ struct Member {
     name: Vec<u8>,
     size: u64,
     typeflag: u8,
-    /// Where the next header is.
+    /// Offset of the next header.
     next: u64,
 }
 
@@ -90,7 +90,7 @@ impl Member {
         })
     }
 
-    /// Whether this is a member of its own, and not about the next one.
+    /// Returns whether this is a member, and not an extended header.
     fn is_real(&self) -> bool {
         !matches!(self.typeflag, b'x' | b'g' | b'L' | b'K' | b'V')
     }
@@ -196,7 +196,7 @@ fn probe(window: &Probe<'_>) -> Option<Found> {
     }
 }
 
-/// What kind of container image has a member of this name.
+/// Kind of container image that has a member of this name.
 fn container(name: &[u8]) -> Option<Found> {
     if name == b"oci-layout" || name.starts_with(b"blobs/") {
         return found(&OCI, "a tar archive with the names of an OCI layout", 0);

@@ -1,4 +1,4 @@
-//! What U-Boot loads: its own images (`include/image.h`) and flattened trees (Devicetree Specification,
+//! Images of U-Boot (`include/image.h`) and flattened device trees (Devicetree Specification,
 //! section 5.2), which the newer images are, too.
 
 use crate::error::Result;

@@ -40,13 +40,13 @@ on_disk! {
     }
 }
 
-/// Where the table of devices is, and how many entries it has.
+/// Offset of the table of devices, and its number of entries.
 const DEVICES: (usize, usize) = (4096, 256);
 /// Longest name of a device that is told, in bytes.
 const NAME_LEN: usize = 255;
 
 fn probe(window: &Probe<'_>) -> Option<Found> {
-    // Four letters alone are little: there is but one version.
+    // Four letters are little evidence: the only version is compared, too.
     let begins = window.has(0, b"VMA\0\0\0\0\x01");
     begins.then(|| found(&KIND, "VMA", 0)).flatten()
 }
@@ -67,7 +67,7 @@ fn describe(look: &Look<'_>) -> Result<ImageInfo> {
             continue;
         }
         let name = name(look, &header, device.devname_ptr)?;
-        // The memory of the machine is among the devices, and no disk.
+        // The memory of the machine is among the devices, and is not a disk.
         if name.as_bytes() != b"vmstate" {
             disks.push(device.size);
         }

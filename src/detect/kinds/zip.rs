@@ -159,7 +159,7 @@ fn end(look: &Look<'_>) -> Result<Option<End>> {
     Ok(record)
 }
 
-/// What the first member begins with.
+/// Description of the start of the first member.
 fn inside(look: &Look<'_>) -> Option<Value> {
     const ENCRYPTED: u16 = 1;
     let (header, name) = local(look.window.head)?;

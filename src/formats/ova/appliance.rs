@@ -37,7 +37,7 @@ pub struct Appliance {
     limits: Limits,
 }
 
-/// What a manifest was found to say.
+/// Result of comparing an archive with its manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verification {
@@ -94,7 +94,7 @@ impl Appliance {
         })
     }
 
-    /// What the descriptor says.
+    /// Content of the descriptor.
     pub fn package(&self) -> &Package {
         &self.package
     }
@@ -138,7 +138,7 @@ impl Appliance {
                 disk.map(Chosen::Disk).or_else(|| file().map(Chosen::File))
             }
             None => {
-                // Parents show through others; what is empty has nothing to read.
+                // Parents are read through their children, and an empty disk has no file.
                 let tops =
                     |disk: &&PackageDisk| disk.file.is_some() && !self.package.is_parent(disk);
                 let mut tops = disks.iter().filter(tops);
@@ -219,7 +219,7 @@ impl Appliance {
             let problem = format!("names {name}, which the archive does not have");
             return Err(malformed("manifest", manifest.header, problem));
         };
-        // One line of a few bytes must not have a disk read again and again.
+        // A short line must not have a disk read again and again.
         if !seen.insert(file.header) {
             let problem = format!("names {} more than once", entry.name.quoted());
             return Err(malformed("manifest", manifest.header, problem));
@@ -229,7 +229,7 @@ impl Appliance {
         Ok(file)
     }
 
-    /// What the appliance may demand.
+    /// Limits of what the appliance may demand.
     pub(super) fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -256,12 +256,12 @@ pub(super) fn unlisted<'a>(
     })
 }
 
-/// Whether a file is the one with the signature of the manifest.
+/// Returns whether a file is the one with the signature of the manifest.
 pub(super) fn is_certificate(name: &ImageName) -> bool {
     name.as_bytes().ends_with(b".cert")
 }
 
-/// What was chosen to be read.
+/// Disk or file that is read.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Chosen<'a> {
     Disk(&'a PackageDisk),
@@ -334,7 +334,7 @@ pub(super) fn whole_file(
                 let suffix = format!(".{number:09}");
                 let name = [file.href.as_bytes(), suffix.as_bytes()].concat();
                 let name = ImageName::new(name);
-                // Without a size the chunks end where the next is not there.
+                // Without a size the first chunk that is missing is the end.
                 if count.is_none() && number > 0 && !has(&name)? {
                     break;
                 }
@@ -365,14 +365,14 @@ pub(super) fn unpacked(
     limits: &Limits,
 ) -> Result<Arc<dyn BlockSource>> {
     let by = file.compression.as_ref().map(ImageName::as_bytes);
-    // Some pack a file and say so in its name alone.
+    // Some writers compress a file and show that only in its name.
     let named = file.href.as_bytes().to_ascii_lowercase().ends_with(b".gz");
     match by {
         None if !(named && is_gzip(&stored)?) => Ok(stored),
         None | Some(b"gzip") => inflated(stored, limits),
         Some(other) => Err(Error::unsupported(
             OVA,
-            format!("a file packed by {}", ImageName::from(other).quoted()),
+            format!("a file compressed by {}", ImageName::from(other).quoted()),
             None,
         )),
     }
@@ -392,7 +392,7 @@ fn inflated(stored: Arc<dyn BlockSource>, limits: &Limits) -> Result<Arc<dyn Blo
 fn inflated(_: Arc<dyn BlockSource>, _: &Limits) -> Result<Arc<dyn BlockSource>> {
     Err(Error::unsupported(
         OVA,
-        "a file packed by gzip",
+        "a file compressed by gzip",
         "build with the feature zlib",
     ))
 }

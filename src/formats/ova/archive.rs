@@ -17,7 +17,7 @@ use super::{OVA, malformed};
 pub(super) struct Archive {
     source: Arc<dyn BlockSource>,
     index: Arc<Index>,
-    /// Where each member that a name can mean is, by its name without `./`, in order.
+    /// Index of each member that a name can mean, sorted by its name without `./`.
     names: Arc<[(Vec<u8>, usize)]>,
     /// The folder of the descriptor, with its separator: names in it mean files beside it.
     folder: Vec<u8>,
@@ -153,7 +153,7 @@ impl Archive {
         member.open(&self.source)
     }
 
-    /// What decides about the names in a disk called `disk`: they mean files beside it.
+    /// Resolver of the names in a disk called `disk`: they mean files beside it.
     pub(super) fn resolver(&self, disk: &ImageName) -> Arc<dyn Resolver> {
         Arc::new(WithinArchive::beside(self.clone(), disk.as_bytes()))
     }
@@ -190,7 +190,7 @@ fn folder_of(name: &[u8]) -> &[u8] {
     name.get(..slash.map_or(0, |at| at + 1)).unwrap_or_default()
 }
 
-/// Whether a name is a place outside of any archive: a URL, an absolute path, a way up.
+/// Returns whether a name leads outside of any archive: a URL, an absolute path, a way up.
 pub(super) fn leads_outside(name: &[u8]) -> bool {
     settled(name).is_none()
 }

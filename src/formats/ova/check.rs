@@ -1,4 +1,4 @@
-//! Whether an appliance is whole: its archive, the digests and sizes of its files, and its disks.
+//! Check of an appliance: its archive, the digests and sizes of its files, and its disks.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -81,14 +81,14 @@ fn check_manifest(appliance: &Appliance, archive: &Archive, findings: &mut Findi
     Ok(())
 }
 
-/// Where the headers are of the files that the descriptor lists.
+/// Offsets of the headers of the files that the descriptor lists.
 fn belonging(appliance: &Appliance, archive: &Archive) -> HashSet<u64> {
     let files = appliance.package().files.iter();
     let members = files.filter_map(|file| stored_member(archive, file));
     members.map(|member| member.header).collect()
 }
 
-/// Whether a member is a chunk of a file that the descriptor lists.
+/// Returns whether a member is a chunk of a file that the descriptor lists.
 fn is_chunk(appliance: &Appliance, member: &Member) -> bool {
     let name = member.name.as_bytes();
     let mut split = appliance.package().files.iter();
@@ -116,7 +116,7 @@ fn check_files(
     findings: &mut Findings,
 ) -> Result<()> {
     let package = appliance.package();
-    // Two names can mean one file, which is not to be checked again and again.
+    // Two names can mean one file, which is checked once.
     let mut seen = HashSet::new();
     for file in &package.files {
         let member = appliance
@@ -186,7 +186,7 @@ fn add_missing(appliance: &Appliance, error: Error, findings: &mut Findings) -> 
     }
 }
 
-/// Whether a file has the size that the descriptor says.
+/// Compares the size of a file with the descriptor.
 fn compare_size(file: &PackageFile, stored: u64, findings: &mut Findings) -> Result<()> {
     let Some(size) = file.size.filter(|size| *size != stored) else {
         return Ok(());
@@ -195,7 +195,7 @@ fn compare_size(file: &PackageFile, stored: u64, findings: &mut Findings) -> Res
     let problem = format!("says that {name} has {size} bytes, and there are {stored}");
     match file.compression {
         None => findings.add_damage(malformed("OVF descriptor", None, problem)),
-        // Some mean what it unpacks to, and nobody reads by it.
+        // Some writers give the inflated size. Readers do not use it.
         Some(_) => {
             findings.note("OVF descriptor", problem);
             Ok(())

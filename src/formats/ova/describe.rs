@@ -1,4 +1,4 @@
-//! What is told of an appliance.
+//! Description of an appliance.
 
 use crate::image::Value;
 use crate::name::ImageName;

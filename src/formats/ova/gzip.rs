@@ -1,4 +1,4 @@
-//! Files packed by gzip (RFC 1952), read at any offset.
+//! Files compressed by gzip (RFC 1952), read at any offset.
 //!
 //! One pass over the file finds its size, checks its sums and notes the inflater's state now and then.
 //! A read goes on from the nearest state before it, of these or of those that earlier reads left.
@@ -19,9 +19,9 @@ use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Stored, check_ext
 
 use super::malformed;
 
-/// How far back deflate reaches, in bytes.
+/// Window of deflate, in bytes.
 const WINDOW: usize = 32 << 10;
-/// Bytes of the packed file read at once.
+/// Bytes of the compressed file read at once.
 const INPUT: usize = 32 << 10;
 /// The most bytes of a header, whose name and comment have no length of their own.
 const MAX_HEADER: u64 = 128 << 10;
@@ -39,17 +39,17 @@ const NEAR: u64 = 64 << 10;
 struct State {
     inflater: DecompressorOxide,
     window: Box<[u8; WINDOW]>,
-    /// Where in the window the next byte goes.
+    /// Position of the next byte in the window.
     into: usize,
-    /// Where in the packed file the next byte comes from.
+    /// Offset of the next input byte in the compressed file.
     packed: u64,
-    /// Where in the file the next byte goes.
+    /// Offset of the next output byte in the file.
     at: u64,
-    /// Whether a stream has been begun and not ended.
+    /// Set while a stream has begun and not ended.
     within: bool,
-    /// Whether no stream follows.
+    /// Set once no stream follows.
     ended: bool,
-    /// Where in the file the present stream began.
+    /// Offset in the file at which the present stream began.
     stream: u64,
 }
 
@@ -85,12 +85,12 @@ impl State {
     }
 }
 
-/// A file packed by gzip, as what it holds.
+/// The content of a file compressed by gzip.
 pub(super) struct Inflated<S> {
     packed: S,
     size: u64,
     points: Vec<Arc<State>>,
-    /// What reads left, the latest last.
+    /// States that reads left, the latest last.
     cursors: Mutex<Vec<Arc<State>>>,
 }
 
@@ -103,12 +103,12 @@ impl<S: fmt::Debug> fmt::Debug for Inflated<S> {
     }
 }
 
-/// What inflates a file from a state on.
+/// Inflates a file from a state on.
 struct Inflater<'a, S> {
     packed: &'a S,
     state: State,
     input: Vec<u8>,
-    /// Which bytes of the input are left.
+    /// Range of the input that is left.
     left: std::ops::Range<usize>,
     /// The sum of the present stream, where it is followed from its start.
     sum: Option<Crc>,
@@ -220,7 +220,7 @@ impl<'a, S: BlockSource> Inflater<'a, S> {
         Ok(true)
     }
 
-    /// Whether nothing but zeros, which archivers pad with, stands from `at` on.
+    /// Returns whether only zeros, with which archivers pad, stand from `at` on.
     fn rest_is_zero(&self, at: u64) -> Result<bool> {
         let mut buffer = [0; 4096];
         let n = self.packed.read_at(&mut buffer, at)?;
@@ -275,7 +275,7 @@ impl<S: BlockSource> Header<'_, S> {
 }
 
 impl<S: BlockSource> Inflated<S> {
-    /// What the packed file holds. All of it is inflated once.
+    /// Opens a compressed file. All of it is inflated once.
     ///
     /// # Errors
     /// [`Error::Malformed`] if it is damaged, [`Error::LimitExceeded`] if it grows too much.
@@ -355,7 +355,7 @@ impl<S: BlockSource> BlockSource for Inflated<S> {
             let before = inflater.state.at;
             let out = inflater.step()?;
             if out.is_empty() {
-                return Err(inflater.bad("is no longer what it was"));
+                return Err(inflater.bad("has changed since it was opened"));
             }
             let wanted = offset + done as u64;
             let skip = usize::try_from(wanted.saturating_sub(before)).unwrap_or(usize::MAX);

@@ -7,7 +7,7 @@ use crate::ondisk::{on_disk, until_nul};
 
 use super::OVA;
 
-/// What everything in an archive is a multiple of, in bytes.
+/// Unit of everything in an archive, in bytes.
 pub(super) const BLOCK: u64 = 512;
 pub(super) const BLOCK_LEN: usize = 512;
 
@@ -34,7 +34,7 @@ on_disk! {
 }
 
 on_disk! {
-    /// What GNU tar has in place of `prefix` in the header of a sparse file; tar.h, `oldgnu_header`.
+    /// Fields of GNU tar in place of `prefix` in the header of a sparse file; tar.h, `oldgnu_header`.
     pub(super) struct OldGnuHeader in OVA, "tar header", Big, 512 bytes {
         sparse: [u8; 96] = 386,
         is_extended: u8 = 482,
@@ -66,7 +66,7 @@ fn checksums(block: &[u8]) -> (u64, i64) {
     sums
 }
 
-/// Whether a block is a header: its checksum is the only magic that all of them have.
+/// Returns whether a block is a header: its checksum is the only magic that all of them have.
 pub(super) fn has_checksum(block: &[u8], header: &Header) -> bool {
     let (unsigned, signed) = checksums(block);
     let stated = number(&header.chksum);

@@ -7,7 +7,7 @@ use crate::source::BlockSource;
 
 use super::{OVA, malformed};
 
-/// What the manifest says of a file.
+/// Line of a manifest about a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) name: ImageName,

@@ -87,7 +87,7 @@ impl Opening {
         Ok(())
     }
 
-    /// What went well; what did not is a warning where the appliance is only to be described.
+    /// Passes a value on; an error becomes a warning where the appliance is only described.
     fn told<T>(&mut self, request: &Request<'_>, result: Result<T>) -> Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
@@ -151,7 +151,7 @@ impl Opening {
     }
 }
 
-/// Where the descriptor and the disk differ about its size, in words.
+/// Difference between the sizes of the descriptor and of the disk, in words.
 pub(super) fn other_size(disk: &PackageDisk, size: u64) -> Option<String> {
     let name = disk.file.as_ref().map_or(&disk.id, |file| &file.href);
     let capacity = disk.capacity.filter(|capacity| *capacity != size)?;
@@ -161,7 +161,7 @@ pub(super) fn other_size(disk: &PackageDisk, size: u64) -> Option<String> {
     ))
 }
 
-/// Where they differ about its format.
+/// Difference between the formats of the descriptor and of the disk.
 pub(super) fn other_format(disk: &PackageDisk, format: FormatId) -> Option<String> {
     let name = disk.file.as_ref().map_or(&disk.id, |file| &file.href);
     let declared = disk.format.filter(|declared| *declared != format)?;
@@ -171,7 +171,7 @@ pub(super) fn other_format(disk: &PackageDisk, format: FormatId) -> Option<Strin
     ))
 }
 
-/// What is wrong with a disk, where the error would speak of the appliance's own format.
+/// Rewords an error about a disk that would read as one about the appliance's own format.
 pub(super) fn about_disk(name: &ImageName, error: Error) -> Error {
     let name = name.quoted();
     let problem = match error {
@@ -217,14 +217,14 @@ fn open_outside(
         return Ok(None);
     };
     let bytes = unpacked(file, stored, request.limits)?;
-    // What is within a file that was put together is not beside anything.
+    // A file that was assembled or inflated has no files beside it.
     request
         .opener
         .open_within(bytes, declared, Arc::new(DenyReferences))
         .map(Some)
 }
 
-/// The name and format of a file beside a descriptor that is neither packed nor in chunks.
+/// The name and format of a file beside a descriptor that is neither compressed nor in chunks.
 pub(super) fn as_it_is(
     file: &PackageFile,
     declared: Option<FormatId>,

@@ -10,7 +10,7 @@ use crate::ondisk::xml::{self, Element};
 /// The most files that a descriptor may list, and the most disks.
 const MAX_FILES: usize = 2048;
 
-/// What a descriptor says.
+/// Content of a descriptor.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Package {
@@ -20,7 +20,7 @@ pub struct Package {
     pub disks: Vec<PackageDisk>,
     /// The virtual machines.
     pub systems: Vec<VirtualSystem>,
-    /// What is odd about the descriptor, for a person to read.
+    /// Warnings about the descriptor, for a person to read.
     pub warnings: Vec<String>,
 }
 
@@ -34,7 +34,7 @@ pub struct PackageFile {
     pub href: ImageName,
     /// Its size in bytes as it stands in the package, where the descriptor says it.
     pub size: Option<u64>,
-    /// How it is packed, such as `gzip`, if it is.
+    /// Compression, such as `gzip`, if there is any.
     pub compression: Option<ImageName>,
     /// The bytes of each of its chunks but the last, if it is split.
     pub chunk_size: Option<u64>,
@@ -58,11 +58,11 @@ pub struct PackageDisk {
     pub format: Option<FormatId>,
     /// The `diskId` of the disk that shows through where this one records nothing.
     pub parent: Option<ImageName>,
-    /// Where it hangs, if a virtual machine has it.
+    /// Attachment, if a virtual machine has the disk.
     pub attachment: Option<Attachment>,
 }
 
-/// Where a disk hangs.
+/// Attachment of a disk to a virtual machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Attachment {
@@ -72,7 +72,7 @@ pub struct Attachment {
     pub bus: Option<&'static str>,
     /// The controller's model (`ResourceSubType`), such as `lsilogic`.
     pub controller: Option<ImageName>,
-    /// Which of the controllers of its kind that is (`Address`).
+    /// Number of the controller among those of its kind (`Address`).
     pub controller_address: Option<u64>,
     /// Its place on the controller (`AddressOnParent`).
     pub unit: Option<u64>,
@@ -88,23 +88,23 @@ pub struct VirtualSystem {
     pub name: Option<ImageName>,
     /// The guest's operating system: the number of CIM, what VMware or VirtualBox call it, and words.
     pub os_id: Option<u64>,
-    /// What VMware or VirtualBox call the operating system.
+    /// Name of the operating system by VMware or VirtualBox.
     pub os_type: Option<ImageName>,
     /// The operating system in words.
     pub os_description: Option<ImageName>,
     /// The hardware it is made for, such as `vmx-10`.
     pub hardware: Option<ImageName>,
-    /// How many processors it is to have.
+    /// Number of processors.
     pub cpus: Option<u64>,
-    /// How much memory it is to have, in bytes.
+    /// Memory in bytes.
     pub memory: Option<u64>,
-    /// Whether it boots by UEFI.
+    /// Boots by UEFI.
     pub efi: bool,
-    /// Whether the firmware checks what it boots.
+    /// Secure boot: the firmware verifies boot programs.
     pub secure_boot: bool,
     /// The product: its name, and who makes it.
     pub product: Option<ImageName>,
-    /// Who makes the product.
+    /// Vendor of the product.
     pub vendor: Option<ImageName>,
     /// The product's version.
     pub version: Option<ImageName>,
@@ -112,7 +112,7 @@ pub struct VirtualSystem {
     pub properties: Vec<ImageName>,
 }
 
-/// Whether the start of a file is that of a descriptor.
+/// Recognises the start of a descriptor.
 pub(super) fn recognize(head: &[u8]) -> bool {
     let Some(text) = xml::decoded_start(head) else {
         return false;
@@ -143,11 +143,11 @@ impl Package {
     /// Reads a descriptor.
     ///
     /// # Errors
-    /// What is wrong with it, in words that go on after its name.
+    /// The fault, in words that continue a sentence after the descriptor's name.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let root = xml::parse(&xml::decoded(bytes)?)?;
         if root.name != "Envelope" {
-            return Err("is no OVF envelope".to_owned());
+            return Err("is not an OVF envelope".to_owned());
         }
         let mut package = Package::default();
         let references = root.children.iter().filter(|c| c.name == "References");
@@ -221,7 +221,7 @@ impl Package {
         let capacity = disk.attribute("capacity").map(|text| bytes(text, units));
         if capacity == Some(None) {
             self.warnings.push(format!(
-                "the capacity of the disk {} is no number",
+                "the capacity of the disk {} is not a number",
                 id.quoted()
             ));
         }
@@ -260,7 +260,7 @@ impl Package {
                 "OperatingSystemSection" => system.set_os(section),
                 "VirtualHardwareSection" => self.add_hardware(section, &mut system),
                 "ProductSection" => system.set_product(section),
-                // VirtualBox repeats the machine in its own words.
+                // VirtualBox repeats the machine in elements of its own.
                 "Machine" => {
                     let firmware = section.descendants().find(|e| e.name == "Firmware");
                     let kind = firmware.and_then(|e| e.attribute("type"));
@@ -400,7 +400,7 @@ impl<'a> Item<'a> {
     }
 }
 
-/// What `xsi:type` says that a section is, without `_Type` and its prefix.
+/// Type of a section by `xsi:type`, without `_Type` and its prefix.
 fn type_of(element: &Element) -> &str {
     let kind = element.attribute("type").unwrap_or_default();
     let local = kind.rsplit(':').next().unwrap_or_default();
@@ -408,7 +408,7 @@ fn type_of(element: &Element) -> &str {
 }
 
 /// A number of units in bytes. Units are `byte * 2^20`, `byte*10^6`, or the words of old (DSP0004,
-/// annex C); a fraction or a property's name is no number.
+/// annex C); a fraction or a property's name is not a number.
 fn bytes(number: &str, units: &str) -> Option<u64> {
     let number: u64 = number.trim().parse().ok()?;
     let plain: String = units.chars().filter(|c| !c.is_whitespace()).collect();
@@ -522,7 +522,7 @@ mod tests {
     fn what_contradicts_itself_is_refused() {
         let envelope = |inside: &str| format!("<Envelope>{inside}</Envelope>");
         for (text, words) in [
-            ("<Envelop/>".to_owned(), "no OVF envelope"),
+            ("<Envelop/>".to_owned(), "not an OVF envelope"),
             (
                 envelope("<References><File id='a'/></References>"),
                 "without href",

@@ -9,10 +9,10 @@ use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Stored, check_ext
 /// A part of a file that is in the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Piece {
-    /// Where in the file.
+    /// Offset in the file.
     start: u64,
     len: u64,
-    /// Where among the bytes that are stored.
+    /// Offset among the stored bytes.
     stored: u64,
 }
 
@@ -59,7 +59,7 @@ impl<S: BlockSource> SparseMember<S> {
         }
     }
 
-    /// What is at `offset`: the place among the stored bytes, if there is one, and for how long.
+    /// Offset among the stored bytes of the byte at `offset`, if it is stored, and the length of that run.
     fn at(&self, offset: u64) -> (Option<u64>, u64) {
         let next = self
             .pieces

@@ -26,19 +26,19 @@ const MAX_EXTENDED: u64 = 1 << 20;
 pub(super) struct Member {
     pub(super) name: ImageName,
     pub(super) kind: Kind,
-    /// Where its header is, in bytes.
+    /// Offset of its header, in bytes.
     pub(super) header: u64,
-    /// Where its bytes begin.
+    /// Offset of its bytes.
     data: u64,
-    /// How many bytes there are in the archive.
+    /// Number of bytes in the archive.
     stored: u64,
-    /// How many bytes the file has.
+    /// Size of the file in bytes.
     pub(super) size: u64,
-    /// Which parts of the file the archive has, where it does not have all.
+    /// Parts of the file that the archive has, where it does not have all.
     pieces: Option<Arc<[Piece]>>,
 }
 
-/// What a member is.
+/// Kind of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A file with bytes of its own.
@@ -74,11 +74,11 @@ impl Member {
     }
 }
 
-/// What an archive holds, as far as it can be read.
+/// Members of an archive, as far as it can be read.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Index {
     pub(super) members: Vec<Member>,
-    /// Where and why the archive cannot be read further, if it cannot.
+    /// Offset and reason at which the archive cannot be read further, if it cannot.
     pub(super) damage: Option<(u64, String)>,
     pub(super) warnings: Vec<String>,
 }
@@ -87,7 +87,7 @@ impl Index {
     /// Reads all headers of an archive.
     ///
     /// # Errors
-    /// What reading fails with, and [`Error::LimitExceeded`]. Damage is no error: what stands before it
+    /// Errors of reading, and [`Error::LimitExceeded`]. Damage is not an error: what stands before it
     /// is in the index.
     pub(super) fn read(archive: &dyn BlockSource, limits: &Limits) -> Result<Self> {
         let mut reader = Reader {
@@ -120,14 +120,14 @@ impl Index {
 struct Reader<'a> {
     archive: &'a dyn BlockSource,
     limits: &'a Limits,
-    /// Where the next header is.
+    /// Offset of the next header.
     at: u64,
     /// Bytes of extended headers so far.
     metadata: u64,
     index: Index,
 }
 
-/// What the extended headers before a member say of it.
+/// Fields of the extended headers before a member.
 #[derive(Debug, Default)]
 struct Extended {
     name: Option<Vec<u8>>,
@@ -172,7 +172,7 @@ impl Reader<'_> {
                 return Err(Header::malformed(self.at, "chksum", "is not the sum"));
             }
             let own = number(&header.size)
-                .ok_or_else(|| Header::malformed(self.at, "size", "is no number"))?;
+                .ok_or_else(|| Header::malformed(self.at, "size", "is not a number"))?;
             waiting = match header.typeflag {
                 b'x' | b'g' => {
                     let text = self.extended_bytes(own)?;
@@ -194,7 +194,7 @@ impl Reader<'_> {
                     false
                 }
             };
-            // A global header speaks of no member in particular.
+            // A global header is about no single member.
             waiting &= header.typeflag != b'g';
         }
     }
@@ -223,7 +223,7 @@ impl Reader<'_> {
             _ => Kind::Other,
         };
         let mut stored = extended.size.unwrap_or(own);
-        // Some archivers give a link the size of what it means; others a link with its bytes.
+        // Some archivers give a link the size of its target; others store the bytes with the link.
         if matches!(header.typeflag, b'1'..=b'6') && stored != 0 {
             return Err(Header::malformed(
                 at,
@@ -331,7 +331,7 @@ impl Reader<'_> {
     fn pax(&self, kind: u8, text: &[u8], extended: &mut Extended) -> Result<()> {
         let bad = |what: &str| malformed("pax header", self.at, what.to_owned());
         let records = pax_records(text).ok_or_else(|| bad("has a record that is not whole"))?;
-        let counted = |value| decimal(value).ok_or_else(|| bad("has a size that is no number"));
+        let counted = |value| decimal(value).ok_or_else(|| bad("has a size that is not a number"));
         for (key, value) in records {
             let decides = matches!(key, b"path" | b"size") || key.starts_with(b"GNU.sparse.");
             if kind == b'g' {
@@ -371,7 +371,7 @@ impl Reader<'_> {
     fn old_gnu_map(&mut self, block: &[u8]) -> Result<(Vec<u64>, u64, u64)> {
         let header = OldGnuHeader::parse(block, self.at)?;
         let real = number(&header.real_size)
-            .ok_or_else(|| OldGnuHeader::malformed(self.at, "real_size", "is no number"))?;
+            .ok_or_else(|| OldGnuHeader::malformed(self.at, "real_size", "is not a number"))?;
         let mut map = Vec::new();
         let mut take = |entries: &[u8], at: u64| -> Result<()> {
             for entry in entries.chunks_exact(12) {

@@ -28,7 +28,7 @@ const LEAST: u64 = 64 << 10;
 /// An image that arrives. It can be converted once, while it does: it is an
 /// [input](crate::convert::Input) of a conversion, and cannot be read in any other way.
 ///
-/// What would be refused of a file is refused of a stream, if not at first then at its end: until a
+/// A stream is refused for the same reasons as a file, some of them only at its end: until a
 /// conversion returned without an error nothing of the disk is certain. The tables that were read are kept,
 /// up to [`Limits::stream_bytes`](crate::Limits::stream_bytes), and when the end was seen all that they
 /// say is compared with what the image, opened as the file that it is, says.
@@ -42,14 +42,14 @@ impl StreamImage {
     }
 }
 
-/// What an image is read by that arrives: the runs are asked for in order, no further ahead than the data
+/// The disk of an image that arrives: the runs are asked for in order, no further ahead than the data
 /// is read, and the data is read in order too, by one thread at a time. The size may change until the end is
 /// [settled](Self::settle).
 #[derive(Debug)]
 pub(crate) struct Arriving {
     incoming: Arc<Incoming>,
     turn: Mutex<Turn>,
-    /// The image of the turn, for who does not read the stream.
+    /// The image of the turn, for calls that do not read the stream.
     current: RwLock<Arc<dyn Image>>,
     options: OpenOptions,
     resolver: Arc<dyn Resolver>,
@@ -62,9 +62,9 @@ pub(crate) struct Arriving {
 #[derive(Debug)]
 struct Turn {
     image: Arc<dyn Image>,
-    /// Whether it was opened with all of the stream at hand.
+    /// True if it was opened with all of the stream at hand.
     whole: bool,
-    /// What was said of the disk before that.
+    /// The extents that were told before that.
     said: Said,
 }
 
@@ -121,7 +121,7 @@ impl OpenOptions {
             }
         }
         incoming.owe(image.tables())?;
-        // What is packed shares its clusters; large blocks are never shared.
+        // Compressed units share clusters; large blocks are never shared.
         if image.packed().is_some() || image.block_size() <= LEAST {
             incoming.set_block(image.block_size());
         }
@@ -318,7 +318,7 @@ impl PackedSource for Arriving {
     fn unpack(&self, unit: &PackedUnit, packed: &[u8], out: &mut [u8]) -> Result<()> {
         match self.image().packed() {
             Some(source) => source.unpack(unit, packed, out),
-            None => Err(Error::invalid("the image has no packed units any more")),
+            None => Err(Error::invalid("the image no longer has compressed units")),
         }
     }
 
@@ -387,7 +387,7 @@ impl Arriving {
         }
         if says.end_of_speech() != said.end_of_speech() {
             return Err(Error::invalid(
-                "what the stream began with says something else of the disk than all of it does",
+                "the start of the stream describes another disk than the whole stream does",
             ));
         }
         let digests = self.incoming.take_digests();

@@ -1,4 +1,4 @@
-//! What was said of a disk while it arrived, to be compared with the whole image.
+//! Digest of the extents of a disk while it arrives, to be compared with the whole image.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, DefaultHasher, Hasher};
@@ -7,8 +7,7 @@ use crate::error::Result;
 use crate::extent::{Extent, ExtentKind};
 use crate::image::Image;
 
-/// What an image says of the disk's runs from its start on, as a digest that does not depend on how they
-/// are cut.
+/// Digest of the runs that an image tells of the disk, from its start on. It does not depend on their cuts.
 #[derive(Debug)]
 pub(super) struct Said {
     random: RandomState,

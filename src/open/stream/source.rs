@@ -8,7 +8,7 @@ use crate::digest::{Algorithm, Digest};
 use crate::progress::Cancel;
 use crate::source::FileIdentity;
 
-/// A pipe, a socket, a download: whatever is a [`Read`], as the place where an image comes from.
+/// A pipe, a socket, a download: any [`Read`] that an image comes from.
 ///
 /// ```
 /// use blockform::{OpenOptions, StreamSource};
@@ -66,7 +66,7 @@ impl StreamSource {
         self
     }
 
-    /// How many bytes are at hand after they went by, 16 MiB unless told otherwise and never less than
+    /// Number of bytes that stay at hand after they arrived, 16 MiB by default and never less than
     /// 4 MiB: by how much an image may be out of order. The memory is 4 MiB more; it is a part of what
     /// a conversion [may use](crate::convert::ConvertOptions::memory).
     #[must_use]
@@ -99,7 +99,7 @@ impl StreamSource {
         self
     }
 
-    /// Where the stream came from: names in the image are relative to the directory of this path.
+    /// Path that the stream came from: names in the image are relative to its directory.
     #[must_use]
     pub fn path(mut self, path: impl AsRef<Path>) -> Self {
         self.path = Some(path.as_ref().to_owned());
@@ -113,7 +113,7 @@ impl StreamSource {
         self
     }
 
-    /// What stops waiting for the stream, between two reads.
+    /// Cancels waiting for the stream, between two reads.
     #[must_use]
     pub fn cancel(mut self, cancel: Cancel) -> Self {
         self.cancel = cancel;

@@ -39,7 +39,7 @@ impl fmt::Debug for Incoming {
     }
 }
 
-/// What a stream may take up.
+/// Bytes that a stream may use.
 pub(crate) struct Room {
     /// Bytes of the window.
     pub(crate) window: u64,
@@ -87,14 +87,14 @@ impl Incoming {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether what is read from now on is a table, and kept.
+    /// Sets if the following reads are of tables, which are kept.
     pub(crate) fn keep(&self, keeps: bool) {
         let mut state = self.lock();
         state.keeps = keeps;
         state.begun |= !keeps;
     }
 
-    /// Sees to it that these ranges of bytes are kept when they come by.
+    /// Keeps these ranges of bytes when they arrive.
     ///
     /// # Errors
     /// [`Error::LimitExceeded`] if they are too many.
@@ -105,7 +105,7 @@ impl Incoming {
             .try_for_each(|(start, end)| state.owe(start, end))
     }
 
-    /// Says of how many bytes the blocks are in which packed units lie together.
+    /// Sets the size of the blocks that hold several compressed units.
     pub(crate) fn set_block(&self, bytes: u64) {
         self.lock().block = bytes.clamp(64 << 10, 2 << 20);
     }
@@ -131,7 +131,7 @@ impl Incoming {
     /// Waits until this byte is at hand, no more than some MiB ahead, or the end is seen.
     ///
     /// # Errors
-    /// What the reader fails with.
+    /// Errors of the reader.
     pub(crate) fn arrive(&self, end: u64) -> Result<()> {
         let mut state = self.lock();
         while state.arrived.position() < end && !state.ended() {
@@ -140,10 +140,10 @@ impl Incoming {
         Ok(())
     }
 
-    /// Reads to the end. What comes by is spilled if `spilled`.
+    /// Reads to the end, into the spill file if `spilled`.
     ///
     /// # Errors
-    /// What the reader fails with, and [`Error::LimitExceeded`] if the spill file would be too large.
+    /// Errors of the reader, and of a spill file that would be too large.
     pub(crate) fn drain(&self, spilled: bool) -> Result<()> {
         let mut state = self.lock();
         if spilled {

@@ -1,4 +1,4 @@
-//! What a stream has brought: the window, what is kept, and how to go on.
+//! State of a stream that is read: its window, the bytes that are kept, and the reader.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read};
@@ -16,7 +16,7 @@ const CHUNK: usize = 256 << 10;
 const FIRST_GAP: u64 = 16 << 20;
 /// The most reads that are refused and whose bytes are kept for later.
 const MOST_REFUSED: usize = 1024;
-/// Bytes before a gap that are spilled with it: packed units share their sectors.
+/// Bytes before a gap that are spilled with it: compressed units share their sectors.
 const SLACK: u64 = 4 << 10;
 /// Bytes of the blocks that are kept because only a part of them was read.
 const BLOCKS: u64 = 4 << 20;
@@ -52,24 +52,23 @@ pub(super) struct State {
     pub(super) arrived: Window,
     /// The end of the furthest bytes that were asked for.
     pub(super) demanded: u64,
-    /// How many bytes before that are sure to be at hand, however the reader cuts them.
+    /// Number of bytes before `demanded` that are at hand for any sizes of reads.
     pub(super) window: u64,
     /// The most that the tables that are kept may cost.
     pub(super) tables: u64,
     pub(super) keeps: bool,
-    /// Whether something else than a table was read.
+    /// True once guest data was read.
     pub(super) begun: bool,
-    /// How many tables were asked for too early.
+    /// Number of tables that were asked for too early.
     pub(super) refused: usize,
-    /// Bytes of a block: packed units that lie in one may come at any time. 1 where there are none.
+    /// Bytes of a block, of which the compressed units are read in any order; 1 without such units.
     pub(super) block: u64,
     /// The blocks of which a part was read last, the last one first.
     pub(super) blocks: VecDeque<(u64, Vec<u8>)>,
     pub(super) hashers: Vec<Hasher>,
     pub(super) spill: Option<Spill>,
     pub(super) cancel: Cancel,
-    /// What the reader failed with: nobody knows what would come next, and whoever asks is told the same,
-    /// so that of several threads it does not matter which one says it.
+    /// The error that the reader failed with. All later reads fail with it, in every thread.
     pub(super) failure: Option<Failure>,
 }
 
@@ -116,7 +115,7 @@ impl State {
         Ok(())
     }
 
-    /// Sees to it that these bytes are kept when they come by.
+    /// Keeps these bytes when they arrive.
     pub(super) fn owe(&mut self, start: u64, end: u64) -> Result<()> {
         let start = start.max(self.arrived.oldest());
         let kept = self.arrived.keep(start, end);
@@ -127,7 +126,7 @@ impl State {
         match miss {
             Miss::TooMany(value) => Error::LimitExceeded {
                 limit: "stream_bytes",
-                what: "what is kept of the tables of an image in a stream",
+                what: "the tables of an image in a stream",
                 value,
                 maximum: self.tables,
             },
@@ -135,8 +134,7 @@ impl State {
         }
     }
 
-    /// Keeps the block in which a read ended, if it did not end with it: what else is in it may be
-    /// asked for when it has long gone by.
+    /// Keeps the block in which a read ended, if it did not end with it: the rest may be read much later.
     fn keep_block(&mut self, end: u64) -> Result<()> {
         let start = end - end % self.block;
         if start == end {
@@ -180,7 +178,7 @@ impl State {
         copy_start(buf, bytes.get(skip..).unwrap_or_default())
     }
 
-    /// Where the bytes begin that nobody was given.
+    /// Start of the bytes that were not read yet.
     pub(super) fn gap_start(&self) -> u64 {
         self.demanded.saturating_sub(SLACK)
     }
@@ -218,7 +216,7 @@ impl State {
         let mut done = 0;
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let at = offset + done as u64;
-            // What is at hand by chance is not served: it would depend on how the reader cuts.
+            // Older bytes are at hand by chance: that depends on the sizes of the reads.
             let oldest = match self.ended() {
                 true => 0,
                 false => demanded.saturating_sub(self.window),
@@ -260,7 +258,7 @@ impl State {
             return Ok(());
         };
         if self.spill.is_none() {
-            // To skip so much for a table is to lose the data.
+            // Skipping so much for a table would lose the data.
             let most = match self.begun {
                 true => self.window,
                 false => self.window.max(FIRST_GAP),

@@ -24,8 +24,8 @@ use text::{DiskText, descriptor};
 pub use options::{Controller, OvaOptions};
 
 impl OvaOptions {
-    /// What lays such an appliance out, with one disk of `virtual_size` bytes, rounded up to a sector.
-    /// `file_name` is what the file will be called; those in it are named after it.
+    /// Creates the writer of such an appliance with one disk of `virtual_size` bytes, rounded up to a sector.
+    /// The files in it are named after `file_name`, the name of the archive.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for options that exclude each other and names that do not fit,
@@ -37,7 +37,7 @@ impl OvaOptions {
     ) -> Result<Box<dyn ImageWriter>> {
         self.check()?;
         if let Some(algorithm) = self.manifest {
-            // Whether it is built in shows here, and not when all is written.
+            // A codec that is not built in fails here, before anything is written.
             algorithm.digest(&[])?;
         }
         let stem = stem_of(file_name);
@@ -60,14 +60,14 @@ impl OvaOptions {
             disk_name,
             room: 0,
         };
-        // The longest size that it may have to tell.
+        // The longest size that the descriptor may have to hold.
         let room = layout.descriptor(u64::MAX).len() as u64;
         layout.room = room.next_multiple_of(BLOCK);
         Ok(Box::new(OvaWriter { disk, layout }))
     }
 }
 
-/// What the files are named after: the archive's name without its ending, as far as any system and any
+/// Stem of the files' names: the archive's name without its ending, as far as any system and any
 /// reader of URIs takes it.
 fn stem_of(file_name: Option<&ImageName>) -> String {
     let name = file_name.and_then(ImageName::as_str).unwrap_or_default();
@@ -89,18 +89,18 @@ fn stem_of(file_name: Option<&ImageName>) -> String {
 
 #[derive(Debug)]
 struct OvaWriter {
-    /// What lays the disk out, as if it were a file of its own.
+    /// Writer of the disk, as if it were a file of its own.
     disk: Box<dyn ImageWriter>,
     layout: Layout,
 }
 
-/// What stands around the disk.
+/// Parts of the archive around the disk.
 #[derive(Debug)]
 struct Layout {
     options: OvaOptions,
     /// The machine's name.
     name: String,
-    /// What the files are named after.
+    /// Stem of the files' names.
     stem: String,
     disk_name: String,
     /// Virtual size in bytes.
@@ -124,7 +124,7 @@ impl Layout {
         file_header(&format!("{}{suffix}", self.stem), size, self.options.mtime)
     }
 
-    /// Where the disk begins in the archive.
+    /// Offset of the disk in the archive.
     fn base(&self) -> u64 {
         BLOCK + self.room + BLOCK
     }
@@ -151,7 +151,7 @@ impl ImageWriter for OvaWriter {
     fn shape(&self) -> WriteShape {
         let mut shape = self.disk.shape();
         shape.preallocation = self.layout.moved(shape.preallocation);
-        // The descriptor comes first and tells how long the disk has become.
+        // The descriptor comes first and holds the final size of the disk.
         shape.forward = false;
         shape
     }
@@ -214,7 +214,7 @@ impl ImageWriter for OvaWriter {
         let total = next.next_multiple_of(BLOCK) + 2 * BLOCK;
         push(BLOCK, text);
         tables.push(Write::new(0, next, Payload::WrittenZeroes(total - next)));
-        // An archive begins with it: without it the file is none.
+        // An archive begins with it: without it the file is not an archive.
         seal.push(Write::new(0, 0, layout.member(".ovf", layout.room)?));
         Ok(Finish::new(tables, seal, vec![total]))
     }

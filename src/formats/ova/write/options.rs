@@ -37,7 +37,7 @@ const CONTROLLERS: [(&str, Controller); 7] = [
 ];
 
 impl Controller {
-    /// What CIM calls its kind, and what VMware and VirtualBox call the model.
+    /// Number of its kind in CIM, and name of the model in VMware and VirtualBox.
     pub(super) fn resource(self) -> (u32, &'static str) {
         match self {
             Controller::LsiLogic => (6, "lsilogic"),
@@ -60,7 +60,7 @@ impl Controller {
         }
     }
 
-    /// What the disk's own descriptor calls it.
+    /// Name in the disk's own descriptor.
     pub(super) fn adapter(self) -> &'static str {
         match self {
             Controller::Ide => "ide",
@@ -93,9 +93,9 @@ pub struct OvaOptions {
     /// `rhel64`, `ubuntu64`, `debian64`, `freebsd64`, `windows64`, or a number of CIM and VMware's
     /// name, as in `96:debian12_64Guest`.
     pub os: (u32, String),
-    /// Whether it boots by UEFI: `firmware`, `bios` unless given, or `efi`.
+    /// Boots by UEFI: `firmware`, `bios` by default, or `efi`.
     pub efi: bool,
-    /// Whether the firmware checks what it boots: `secure_boot`.
+    /// Secure boot: `secure_boot`.
     pub secure_boot: bool,
     /// The controller: `controller`.
     pub controller: Controller,

@@ -5,7 +5,7 @@ use crate::ondisk::xml::escaped;
 
 use super::OvaOptions;
 
-/// What a descriptor says of the disk.
+/// Fields of the disk in a descriptor.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DiskText<'a> {
     /// The name of its file.

@@ -40,6 +40,7 @@
 //! every open. Damage is an [`Error`], never zeros. Opening never writes, and an output is whole or
 //! absent.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(feature = "formats", feature = "kinds")),
     allow(

@@ -113,7 +113,7 @@ def fuzzing():
 
 
 def table(found, before):
-    lines = ["| what | how many | what it found (and the test of what was mended) |", "|---|---:|---|"]
+    lines = ["| what | how many | faults that were found (and the test of the repair) |", "|---|---:|---|"]
     for label, names, told in ROWS:
         known = [found[name] for name in names if name in found]
         number = f"{sum(known):,}" if len(known) == len(names) else before.get(label, "not measured")

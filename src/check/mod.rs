@@ -54,7 +54,7 @@ impl Checked {
     /// Checks the image in the file at `path`, of the format that `options` name or detection finds.
     ///
     /// # Errors
-    /// Errors of opening the file, of [`Format::check`], and those of [`OpenOptions::open`] about a format that
+    /// Errors of opening the file, of [`Format::checker`], and those of [`OpenOptions::open`] about a format that
     /// is not recognized.
     pub fn of_path(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();

@@ -1,4 +1,4 @@
-//! Packing and unpacking units of data: pure functions of bytes, with their contexts kept for reuse.
+//! Compression and decompression of units of data: pure functions of bytes, with their contexts kept for reuse.
 
 pub(crate) mod pack;
 mod pool;

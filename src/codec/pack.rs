@@ -1,4 +1,4 @@
-//! Packing, one unit at a time, from any thread.
+//! Compression, one unit at a time, from any thread.
 
 #![cfg_attr(
     not(any(feature = "zlib", feature = "zstd")),
@@ -14,7 +14,7 @@
 use crate::codec::Pool;
 use crate::error::{Error, Result};
 
-/// How units are packed. The level is part of it: contexts are pooled by it.
+/// The compression of units. The level is part of it: contexts are pooled by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Method {
     /// Deflate without a header and with a window of `1 << window_bits` bytes.
@@ -28,7 +28,7 @@ pub(crate) enum Method {
     Zstd { level: i32 },
 }
 
-/// Packs units, with contexts that are made once and used again.
+/// Compresses units, with contexts that are made once and used again.
 #[derive(Debug)]
 pub(crate) struct Packer {
     method: Method,
@@ -43,7 +43,7 @@ impl Packer {
         }
     }
 
-    /// Appends the packed form of `unit` to `out` if it is shorter than the unit, and nothing
+    /// Appends the compressed form of `unit` to `out` if it is shorter than the unit, and nothing
     /// otherwise. Returns whether it is.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ impl Packer {
         done.map(|_| shorter)
     }
 
-    /// Appends the packed form of `unit` to `out`, whether or not it is shorter.
+    /// Appends the compressed form of `unit` to `out`, even if it is no shorter.
     ///
     /// # Errors
     /// [`Error::Io`] with what the codec says.
@@ -71,7 +71,7 @@ impl Packer {
             |context| context.pack(unit, out),
         )?;
         if !whole {
-            return Err(Error::invalid("the codec did not pack a unit whole"));
+            return Err(Error::invalid("the codec did not compress a whole unit"));
         }
         Ok(())
     }
@@ -112,7 +112,7 @@ impl Context {
         }
     }
 
-    /// Appends the packed form and returns whether it is all there. The room is always enough for
+    /// Appends the compressed form and returns whether it is all there. The room is always enough for
     /// units that grow: zlib-rs was seen to fail with little of it.
     fn pack(&mut self, unit: &[u8], out: &mut Vec<u8>) -> Result<bool> {
         match self {
@@ -143,7 +143,7 @@ impl Context {
 
 #[cfg(any(feature = "zlib", feature = "zstd"))]
 fn failed(source: std::io::Error) -> Error {
-    Error::io("pack a unit", source)
+    Error::io("compress a unit", source)
 }
 
 #[cfg(all(test, any(feature = "zlib", feature = "zstd")))]

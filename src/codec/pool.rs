@@ -1,4 +1,4 @@
-//! Contexts that are costly to make, kept for whoever comes next.
+//! Contexts that are costly to make, kept for the next user.
 
 use std::fmt;
 use std::sync::Mutex;

@@ -1,11 +1,11 @@
-//! Unpacking one unit into a buffer of exactly its size.
+//! Decompressing one unit into a buffer of exactly its size.
 
 use std::borrow::Cow;
 
 /// Why a unit could not be unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum UnpackError {
-    /// The packed bytes are damaged; what is wrong with them.
+    /// The compressed bytes are damaged, with the problem.
     Damaged(Cow<'static, str>),
     /// The crate was built without this feature.
     #[cfg_attr(
@@ -23,7 +23,7 @@ fn damaged(problem: impl Into<Cow<'static, str>>) -> UnpackError {
     UnpackError::Damaged(problem.into())
 }
 
-/// Unpacks units of one codec.
+/// Decompresses units of one codec.
 #[derive(Debug)]
 pub(crate) enum Unpacker {
     /// Deflate without a header.
@@ -66,7 +66,7 @@ impl Unpacker {
     }
 }
 
-/// Unpacks zlib streams (RFC 1950): deflate with a header and a checksum.
+/// Decompresses zlib streams (RFC 1950): deflate with a header and a checksum.
 #[derive(Debug, Default)]
 pub(crate) struct ZlibUnpacker(deflate::Contexts);
 
@@ -107,7 +107,7 @@ mod deflate {
                             "the stream ends after {made} of {want} bytes"
                         ))),
                         Ok(_) => Err(damaged(format!("cut short after {made} of {want} bytes"))),
-                        Err(_) => Err(damaged("no valid deflate stream")),
+                        Err(_) => Err(damaged("not a valid deflate stream")),
                     }
                 },
             )
@@ -151,7 +151,7 @@ mod deflate {
                             "the stream goes on after {made} bytes, or ends without its checksum"
                         ))),
                         Ok(_) => Err(damaged(format!("cut short after {made} bytes"))),
-                        Err(_) => Err(damaged("no valid zlib stream")),
+                        Err(_) => Err(damaged("not a valid zlib stream")),
                     }
                 },
             )

@@ -302,7 +302,7 @@ pub enum Scope {
 /// then the old ones are given back.
 ///
 /// # Errors
-/// As [`Format::check`](super::Format::check), and errors of writing.
+/// As [`Format::checker`](super::Format::checker), and errors of writing.
 pub type RepairFn = fn(&Arc<dyn BlockTarget>, &Request<'_>) -> Result<Fixed>;
 
 /// What a repair mended.

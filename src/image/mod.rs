@@ -222,11 +222,11 @@ pub trait Opener: Debug {
         resolver: Arc<dyn Resolver>,
     ) -> Result<Arc<dyn Image>>;
 
-    /// [Checks](Format::check) the image in `source`, as [`open_within`](Self::open_within) would open it.
+    /// [Checks](Format::checker) the image in `source`, as [`open_within`](Self::open_within) would open it.
     /// Backing files stay closed.
     ///
     /// # Errors
-    /// As there, and as [`Format::check`].
+    /// As there, and as [`Format::checker`].
     fn check_within(
         &self,
         source: Arc<dyn BlockSource>,
@@ -234,11 +234,11 @@ pub trait Opener: Debug {
         resolver: Arc<dyn Resolver>,
     ) -> Result<CheckedWithin>;
 
-    /// [Checks](Format::check) the image that `reference` means, as [`open_image`](Self::open_image) would
+    /// [Checks](Format::checker) the image that `reference` means, as [`open_image`](Self::open_image) would
     /// open it; `None` if the caller's resolver left it closed. Backing files stay closed.
     ///
     /// # Errors
-    /// As there, and as [`Format::check`].
+    /// As there, and as [`Format::checker`].
     fn check_image(&self, reference: &Reference) -> Result<Option<CheckedWithin>>;
 
     /// Opens the image that `reference` means, in the format that the image or the caller declares:

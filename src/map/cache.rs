@@ -36,7 +36,7 @@ impl TableCache {
     }
 
     /// The table at `host`, read by `read` if it is not there. Two threads that miss at once both
-    /// read: nobody waits for another's I/O.
+    /// read: no thread waits for another's I/O.
     pub(crate) fn table(
         &self,
         host: u64,

@@ -14,7 +14,7 @@ use crate::source::{
     read_padded, readable,
 };
 
-/// What shows through where a table records nothing.
+/// The content of ranges that a table does not record.
 #[derive(Debug, Clone)]
 pub(crate) enum Below {
     /// Zeros.
@@ -39,7 +39,7 @@ impl From<&Parent> for Below {
 #[derive(Debug)]
 pub(crate) struct Mapped<M> {
     map: M,
-    /// Where the host offsets count.
+    /// The file that host offsets are in.
     host: Arc<dyn BlockSource>,
     below: Below,
     size: u64,
@@ -47,7 +47,7 @@ pub(crate) struct Mapped<M> {
     last_unit: Mutex<Option<(u64, Arc<[u8]>)>>,
 }
 
-/// Packed units that lie close together in the file are fetched in one read of at most this many
+/// Compressed units that lie close together in the file are fetched in one read of at most this many
 /// bytes: some dozen units, and still within the caches of a processor.
 const MAX_FETCH: u64 = 1 << 20;
 
@@ -97,7 +97,7 @@ impl<M: BlockMap> Mapped<M> {
         Ok(())
     }
 
-    /// Reads a range that begins in a packed unit: as many units as lie close together in the file
+    /// Reads a range that begins in a compressed unit: as many units as lie close together in the file
     /// and are asked for whole, or a part of one. Returns how many bytes that was.
     fn read_packed(&self, buf: &mut [u8], guest: u64, first: PackedPlace) -> Result<usize> {
         let unit = usize::try_from(self.map.unit()).unwrap_or(usize::MAX);
@@ -113,7 +113,7 @@ impl<M: BlockMap> Mapped<M> {
         Ok(units.len() * unit)
     }
 
-    /// Reads a part of a packed unit, by way of the whole.
+    /// Reads a part of a compressed unit, by way of the whole.
     fn read_part(&self, buf: &mut [u8], guest: u64, at: PackedPlace) -> Result<usize> {
         let unit = self.map.unit();
         let start = guest - guest % unit;
@@ -218,7 +218,7 @@ impl<M: BlockMap> Mapped<M> {
     }
 }
 
-/// Where a packed unit lies.
+/// The place of a compressed unit.
 #[derive(Debug, Clone, Copy)]
 struct PackedPlace {
     host: u64,
@@ -239,7 +239,7 @@ impl<M: BlockMap> Disk for Mapped<M> {
 
 impl<M: BlockMap> PackedSource for Mapped<M> {
     fn codec(&self) -> Codec {
-        // A map without one is no packed source.
+        // A map without a codec is not handed out as a source of compressed units.
         let codec = self.map.packing().and_then(Packing::codec);
         codec.unwrap_or(Codec::Zlib)
     }
@@ -390,7 +390,7 @@ impl<M: BlockMap> Stored for Mapped<M> {
 
     fn place_of(&self, offset: u64, limit: u64) -> Option<Place<'_>> {
         let limit = check_extent(offset, limit, self.size).ok()?;
-        // What cannot be looked up cannot be read either, and reading says why.
+        // An error of the tables is one of reading, too, which returns it.
         let (run, len) = walk::run(&self.map, &mut Held::default(), offset, limit, false).ok()?;
         match (run, &self.below) {
             (Run::Stored { host }, _) => self.host.place_of(host, len.min(limit)),

@@ -1,6 +1,6 @@
 //! Reading through a table: read, extents and backing, written once for all table-mapped formats.
 //!
-//! A format answers one question, where one unit lives, as a [`BlockMap`]; the walk and [`Mapped`] do
+//! A format answers one question as a [`BlockMap`]: the place of one unit. The walk and [`Mapped`] do
 //! the rest.
 
 mod cache;
@@ -56,12 +56,12 @@ pub(crate) trait BlockMap: Debug + Send + Sync {
         self.unit() - guest % self.unit()
     }
 
-    /// Where the tables are, as [`Image::tables`](crate::Image::tables) tells it.
+    /// Places of the tables, as [`Image::tables`](crate::Image::tables) returns them.
     fn tables(&self) -> Vec<(u64, u64)> {
         Vec::new()
     }
 
-    /// How units are compressed, for formats that have compressed ones.
+    /// The compression of units, for formats that have compressed ones.
     fn packing(&self) -> Option<&dyn Packing> {
         None
     }
@@ -70,7 +70,7 @@ pub(crate) trait BlockMap: Debug + Send + Sync {
     fn past_end(&self, guest: u64, host: u64, file_size: u64) -> Error;
 }
 
-/// How the units of an image are compressed.
+/// The compression of the units of an image.
 pub(crate) trait Packing {
     /// The codec, if compressed units can travel to another image as they are.
     fn codec(&self) -> Option<Codec>;
@@ -85,7 +85,7 @@ pub(crate) trait Packing {
     fn unpack(&self, payload: &[u8], guest: u64, host: u64, unit: &mut [u8]) -> Result<()>;
 }
 
-/// Where a guest range lives.
+/// The place of a guest range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Run {
     /// As it is, at this host offset.

@@ -62,7 +62,7 @@ impl TableReader {
     /// zeros.
     ///
     /// # Errors
-    /// What reading fails with, and [`Error::LimitExceeded`].
+    /// Errors of reading, and [`Error::LimitExceeded`].
     pub(crate) fn read(&self, file: &dyn BlockSource, buf: &mut [u8], at: u64) -> Result<()> {
         match self.salvages {
             true => self.note_unread(read_what_is_left(file, buf, at)?),
@@ -120,7 +120,7 @@ impl TableReader {
     /// Fails if an entry of `len` bytes at `at` could not be read.
     ///
     /// # Errors
-    /// [`Error::Malformed`], so that nobody asks for smaller pieces: the entry tells of a unit as a whole.
+    /// [`Error::Malformed`], so that salvage asks for no smaller pieces: an entry maps a whole unit.
     pub(crate) fn check(&self, structure: &'static str, at: u64, len: u64) -> Result<()> {
         if !self.is_unread(at, len) {
             return Ok(());

@@ -1,7 +1,7 @@
 //! Two levels of tables with entries of 64 bits, as qcow and QED have them.
 //!
 //! Neither format counts references: a cluster, and a table, belongs to one entry and to no other.
-//! What an entry points to has to lie in the file, and apart from all metadata.
+//! The cluster of an entry has to lie in the file, and apart from all metadata.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -15,7 +15,7 @@ use crate::map::{BlockMap, Claim, Claims, Held, Packing, Regions, Run, Table, Ta
 use crate::ondisk::{FieldType, Order};
 use crate::source::BlockSource;
 
-/// What an entry of an L2 table says.
+/// The meaning of an entry of an L2 table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cluster {
     Stored { host: u64 },
@@ -24,17 +24,17 @@ pub(crate) enum Cluster {
     Unallocated,
 }
 
-/// How a format writes its entries.
+/// The encoding of a format's entries.
 pub(crate) trait Entries: Debug + Send + Sync {
     fn decode(&self, entry: u64) -> Cluster;
 
-    /// How clusters are compressed, for a format that has compressed ones.
+    /// The compression of clusters, for a format that has compressed ones.
     fn packing(&self) -> Option<&dyn Packing> {
         None
     }
 }
 
-/// What the header says of the tables. Sizes and offsets are in bytes.
+/// The tables as the header describes them. Sizes and offsets are in bytes.
 #[derive(Debug)]
 pub(crate) struct Shape {
     pub(crate) format: FormatId,
@@ -43,14 +43,14 @@ pub(crate) struct Shape {
     pub(crate) cluster_size: u64,
     /// Length of an L2 table, a power of two.
     pub(crate) table_size: u64,
-    /// To a multiple of what L2 tables are aligned.
+    /// Alignment of L2 tables.
     pub(crate) table_alignment: u64,
     pub(crate) virtual_size: u64,
-    /// Where the L1 table is.
+    /// Host offset of the L1 table.
     pub(crate) l1_offset: u64,
-    /// How long the L1 table is at least, whatever the disk needs of it.
+    /// The least length of the L1 table, whatever the disk needs of it.
     pub(crate) l1_size: u64,
-    /// Where else the header says that metadata is, and what it is.
+    /// Other metadata that the header names.
     pub(crate) regions: Regions,
 }
 
@@ -64,8 +64,8 @@ pub(crate) struct TwoLevel<E> {
     /// The L1 table, as far as the disk needs it, as it stands in the file.
     pub(super) l1: Vec<u8>,
     pub(super) reader: TableReader,
-    /// Host offsets of all L2 tables, in order. Made when the first one is read: who only asks what an
-    /// image is does not pay for it.
+    /// Host offsets of all L2 tables, in order. Made when the first one is read: a
+    /// description of the image needs none.
     tables: OnceLock<Vec<u64>>,
     /// The clusters of the pieces of tables that were read.
     claims: Mutex<Claims>,
@@ -150,7 +150,7 @@ impl<E: Entries> TwoLevel<E> {
         })
     }
 
-    /// Whether the table at `offset` shares bytes with another one, or is another entry's, too.
+    /// Returns `true` if the table at `offset` shares bytes with another one, or is that of two entries.
     fn table_is_shared(&self, offset: u64) -> bool {
         let tables = self.tables();
         let first =
@@ -193,7 +193,7 @@ impl<E: Entries> TwoLevel<E> {
             Err(self.malformed("L1 table", guest, &text))
         };
         if offset % self.shape.table_alignment != 0 {
-            return bad(format!("no multiple of {}", self.shape.table_alignment));
+            return bad(format!("not a multiple of {}", self.shape.table_alignment));
         }
         let end = offset.checked_add(self.shape.table_size);
         let Some(end) = end.filter(|end| *end <= self.file_size) else {
@@ -238,7 +238,7 @@ impl<E: Entries> TwoLevel<E> {
         if claims.is_counted(offset) {
             return Ok(());
         }
-        // What lies past the end of the disk is nobody's.
+        // Entries past the end of the disk own nothing.
         let left = self.shape.virtual_size.saturating_sub(guest);
         let entries = (piece.len() as u64 / 8).min(left.div_ceil(self.shape.cluster_size));
         let twice = |host: u64| {
@@ -278,7 +278,7 @@ impl<E: Entries> TwoLevel<E> {
             Cluster::Stored { host } if host % size == 0 && host < self.file_size => {
                 Some((host / size..host / size + 1, Claim::Own))
             }
-            // Packed clusters lie side by side, in clusters that are shared by them alone.
+            // Compressed clusters lie side by side, in clusters that are shared by them alone.
             Cluster::Packed { host, len } if host < self.file_size => {
                 let last = host.saturating_add(len.saturating_sub(1));
                 let last = last.min(self.file_size) / size;
@@ -288,7 +288,7 @@ impl<E: Entries> TwoLevel<E> {
         }
     }
 
-    /// Whether a cluster that the entry has is another one's, too, for which all tables are read once.
+    /// Returns `true` if another entry has a cluster of this one. The first answer reads all tables.
     fn is_contested(&self, entry: u64) -> Result<bool> {
         let Some((mut clusters, _)) = self.clusters_of(self.entries.decode(entry)) else {
             return Ok(false);
@@ -308,7 +308,7 @@ impl<E: Entries> TwoLevel<E> {
         let len = self.shape.table_size.min(PIECE);
         let mut piece = vec![0; usize::try_from(len).unwrap_or(0)];
         for index in 0..self.l1.len() as u64 / 8 {
-            // What cannot be read has nothing.
+            // A table that cannot be read owns nothing.
             let Ok(Some(table)) = self.table_offset(index.saturating_mul(self.span_of_table()))
             else {
                 continue;
@@ -327,14 +327,14 @@ impl<E: Entries> TwoLevel<E> {
         Ok(claims)
     }
 
-    /// What an entry says of `guest`, checked.
+    /// The run at `guest` by its entry, checked.
     fn decode(&self, entry: u64, guest: u64) -> Result<Run> {
         let bad = |problem: &str| {
             let text = format!("entry {entry:#x} {problem}");
             Err(self.malformed("L2 table", guest, &text))
         };
         if self.reader.salvages() && self.is_contested(entry)? {
-            return bad("has a cluster that is another's, too");
+            return bad("has a cluster that another entry has, too");
         }
         let cluster_size = self.shape.cluster_size;
         let into = guest % cluster_size;

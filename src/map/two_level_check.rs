@@ -1,4 +1,4 @@
-//! Whether two levels of tables are sound: each table and each cluster is in the file, and has one owner.
+//! The check of two levels of tables: each table and each cluster is in the file, and has one owner.
 
 use crate::error::Result;
 use crate::image::{Clusters, Finding, FindingKind, Findings};
@@ -7,7 +7,7 @@ use crate::source::{BlockSource, BlockSourceExt};
 use super::two_level::PIECE;
 use super::{Claim, Claims, Cluster, Entries, TwoLevel};
 
-/// What is found out by a walk through all tables.
+/// The results of a walk through all tables.
 struct Walk {
     findings: Findings,
     clusters: Clusters,
@@ -79,7 +79,7 @@ impl<E: Entries> TwoLevel<E> {
         let end = offset.checked_add(shape.table_size);
         let problem = if offset % shape.table_alignment != 0 {
             format!(
-                "entry {index} is {offset:#x}, no multiple of {}",
+                "entry {index} is {offset:#x}, not a multiple of {}",
                 shape.table_alignment
             )
         } else if end.is_none_or(|end| end > self.file_size) {
@@ -112,7 +112,7 @@ impl<E: Entries> TwoLevel<E> {
                 let at = start + index * 8;
                 let number = (at - table) / 8;
                 let guest = guest.saturating_add(number.saturating_mul(shape.cluster_size));
-                // What lies past the end of the disk is nobody's.
+                // Entries past the end of the disk own nothing.
                 if guest >= shape.virtual_size {
                     return Ok(());
                 }
@@ -158,7 +158,7 @@ impl<E: Entries> TwoLevel<E> {
                     if walk.claims.claim(clusters, claim, self.reader.limits())? {
                         return Ok(());
                     }
-                    "is packed, in a cluster that has another owner"
+                    "is compressed, in a cluster that has another owner"
                 }
             },
         };

@@ -1,20 +1,20 @@
 //! Tables of which a part cannot be read, as happens on a disk that fails.
 //!
-//! What can be read of them still tells where most of the guest's data is: a bad sector costs what its entries
-//! tell, and no more. This is for [salvage](crate::salvage) alone; whoever else reads a table needs all of it.
+//! The rest of them still gives the place of most of the guest's data: a bad sector costs only what its entries
+//! map. This is for [salvage](crate::salvage) alone; other readers need the whole table.
 
 use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::source::{BlockSource, BlockSourceExt};
 
-/// What is lost with one bad sector, in bytes, and what a disk reads at once.
+/// Bytes that a disk reads at once, and bytes of a sector.
 const PIECES: [u64; 2] = [4096, 512];
 
-/// Fills `buf` with the bytes at `at`, and returns where those are that cannot be read: they are zeros.
+/// Fills `buf` with the bytes at `at`, and returns the ranges that cannot be read: they are zeros.
 ///
 /// # Errors
-/// What reading fails with, if nothing can be read or the environment is not to blame.
+/// The error of reading, if nothing can be read or the environment is not to blame.
 pub(crate) fn read_what_is_left(
     source: &dyn BlockSource,
     buf: &mut [u8],

@@ -1,4 +1,4 @@
-//! What of a file is in use by what, noted while the tables of an image are checked.
+//! The use of the bytes of a file, noted while the tables of an image are checked.
 
 use crate::error::Result;
 use crate::image::{Finding, Findings};
@@ -6,8 +6,8 @@ use crate::limits::Limits;
 
 use super::Regions;
 
-/// The ranges of a file that hold structures, and the units that hold the disk's data. What lies past
-/// the end, in a structure or in another unit is a finding.
+/// The ranges of a file that hold structures, and the units that hold the disk's data. A unit past the
+/// end, in a structure or in another unit is a finding.
 #[derive(Debug)]
 pub(crate) struct Usage {
     file_size: u64,
@@ -16,7 +16,7 @@ pub(crate) struct Usage {
     /// The structures until they are settled: start, end and name.
     noted: Vec<(u64, u64, &'static str)>,
     structures: Regions,
-    /// Where the units start.
+    /// Starts of the units.
     units: Vec<u64>,
     limits: Limits,
 }

@@ -1,6 +1,6 @@
 //! The walk through the tables of an image, written once for all formats.
 //!
-//! A format tells what one look at its tables tells; here that becomes long runs.
+//! A format answers for one unit; the walk merges neighbours into long runs.
 
 use std::ops::Range;
 use std::sync::Arc;

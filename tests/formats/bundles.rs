@@ -170,7 +170,7 @@ fn a_descriptor_that_makes_no_sense_is_refused_by_name() {
             "plain.hdd",
             "<Type>Plain",
             "<Type>Compressed",
-            "none of Parallels'",
+            "not one of Parallels'",
         ),
         ("plain.hdd", "<File>p.hds", "<File>", "has no name"),
         (

@@ -231,11 +231,7 @@ fn a_name_is_only_ever_a_path() {
                 PathPolicy::DangerousAnywhere,
             ] {
                 let opened = open(&path, policy);
-                fails!(
-                    opened,
-                    Error::Io { .. } | Error::Denied { .. },
-                    "backing file"
-                );
+                fails!(opened, Error::Io { .. } | Error::Denied { .. }, " file ");
             }
         }
     }

@@ -15,8 +15,10 @@ pub fn example(name: &str) -> PathBuf {
         path.with_extension(std::env::consts::EXE_EXTENSION)
     };
     let path = match name {
-        "img" | "img-info" | "img-convert" => built(name),
-        _ => link(&built("img"), &profile.join("links"), name),
+        "qemu-img" | "img-check" | "img-compare" | "img-map" | "img-measure" | "img-partition" => {
+            link(&built("img"), &profile.join("links"), name)
+        }
+        _ => built(name),
     };
     assert!(
         path.exists(),

@@ -97,7 +97,7 @@ fn chosen(descriptor: &Descriptor, snapshot: Option<&SnapshotSelector>) -> Resul
     })
 }
 
-/// What the parts of a disk are opened with, and what was found out by it.
+/// The request for the parts of a disk, and what opening them found.
 struct Parts<'a> {
     request: &'a Request<'a>,
     references: Vec<Reference>,

@@ -1,4 +1,4 @@
-//! Whether every cluster of the BAT is in the file, and nobody else's, and what the file has behind them.
+//! The check of the BAT: every cluster is in the file and has one owner, and the file ends with the last one.
 
 use std::sync::Arc;
 

@@ -12,7 +12,7 @@ use crate::source::{BlockSource, BlockSourceExt};
 use super::PARALLELS;
 use super::header::{MAGIC, MAGIC_EXT, SECTOR};
 
-/// Where the name of the root element has to be, in bytes from the start of the file.
+/// Bytes from the start of the file in which the name of the root element has to be.
 const ROOT_WITHIN: usize = 4096;
 const ROOT: &str = "Parallels_disk_image";
 /// The byte order mark of UTF-8.
@@ -21,7 +21,7 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 /// The image on top, unless the descriptor says otherwise.
 const TOP: Uuid = Uuid::from_u128(0x5fba_abe3_6958_40ff_92a7_860e_329a_ab41);
 
-/// What a disk consists of.
+/// The parts of a disk.
 #[derive(Debug)]
 pub(super) struct Descriptor {
     /// Size of the disk in bytes.
@@ -51,7 +51,7 @@ pub(super) struct ImageEntry {
     pub(super) file: ImageName,
 }
 
-/// What is in the file of an image.
+/// The content of the file of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ImageKind {
     /// The bytes of the disk.
@@ -67,7 +67,7 @@ pub(super) struct Shot {
     parent: Uuid,
 }
 
-/// Whether these bytes begin as a descriptor does.
+/// Returns `true` if these bytes begin as a descriptor does.
 pub(super) fn recognize(head: &[u8]) -> bool {
     let head = head.get(..ROOT_WITHIN).unwrap_or(head);
     let head = head.strip_prefix(BOM).unwrap_or(head).trim_ascii_start();
@@ -76,7 +76,7 @@ pub(super) fn recognize(head: &[u8]) -> bool {
         && places.any(|place| place.split_first() == Some((&b'<', ROOT.as_bytes())))
 }
 
-/// Whether a file begins as a descriptor does.
+/// Returns `true` if a file begins as a descriptor does.
 pub(super) fn is_at_start(file: &dyn BlockSource) -> Result<bool> {
     // The table of an image begins right behind its header, and may be what cannot be read.
     let mut magic = [0; MAGIC.len()];

@@ -13,7 +13,7 @@ use super::extension::Extension;
 use super::header::{Header, RawHeader};
 use super::map::ParallelsMap;
 
-/// What an expandable image in one file has: its table, and what it says of itself.
+/// An expandable image in one file: its table and its description.
 pub(super) struct Expandable {
     pub(super) map: ParallelsMap,
     pub(super) info: ImageInfo,

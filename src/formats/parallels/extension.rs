@@ -19,7 +19,7 @@ const END_OF_FEATURES: u64 = 0;
 const DIRTY_BITMAP: u64 = 0x2038_5fae_252c_b34a;
 
 on_disk! {
-    /// What the cluster starts with.
+    /// Header of the cluster.
     struct ExtensionHeader in PARALLELS, "format extension", Little, 24 bytes {
         magic: u64 = 0,
         check_sum: [u8; 16] = 8,
@@ -27,7 +27,7 @@ on_disk! {
 }
 
 on_disk! {
-    /// What each feature starts with.
+    /// Header of each feature.
     struct FeatureHeader in PARALLELS, "format extension feature", Little, 24 bytes {
         magic: u64 = 0,
         flags: u64 = 8,
@@ -46,7 +46,7 @@ on_disk! {
     }
 }
 
-/// What the extension tells.
+/// The content of the extension.
 #[derive(Debug, Default)]
 pub(super) struct Extension {
     pub(super) bitmaps: Vec<BitmapInfo>,

@@ -44,15 +44,15 @@ pub(super) struct Header {
     pub(super) size: u64,
     /// Sectors of a cluster.
     pub(super) tracks: u32,
-    /// How many sectors one is in the BAT.
+    /// Sectors that one is in the BAT.
     pub(super) multiplier: u32,
-    /// How many entries of the BAT the disk needs.
+    /// Entries of the BAT that the disk needs.
     pub(super) entries: u64,
-    /// Where the data area starts, in bytes.
+    /// Host offset of the data area.
     pub(super) data_start: u64,
-    /// Where the format extension is, in bytes.
+    /// Host offset of the format extension.
     pub(super) extension: Option<u64>,
-    /// Whether the image was not closed.
+    /// Set if the image was not closed.
     pub(super) in_use: bool,
     pub(super) warnings: Vec<String>,
 }
@@ -71,7 +71,7 @@ impl Header {
         let bad = |field, problem: String| Err(RawHeader::malformed(0, field, problem));
         let extended = raw.magic == MAGIC_EXT;
         if !extended && raw.magic != MAGIC {
-            return bad("magic", "is none of Parallels'".to_owned());
+            return bad("magic", "is not one of Parallels'".to_owned());
         }
         if raw.version != 2 {
             return Err(Error::unsupported(

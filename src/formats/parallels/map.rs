@@ -1,4 +1,4 @@
-//! Where a guest range lives: the walk through the BAT (section "BAT").
+//! The walk through the BAT (section "BAT").
 
 use std::sync::{Arc, OnceLock};
 
@@ -16,10 +16,10 @@ pub(super) struct ParallelsMap {
     file: Arc<dyn BlockSource>,
     /// The BAT, as far as the disk needs it.
     bat: Vec<u32>,
-    /// Where clusters are that hold no data, in the unit of the BAT.
+    /// Places of clusters that hold no data, in the unit of the BAT.
     others: Vec<u32>,
-    /// The entries whose clusters share bytes with others, in order. Looked for when the first entry is
-    /// read: who only asks what an image is does not pay for it.
+    /// The entries whose clusters share bytes with others, in order. Found when the first entry is
+    /// read: a description of the image needs none.
     shared: OnceLock<Vec<u32>>,
     reader: TableReader,
 }
@@ -73,7 +73,7 @@ impl ParallelsMap {
         }
     }
 
-    /// What the entry of `guest` says of it, checked.
+    /// The run at `guest` by its entry, checked.
     fn decode(&self, guest: u64) -> Result<Run> {
         let cluster_size = self.header.cluster_size();
         let index = guest / cluster_size;

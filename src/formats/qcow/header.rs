@@ -38,11 +38,11 @@ pub(super) struct Header {
     pub(super) cluster_bits: u32,
     /// Logarithm of the number of entries in an L2 table: 6 to 13.
     pub(super) l2_bits: u32,
-    /// Whether the data is encrypted with AES.
+    /// Set if the data is encrypted with AES.
     pub(super) encrypted: bool,
-    /// Where the L1 table is, in bytes.
+    /// Host offset of the L1 table.
     pub(super) l1_table_offset: u64,
-    /// Where the backing file's name is, in bytes, and the name.
+    /// Host offset of the backing file's name, and the name.
     pub(super) backing_file: Option<(u64, ImageName)>,
 }
 

@@ -18,7 +18,7 @@ use super::header::{Header, RawHeader};
 /// `QCOW_OFLAG_COMPRESSED`.
 const COMPRESSED: u64 = 1 << 63;
 
-/// L2 entries: an offset, or where the packed bytes are and how many.
+/// L2 entries: an offset, or the place and number of the compressed bytes.
 #[derive(Debug)]
 pub(super) struct QcowEntries {
     cluster_bits: u32,
@@ -58,7 +58,7 @@ impl Packing for QcowEntries {
             }
             UnpackError::NotBuilt(feature) => Error::unsupported(
                 QCOW,
-                format!("reading clusters packed with {feature}"),
+                format!("reading clusters compressed with {feature}"),
                 "build blockform with the feature of that name",
             ),
         })

@@ -33,21 +33,11 @@ on_disk! {
 }
 
 on_disk! {
-    /// A descriptor of a sector that is to be written.
-    struct DataDescriptor in VHDX, "log data descriptor", Little, 32 bytes {
+    /// A descriptor of a write: a sector of data, or zeros, whose length stands where data has leading bytes.
+    struct Descriptor in VHDX, "log descriptor", Little, 32 bytes {
         signature: [u8; 4] = 0,
         trailing_bytes: [u8; 4] = 4,
         leading_bytes: [u8; 8] = 8,
-        file_offset: u64 = 16,
-        sequence_number: u64 = 24,
-    }
-}
-
-on_disk! {
-    /// A descriptor of zeros that are to be written.
-    struct ZeroDescriptor in VHDX, "log zero descriptor", Little, 32 bytes {
-        signature: [u8; 4] = 0,
-        zero_length: u64 = 8,
         file_offset: u64 = 16,
         sequence_number: u64 = 24,
     }
@@ -69,8 +59,7 @@ const DATA_SECTOR: [u8; 4] = *b"data";
 /// The unit of everything that a log writes, in bytes.
 const SECTOR: u64 = 4096;
 const SECTOR_LEN: usize = 4096;
-const DESCRIPTOR_LEN: usize = 32;
-/// Greatest memory of one write of a log, in bytes.
+/// What one write of a log may take up in memory, at most, in bytes.
 const WRITE_COST: u64 = 96;
 
 /// A log whose entries are looked at in memory.
@@ -177,38 +166,37 @@ impl Log {
             return false;
         }
         for descriptor in self.descriptors(entry) {
-            let Some(descriptor) = Descriptor::parse(descriptor) else {
-                return false;
-            };
-            if descriptor.sequence_number != sequence || descriptor.file_offset % SECTOR != 0 {
+            let known = matches!(descriptor.signature, DATA | ZERO);
+            if !known
+                || descriptor.sequence_number != sequence
+                || descriptor.file_offset % SECTOR != 0
+                || descriptor.len() % SECTOR != 0
+            {
                 return false;
             }
-            match descriptor.what {
-                What::Zeroes(len) if len % SECTOR != 0 => return false,
-                What::Zeroes(_) => {}
-                What::Data { .. } => {
-                    let sector = DataSector::parse(self.sector(entry.first + data), 0).ok();
-                    let [high, low] = [sequence >> 32, sequence & 0xffff_ffff];
-                    let right = sector.is_some_and(|sector| {
-                        sector.signature == DATA_SECTOR
-                            && u64::from(sector.sequence_high) == high
-                            && u64::from(sector.sequence_low) == low
-                    });
-                    data += 1;
-                    if !right || data > entry.sectors {
-                        return false;
-                    }
+            if descriptor.signature == DATA {
+                let sector = DataSector::parse(self.sector(entry.first + data), 0).ok();
+                let [high, low] = [sequence >> 32, sequence & 0xffff_ffff];
+                let right = sector.is_some_and(|sector| {
+                    sector.signature == DATA_SECTOR
+                        && u64::from(sector.sequence_high) == high
+                        && u64::from(sector.sequence_low) == low
+                });
+                data += 1;
+                if !right || data > entry.sectors {
+                    return false;
                 }
             }
         }
         data == entry.sectors
     }
 
-    fn descriptors(&self, entry: &Entry) -> impl Iterator<Item = &[u8]> {
+    fn descriptors(&self, entry: &Entry) -> impl Iterator<Item = Descriptor> {
         let sectors = (0..descriptor_sectors(entry)).map(|i| self.sector(entry.first + i));
         // The entry's header takes the room of two.
-        let all = sectors.flat_map(|sector| sector.chunks_exact(DESCRIPTOR_LEN));
-        all.skip(2).take(entry.header.descriptor_count as usize)
+        let all = sectors.flat_map(|sector| sector.chunks_exact(Descriptor::LEN));
+        let all = all.skip(2).take(entry.header.descriptor_count as usize);
+        all.filter_map(|bytes| Descriptor::parse(bytes, 0).ok())
     }
 
     fn checksum(&self, entry: &Entry) -> u32 {
@@ -307,19 +295,21 @@ impl Log {
         changes.grow(last);
         for entry in sequence.iter().rev() {
             let mut data = entry.first + descriptor_sectors(entry);
-            for descriptor in self.descriptors(entry).filter_map(Descriptor::parse) {
+            for descriptor in self.descriptors(entry) {
                 self.check_place(entry, &descriptor)?;
                 let start = descriptor.file_offset;
-                match descriptor.what {
-                    What::Zeroes(len) => changes.zero(Rank::Data, start, start.saturating_add(len)),
-                    What::Data { leading, trailing } => {
-                        let sector = self.sector(data);
-                        let middle = sector.get(leading.len()..SECTOR_LEN - trailing.len());
-                        let parts = [&leading[..], middle.unwrap_or_default(), &trailing];
-                        changes.write(Rank::Data, start, parts.concat());
-                        data += 1;
-                    }
+                if descriptor.signature == ZERO {
+                    let end = start.saturating_add(descriptor.len());
+                    changes.zero(Rank::Data, start, end);
+                    continue;
                 }
+                let (leading, trailing) = (descriptor.leading_bytes, descriptor.trailing_bytes);
+                let middle = self
+                    .sector(data)
+                    .get(leading.len()..SECTOR_LEN - trailing.len());
+                let parts = [&leading[..], middle.unwrap_or_default(), &trailing];
+                changes.write(Rank::Data, start, parts.concat());
+                data += 1;
             }
         }
         Ok(Overlay::new(Arc::clone(file), changes))
@@ -347,44 +337,16 @@ impl Log {
 /// Number of sectors of the header and the descriptors of an entry.
 fn descriptor_sectors(entry: &Entry) -> usize {
     let descriptors = u64::from(entry.header.descriptor_count);
-    let bytes = LogEntryHeader::LEN as u64 + descriptors * DESCRIPTOR_LEN as u64;
+    let bytes = LogEntryHeader::LEN as u64 + descriptors * Descriptor::LEN as u64;
     usize::try_from(bytes.div_ceil(SECTOR)).unwrap_or(usize::MAX)
 }
 
-/// A descriptor of either kind.
-struct Descriptor {
-    file_offset: u64,
-    sequence_number: u64,
-    what: What,
-}
-
-enum What {
-    Zeroes(u64),
-    Data { leading: [u8; 8], trailing: [u8; 4] },
-}
-
 impl Descriptor {
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let data = DataDescriptor::parse(bytes, 0).ok()?;
-        let what = match data.signature {
-            DATA => What::Data {
-                leading: data.leading_bytes,
-                trailing: data.trailing_bytes,
-            },
-            ZERO => What::Zeroes(ZeroDescriptor::parse(bytes, 0).ok()?.zero_length),
-            _ => return None,
-        };
-        Some(Descriptor {
-            file_offset: data.file_offset,
-            sequence_number: data.sequence_number,
-            what,
-        })
-    }
-
+    /// Bytes of the write.
     fn len(&self) -> u64 {
-        match self.what {
-            What::Zeroes(len) => len,
-            What::Data { .. } => SECTOR,
+        match self.signature {
+            ZERO => u64::from_le_bytes(self.leading_bytes),
+            _ => SECTOR,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Whether the tables of every extent are in their file, agree with their copies, and lead each grain to
+//! The check of every extent: its tables are in the file, agree with their copies, and lead each grain to
 //! a place of its own.
 
 use std::collections::HashSet;
@@ -59,7 +59,7 @@ struct SeenFiles {
 }
 
 impl SeenFiles {
-    /// Whether the file was seen before; it has been now.
+    /// Notes the file. Returns `true` if it was seen before.
     fn has(&mut self, name: &ImageName, file: &dyn BlockSource) -> bool {
         let known_name = !self.names.insert(name.clone());
         let known_file = file.identity().is_some_and(|id| !self.files.insert(id));
@@ -98,7 +98,7 @@ fn check_line(
     match findings.sound(check_extent(&file, request.limits))? {
         Some(Some(found)) => findings.merge(found.of_file(&reference.name)),
         Some(None) => {
-            let problem = format!("calls {name} a sparse extent, and the file is none");
+            let problem = format!("calls {name} a sparse extent, and the file is not one");
             findings.add_damage(bad_descriptor(problem))?;
         }
         None => {}
@@ -311,7 +311,7 @@ impl<'a> Walk<'a> {
             }
         }
         if differ > 0 {
-            // Nobody reads them but in need.
+            // They are read only if the main ones are damaged.
             let problem = format!("{differ} grain tables differ from the main ones");
             findings.note("redundant grain directory", problem);
         }
@@ -357,7 +357,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What an entry says, if that makes sense.
+    /// The meaning of an entry, if it is valid.
     fn meaning(&self, tables: &SectorTables, raw: &[u8], guest: u64) -> Option<Grain> {
         let grain = tables.entry(raw).ok()?;
         let Grain::At(host) = grain else {

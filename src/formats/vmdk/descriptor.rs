@@ -12,7 +12,7 @@ use super::header::unsupported;
 use super::line::ExtentLine;
 
 /// The most extents that a disk is split into when it is written, as many as [`Limits::extents`] has unless
-/// told otherwise: 16 TiB of 2 GiB each. Nobody has so many files.
+/// told otherwise: 16 TiB of 2 GiB each. No disk has so many files.
 pub(super) const MAX_EXTENTS: usize = 8192;
 
 /// `CID` where there is none, as a disk without a parent has it in `parentCID`.
@@ -30,7 +30,7 @@ pub(super) struct Descriptor {
     pub(super) extents: Vec<ExtentLine>,
 }
 
-/// What makes a text a descriptor, if the start of a file shows one.
+/// The words that make a text a descriptor, if the start of a file has them.
 pub(super) fn recognize(head: &[u8]) -> Option<&'static str> {
     let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     let mut commented = false;
@@ -66,7 +66,7 @@ pub(super) fn recognize(head: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Whether no file that begins with `head` is a descriptor: its first word begins none.
+/// Returns `true` if no file that begins with `head` is a descriptor: its first word begins none.
 pub(super) fn excludes(head: &[u8]) -> bool {
     let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     if b"\xef\xbb\xbf".starts_with(head) {
@@ -129,7 +129,7 @@ impl Descriptor {
             .map(|(_, value)| value.as_slice())
     }
 
-    /// Whether the disk data base is there, which everybody writes, and writes last.
+    /// Returns `true` if the disk data base is there, which every writer puts last.
     pub(super) fn has_end(&self) -> bool {
         self.entries.iter().any(|(key, _)| key.starts_with(b"ddb."))
     }
@@ -145,7 +145,7 @@ impl Descriptor {
         (!name.is_empty()).then(|| ImageName::from(name))
     }
 
-    /// What identifies a parent that has no name here, if there is one.
+    /// The identity of a parent that has no name here, if there is one.
     pub(super) fn nameless_parent(&self) -> Option<String> {
         if let Some(uuid) = self.value("ddb.uuid.parent") {
             let zero = uuid.iter().all(|byte| matches!(byte, b'0' | b'-' | b' '));
@@ -157,7 +157,7 @@ impl Descriptor {
         (self.parent_cid != NO_CID).then(|| format!("CID {:08x}", self.parent_cid))
     }
 
-    /// Whether the parent's CID can be compared with what its child expects.
+    /// Returns `true` if the parent's CID can be compared with the one that its child expects.
     pub(super) fn compares_cid(&self) -> bool {
         self.parent_cid != LONG_CID
     }
@@ -190,7 +190,7 @@ impl Descriptor {
         let id = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
         id.map(Some).ok_or_else(|| {
             let value = ImageName::from(value);
-            malformed(format!("{key} is {}, no number", value.quoted()))
+            malformed(format!("{key} is {}, not a number", value.quoted()))
         })
     }
 
@@ -231,7 +231,7 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|byte| matches!(byte, b'\n' | b'\r'))
 }
 
-/// Whether what is left of a descriptor says that the disk has no parent.
+/// Returns `true` if the rest of a damaged descriptor says that the disk has no parent.
 pub(super) fn says_no_parent(text: &[u8]) -> bool {
     let pieces = text.split(|byte| *byte == 0).flat_map(lines);
     let entries = pieces.filter_map(|line| split_once(line, b'='));
@@ -332,7 +332,7 @@ mod tests {
             ("RW 8 FLAT \"a", "without an end"),
             ("RW 8 FLAT \"a\" b", "offset"),
             ("RW 99999999999999999 ZERO", "no disk has"),
-            ("CID=xyz", "no number"),
+            ("CID=xyz", "not a number"),
             ("CID=1\nCID=2", "two values"),
         ] {
             let error = parse(text).unwrap_err().to_string();
@@ -360,7 +360,7 @@ mod tests {
             let name = descriptor.decoded(ImageName::from(bytes));
             assert_eq!(name.as_str(), Some(text), "{label}");
         }
-        // What is no text in the encoding, or in one that nobody knows, stays what it is.
+        // Bytes that are not text in the encoding, or in an unknown one, stay as they are.
         for label in ["GBK", "klingon"] {
             let descriptor = parse(&format!("encoding=\"{label}\"\n")).unwrap();
             let name = ImageName::new(&b"\xb4\xff"[..]);

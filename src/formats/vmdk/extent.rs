@@ -19,7 +19,7 @@ use super::sparse::{self, InForce};
 use super::walk::Walk;
 use super::{VMDK, sesparse};
 
-/// What is told of an extent.
+/// The description of an extent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ExtentInfo {
     pub(super) name: Option<ImageName>,
@@ -28,7 +28,7 @@ pub(super) struct ExtentInfo {
     pub(super) size: u64,
     pub(super) grain: Option<u64>,
     pub(super) compressed: bool,
-    /// Whether the file was opened, so that all of this is known.
+    /// Set if the file was opened, so that all of this is known.
     pub(super) known: bool,
 }
 
@@ -55,7 +55,7 @@ pub(super) struct Part {
     pub(super) source: Arc<dyn BlockSource>,
     pub(super) info: ExtentInfo,
     pub(super) warnings: Vec<String>,
-    /// Where its tables are in its file.
+    /// Places of its tables in its file.
     pub(super) tables: Vec<(u64, u64)>,
     /// The file that it lies in, if it is another than the image's own and open.
     pub(super) file: Option<FileInfo>,
@@ -65,14 +65,14 @@ pub(super) struct Part {
 #[derive(Debug)]
 pub(super) struct Opening<'a> {
     pub(super) request: &'a Request<'a>,
-    /// What shows through where a sparse extent records nothing.
+    /// The content of ranges that a sparse extent does not record.
     pub(super) below: Below,
     pub(super) backing: Option<Arc<dyn Image>>,
     pub(super) references: Vec<Reference>,
     pub(super) warnings: Vec<String>,
-    /// Where in the disk the next extent begins, in bytes.
+    /// Guest offset of the next extent.
     pub(super) start: u64,
-    /// Which bytes of which files are taken.
+    /// Ranges of files that extents have.
     pub(super) taken: Vec<(FileIdentity, u64, u64)>,
 }
 
@@ -189,7 +189,7 @@ impl Opening<'_> {
         } else {
             let name = info.name.unwrap_or_default();
             Err(malformed(format!(
-                "calls {} a sparse extent, and the file is none",
+                "calls {} a sparse extent, and the file is not one",
                 name.quoted()
             )))
         }

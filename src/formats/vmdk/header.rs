@@ -182,12 +182,12 @@ impl SparseExtentHeader {
         Flags::from_bits_truncate(self.flags)
     }
 
-    /// Whether the grains are compressed.
+    /// Returns `true` if the grains are compressed.
     pub(super) fn is_compressed(&self) -> bool {
         self.compress_algorithm == COMPRESSION_DEFLATE
     }
 
-    /// Whether the tables come after the grains, which say themselves where they belong.
+    /// Returns `true` if the tables come after the grains, and each grain's marker gives its place.
     pub(super) fn is_walkable(&self) -> bool {
         let marked = self.flag_set().contains(Flags::MARKERS);
         self.gd_offset == GD_AT_END && self.is_compressed() && marked
@@ -239,7 +239,7 @@ impl CowdHeader {
             .map_err(|problem| Self::malformed(0, "grain_size", problem))
     }
 
-    /// Whether the header names a parent where a root disk has its geometry.
+    /// Returns `true` if the header names a parent in the place of a root disk's geometry.
     pub(super) fn names_parent(&self) -> bool {
         let geometry = [self.cylinders, self.heads, self.sectors];
         // A name of four letters or more makes numbers that no geometry has.

@@ -14,7 +14,7 @@ use super::entry::GrainDirectoryEntry;
 use super::header::{COWD_TABLE_ENTRIES, CowdHeader, Flags, SECTOR, SparseExtentHeader};
 use super::malformed;
 
-/// What the place and size of a grain directory follow from.
+/// The sizes that the place and size of a grain directory follow from.
 pub(super) struct Layout {
     /// Entries of a grain table.
     pub(super) entries: u64,
@@ -22,11 +22,11 @@ pub(super) struct Layout {
     pub(super) grain: u64,
     /// Bytes of the guest that the extent has room for.
     pub(super) capacity: u64,
-    /// What no table may lie in, in bytes.
+    /// Ranges in which no table may lie, each a start and an end in bytes.
     pub(super) reserved: Vec<(u64, u64)>,
 }
 
-/// Where the other grain directory is, in bytes, if there is one.
+/// Host offset of the other grain directory, if there is one.
 pub(super) fn second_directory(header: &SparseExtentHeader) -> Option<u64> {
     let redundant = header.flag_set().contains(Flags::REDUNDANT_DIRECTORY) && header.rgd_offset > 0;
     redundant.then(|| header.rgd_offset.saturating_mul(SECTOR))
@@ -35,7 +35,7 @@ pub(super) fn second_directory(header: &SparseExtentHeader) -> Option<u64> {
 /// A grain directory as far as it can be had.
 pub(super) struct WhatIsLeft {
     pub(super) directory: Vec<u8>,
-    /// Which of its bytes could not be read.
+    /// Ranges of it that could not be read.
     pub(super) unread: Vec<Range<u64>>,
     pub(super) regions: Regions,
 }
@@ -86,7 +86,7 @@ impl Layout {
         let start = sector.saturating_mul(SECTOR);
         let there = file.size().saturating_sub(start).min(len);
         let mut directory = vec![0; usize::try_from(there).unwrap_or(0)];
-        // Where it cannot be read, the other directory is asked for each table.
+        // If it cannot be read, the other directory is asked for each table.
         let unread = match read_what_is_left(file, &mut directory, start) {
             Ok(bad) => bad
                 .into_iter()
@@ -168,7 +168,7 @@ impl Layout {
     }
 
     /// Fails where a directory has no table and its copy at byte `second` has one with grains: which of
-    /// them lost or made up an entry, nothing tells. A copy that makes no sense says nothing.
+    /// them lost or made up an entry, cannot be known. A copy that is not valid proves nothing.
     pub(super) fn compare(
         &self,
         file: &dyn BlockSource,
@@ -205,7 +205,7 @@ impl Layout {
     }
 }
 
-/// How many entries that only the copy of a directory has are looked at.
+/// The most entries that are compared of those that only the copy of a directory has.
 const MOST_COMPARED: usize = 1024;
 
 /// The bytes of so many sectors.

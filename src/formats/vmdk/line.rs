@@ -7,7 +7,7 @@ use crate::reference::{Reference, ReferenceKind};
 use super::descriptor::{malformed, split_once};
 use super::header::{SECTOR, unsupported};
 
-/// How an extent may be accessed.
+/// The access to an extent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     ReadWrite,
@@ -24,7 +24,7 @@ pub(super) struct ExtentLine {
     /// `FLAT`, `SPARSE` and so on, in upper case.
     pub(super) kind: String,
     pub(super) name: Option<ImageName>,
-    /// Where a flat extent begins in its file, in sectors.
+    /// Start of a flat extent in its file, in sectors.
     pub(super) offset: u64,
 }
 
@@ -117,7 +117,7 @@ impl ExtentLine {
         let (offset, _) = token(rest);
         let offset = match offset {
             b"" => 0,
-            digits => number(digits).ok_or_else(|| bad("an offset that is no number"))?,
+            digits => number(digits).ok_or_else(|| bad("an offset that is not a number"))?,
         };
         Ok(Some(ExtentLine {
             access,

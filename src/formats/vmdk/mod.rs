@@ -46,7 +46,7 @@ impl Format for Vmdk {
     }
 
     fn probe(&self, window: &Probe<'_>) -> Verdict {
-        // What begins like a VMDK and is no whole one is for opening to refuse.
+        // A file that begins like a VMDK and is not a whole one is for opening to refuse.
         let magics: [(&[u8], &'static str); 4] = [
             (&header::SPARSE_MAGIC, "KDMV"),
             (&header::COWD_MAGIC, "COWD"),

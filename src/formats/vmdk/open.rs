@@ -1,4 +1,4 @@
-//! Opening a disk, and what it says of itself.
+//! Opening a disk, and its description.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -416,7 +416,7 @@ pub(super) fn read_text_file(source: &dyn BlockSource, limits: &Limits) -> Resul
     Ok(text)
 }
 
-/// What is left of the text of a descriptor that is damaged.
+/// The readable rest of a damaged descriptor.
 fn left_of_text(
     source: &dyn BlockSource,
     header: &SparseExtentHeader,

@@ -1,4 +1,4 @@
-//! What OpenStack's VMware driver has to know of a disk.
+//! Properties of a disk for OpenStack's VMware driver.
 
 use crate::name::ImageName;
 

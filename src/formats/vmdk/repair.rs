@@ -108,7 +108,7 @@ impl Side {
         entry.and_then(GrainDirectoryEntry::table).unwrap_or(0)
     }
 
-    /// Whether the directory says that there is no table.
+    /// Returns `true` if the directory says that there is no table.
     fn is_absent(&self, index: u64) -> bool {
         self.directory.is_some() && self.place(index) == 0
     }
@@ -125,7 +125,7 @@ struct Extent<'a> {
     regions: Regions,
     /// Places of tables that overlap other metadata.
     overlapping: Vec<u64>,
-    /// Whether the first copy takes from the redundant one what it has no entry for.
+    /// Set if the first copy takes entries that only the redundant one has.
     takes_more: bool,
 }
 
@@ -249,7 +249,7 @@ impl<'a> Extent<'a> {
         }
     }
 
-    /// Whether an entry makes sense by itself.
+    /// Returns `true` if an entry is valid by itself.
     fn is_sound(&self, entry: GrainEntry, guest: u64) -> bool {
         let Grain::At(start) = entry.grain(self.zeroed_grains) else {
             return true;
@@ -259,7 +259,7 @@ impl<'a> Extent<'a> {
         left > 0 && end <= self.size && self.regions.overlapping(start, end - start).is_none()
     }
 
-    /// Whether an entry of a side makes sense, and is the only one there with its grain.
+    /// Returns `true` if an entry of a side is valid, and the only one there with its grain.
     fn is_good(&self, side: &Side, entry: GrainEntry, guest: u64) -> bool {
         let grain = self.grain_of(entry);
         self.is_sound(entry, guest) && grain.is_none_or(|grain| !side.grains.is_contested(grain))
@@ -285,7 +285,7 @@ impl<'a> Extent<'a> {
         Ok(fixed)
     }
 
-    /// Whether a side lacks a table of the other one. That there is none, as the first copy can say, makes sense.
+    /// Returns `true` if a side lacks a table of the other one. That the first copy has none is valid.
     fn is_missing(&self, own: &Side, other: &Side, index: u64, theirs: &[u8]) -> bool {
         let taken = || self.takes_more && self.is_all_new(own, other, index, theirs);
         own.is_redundant || !own.is_absent(index) || taken()
@@ -322,7 +322,7 @@ impl<'a> Extent<'a> {
         Ok(1)
     }
 
-    /// Whether a table of the redundant copy has grains, and all of them are sound and not in the first copy.
+    /// Returns `true` if a table of the redundant copy has grains, all of them sound and not in the first copy.
     fn is_all_new(&self, first: &Side, redundant: &Side, index: u64, table: &[u8]) -> bool {
         let mut entries = self.entries(table, index);
         table.iter().any(|byte| *byte != 0)
@@ -413,7 +413,7 @@ impl<'a> Extent<'a> {
         Ok(1)
     }
 
-    /// Whether both copies say the same, and all of it makes sense.
+    /// Returns `true` if both copies agree, and all of their entries are valid.
     fn agree(&self, sides: &[Side; 2]) -> Result<bool> {
         let [first, second] = sides;
         for index in 0..self.layout.directory_entries() {

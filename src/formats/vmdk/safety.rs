@@ -1,4 +1,4 @@
-//! What the header and the descriptor say about safety, also where opening refuses the image.
+//! Safety checks of the header and the descriptor, also of images that opening refuses.
 
 use crate::error::{Error, Result};
 use crate::image::SafetyCheck;
@@ -15,7 +15,7 @@ use super::{open, sparse, stream};
 pub(super) fn checks(source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
     let mut magic = [0; 4];
     source.read_at(&mut magic, 0)?;
-    // What has no descriptor in it is for opening to judge.
+    // A file without a descriptor in it is for opening to judge.
     let bare = [COWD_MAGIC, CHANGE_TRACKING_MAGIC].contains(&magic);
     if bare || SE_SPARSE_MAGIC.starts_with(&magic) {
         return Ok(Vec::new());
@@ -62,7 +62,7 @@ pub(super) fn checks(source: &dyn BlockSource, limits: &Limits) -> Result<Vec<Sa
     Ok(checks)
 }
 
-/// What makes a descriptor in a sparse extent one that other software might follow out of the file.
+/// The reason why other software might follow a descriptor in a sparse extent out of the file.
 fn descriptor_problem(descriptor: &Descriptor) -> Option<String> {
     let create_type = descriptor
         .create_type()
@@ -83,7 +83,7 @@ fn descriptor_problem(descriptor: &Descriptor) -> Option<String> {
     Some(format!("names its extent by a path, {}", path.quoted()))
 }
 
-/// What makes the footer another disk's than the header.
+/// The difference of footer and header that makes them those of two disks.
 fn footer_problem(header: &SparseExtentHeader, footer: &SparseExtentHeader) -> Option<String> {
     if footer.version != header.version {
         return Some("its version is another than the header's".into());

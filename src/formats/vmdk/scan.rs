@@ -1,4 +1,4 @@
-//! A stream that has lost its end, and its tables with it: its grains say themselves where they belong.
+//! A stream that has lost its end, and its tables with it: the markers of its grains give their places.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,8 +19,8 @@ use super::stream::marker_at;
 /// An entry that leads past the end of any file: what it stands for is lost.
 const LOST: u32 = u32::MAX;
 
-/// What is found of a stream: its header, as it would be, and the file with the tables that it would have
-/// had behind it.
+/// The rest of a stream: its header, as it would be, and the file followed by the tables that it would
+/// have had.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) header: SparseExtentHeader,
@@ -185,8 +185,8 @@ impl Grains {
     }
 }
 
-/// Whether a grain may begin at `at`: what it is preceded by, and the two bytes of zlib. Unpacking it proves
-/// it by a checksum.
+/// Returns `true` if a grain may begin at `at`, by its marker and the two bytes of zlib. Decompressing it
+/// proves it by a checksum.
 fn is_grain(file: &dyn BlockSource, at: u64, marker: &Marker, first: &SparseExtentHeader) -> bool {
     let most = 2 * first.grain_size * SECTOR + SECTOR;
     let sound = marker.size != 0

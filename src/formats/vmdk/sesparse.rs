@@ -67,7 +67,7 @@ impl SeSparseTables {
     }
 }
 
-/// What is known of such an extent before its tables are looked at.
+/// Such an extent before its tables are read.
 pub(super) struct Loaded {
     pub(super) tables: SeSparseTables,
     pub(super) layout: Layout,
@@ -179,7 +179,7 @@ pub(super) fn refuse_shared_tables(tables: &SeSparseTables) -> Result<()> {
     }
 }
 
-/// What was written last may only be in the journal: then the tables are behind.
+/// Fails if the last writes may only be in the journal: the tables are then behind.
 fn check_volatile(file: &dyn BlockSource, offset: u64) -> Result<()> {
     let at = offset.saturating_mul(SECTOR);
     let header = SeSparseVolatileHeader::parse(&sector_at(file, at)?, at)?;

@@ -21,11 +21,11 @@ pub(super) struct SectorTables {
     pub(super) file: Arc<dyn BlockSource>,
     /// The grain directory as it stands in the file.
     pub(super) directory: Vec<u8>,
-    /// Where the other directory is in the file, if there is one to fall back on.
+    /// Host offset of the other directory, if there is one to fall back on.
     pub(super) second: Option<u64>,
-    /// Whether the directory may be shorter than the disk needs it.
+    /// Set if the directory may be shorter than the disk needs.
     pub(super) cut: bool,
-    /// Which bytes of it could not be read, from its start on.
+    /// Ranges of the directory that could not be read, from its start on.
     pub(super) unread: Vec<Range<u64>>,
     pub(super) zeroed_grains: bool,
 }
@@ -93,7 +93,7 @@ impl Tables for SectorTables {
 #[derive(Debug)]
 pub(super) struct SparseExtent {
     pub(super) map: GrainMap<SectorTables>,
-    /// What is odd about it.
+    /// Oddities that do not keep it from being read.
     pub(super) warnings: Vec<String>,
 }
 

@@ -46,7 +46,7 @@ pub(super) fn read_footer(
     Ok(footer)
 }
 
-/// Where the footer is in a file that ends with its stream.
+/// Host offset of the footer in a file that ends with its stream.
 pub(super) fn at_end(file: &dyn BlockSource) -> Result<Option<u64>> {
     let Some(at) = file.size().checked_sub(3 * SECTOR) else {
         return Ok(None);
@@ -72,7 +72,7 @@ pub(super) enum Part {
     End,
 }
 
-/// The part whose marker is at byte `at`, and where the next marker is.
+/// The part whose marker is at byte `at`, and the place of the next marker.
 pub(super) fn part_at(file: &dyn BlockSource, at: u64) -> Result<(Part, u64)> {
     let marker = marker_at(file, at)?;
     let (part, sectors) = match (marker.size, marker.kind) {
@@ -101,7 +101,7 @@ pub(super) fn part_at(file: &dyn BlockSource, at: u64) -> Result<(Part, u64)> {
     Ok((part, next.ok_or_else(|| missing(at))?))
 }
 
-/// Where the footer is, by following the markers from the first grain on. Every step goes on by a
+/// Host offset of the footer, found by following the markers from the first grain on. Every step goes on by a
 /// sector or more.
 fn walk(file: &dyn BlockSource, first: &SparseExtentHeader) -> Result<u64> {
     let mut footer = None;
@@ -118,7 +118,7 @@ fn walk(file: &dyn BlockSource, first: &SparseExtentHeader) -> Result<u64> {
     Err(missing(at))
 }
 
-/// Where the data of a grain ends whose marker is at byte `at`.
+/// End of the data of the grain whose marker is at byte `at`.
 pub(super) fn grain_end(at: u64, marker: &Marker) -> Option<u64> {
     at.checked_add(GRAIN_MARKER_LEN as u64)?
         .checked_add(marker.size.into())

@@ -1,4 +1,4 @@
-//! Streams while they arrive: each grain says where it belongs, so that the tables, which come after
+//! Streams while they arrive: the marker of each grain gives its place, so that the tables, which come after
 //! the grains, need not be there.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,7 +16,7 @@ use super::malformed;
 use super::map::{GrainPacking, grain_past_end};
 use super::stream::{self, Part};
 
-/// How many grains that went by are remembered: the data of a segment is read after all of it was
+/// The most grains that are remembered: the data of a segment is read after all of it was
 /// claimed.
 const MOST_REMEMBERED: usize = 64 << 10;
 
@@ -33,18 +33,18 @@ struct Shared {
 
 #[derive(Debug)]
 struct Progress {
-    /// Where the next marker is.
+    /// Host offset of the next marker.
     at: u64,
-    /// The grains that came last: where they belong, where they are, and how long.
+    /// The last grains: guest offset, host offset and length.
     grains: VecDeque<(u64, u64, u64)>,
-    /// Where the first grain belongs that is remembered, if some are not.
+    /// Guest offset of the first grain that is remembered, if some are not.
     forgotten: u64,
     /// The tables that went by.
     tables: BTreeMap<u64, Vec<u8>>,
     /// Bytes of memory that these may take yet.
     room: u64,
     footer: Option<u64>,
-    /// Where the stream ended.
+    /// End of the stream.
     end: Option<u64>,
 }
 

@@ -142,7 +142,7 @@ impl<T: Tables> GrainMap<T> {
         Some(table)
     }
 
-    /// Checks that all grains of a table are in the file, and nobody else's.
+    /// Checks that all grains of a table are in the file, and have one owner.
     fn check_table(&self, index: u64, host: u64, table: &[u8]) -> Result<()> {
         if is_zero(table) {
             return Ok(());
@@ -154,8 +154,7 @@ impl<T: Tables> GrainMap<T> {
                 grains.push(at);
             }
         }
-        // A packed grain says itself where it belongs, if there are markers. What is salvaged is told grain by
-        // grain.
+        // The marker of a compressed grain gives its place. Salvage decides grain by grain.
         if self.is_marked() || self.reader.salvages() {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! Where a guest range lives in a sparse extent: the walk through grain directory and grain table.
+//! The walk through grain directory and grain table of a sparse extent.
 
 use std::sync::{Arc, OnceLock};
 
@@ -18,21 +18,21 @@ mod packing;
 
 pub(super) use packing::GrainPacking;
 
-/// What tells one kind of sparse extent from another: how its tables are found and read.
+/// The tables of one kind of sparse extent: their places and entries.
 pub(super) trait Tables: std::fmt::Debug + Send + Sync {
     /// Bytes of an entry of a grain table.
     fn entry_len(&self) -> usize;
-    /// Where the grain table number `index` is in the file, if there is one.
+    /// Host offset of the grain table number `index`, if there is one.
     fn table(&self, index: u64) -> Result<Option<u64>>;
-    /// Where a copy of that table is, for when it is damaged.
+    /// Host offset of a copy of that table, to use if the table is damaged.
     fn second_table(&self, _index: u64) -> Option<u64> {
         None
     }
-    /// Where all grain tables are that the directory tells of.
+    /// Host offsets of all grain tables that the directory names.
     fn all(&self) -> Vec<u64> {
         Vec::new()
     }
-    /// What an entry of a grain table says.
+    /// The meaning of an entry of a grain table.
     fn entry(&self, raw: &[u8]) -> Result<Grain>;
 }
 
@@ -41,7 +41,7 @@ pub(super) trait Tables: std::fmt::Debug + Send + Sync {
 pub(super) struct GrainMap<T> {
     pub(super) file: Arc<dyn BlockSource>,
     pub(super) tables: T,
-    /// How the grains are compressed, if they are.
+    /// The compression of the grains, if they are compressed.
     pub(super) packing: Option<GrainPacking>,
     /// Bytes of a grain.
     pub(super) grain: u64,
@@ -50,11 +50,11 @@ pub(super) struct GrainMap<T> {
     /// Bytes of the guest that the extent holds.
     pub(super) size: u64,
     pub(super) regions: Regions,
-    /// Where the first grain can be, in bytes: before that is metadata.
+    /// The least host offset of a grain: before that is metadata.
     pub(super) first_grain: u64,
-    /// Whether a marker comes before each table.
+    /// Set if a marker comes before each table.
     pub(super) marked_tables: bool,
-    /// Whether a table is compared with its copy.
+    /// Set if a table is compared with its copy.
     pub(super) compares: bool,
     pub(super) seen: Seen,
     pub(super) reader: TableReader,
@@ -135,7 +135,7 @@ impl<T: Tables> GrainMap<T> {
         }))
     }
 
-    /// Where the copy of a table is by which its entries are known.
+    /// Host offset of the copy of a table by which its entries are known.
     fn place_of_table(&self, index: u64) -> Option<u64> {
         match self.tables.table(index) {
             Ok(host) => host,
@@ -147,9 +147,9 @@ impl<T: Tables> GrainMap<T> {
         self.packing.as_ref().is_some_and(|packing| packing.markers)
     }
 
-    /// What an entry says of the grain at `guest`, checked: it has to be in the file, and not in metadata.
+    /// The meaning of the entry of the grain at `guest`, checked: a grain has to be in the file, and not in metadata.
     fn decode(&self, raw: &[u8], guest: u64) -> Result<Grain> {
-        // Where the metadata ends may be what is damaged.
+        // The end of the metadata may itself be damaged.
         let first_grain = match self.reader.salvages() {
             true => 0,
             false => self.first_grain,
@@ -220,8 +220,8 @@ impl<T: Tables> GrainMap<T> {
         }
     }
 
-    /// Whether several entries of the tables refer to the grain at byte `at` of the file. All tables are read
-    /// for the first answer.
+    /// Returns `true` if several entries of the tables refer to the grain at byte `at` of the file. The first
+    /// answer reads all tables.
     fn is_contested(&self, at: u64) -> Result<bool> {
         if self.is_marked() {
             return Ok(false);
@@ -261,14 +261,14 @@ impl<T: Tables> GrainMap<T> {
             match self.grain_in(table, next) {
                 Ok(Grain::At(after)) if after > host => return most.min(after - host),
                 Ok(Grain::At(_)) => break,
-                // What is wrong with a later entry is told when it is its turn.
+                // An error of a later entry is told when it is asked for.
                 Ok(_) | Err(_) => next += self.grain,
             }
         }
         most
     }
 
-    /// How far the table that answers for `guest` goes, from there.
+    /// Guest bytes from `guest` to the end of its table.
     fn left_in_table(&self, guest: u64) -> u64 {
         self.table_span() - guest % self.table_span()
     }

@@ -11,7 +11,7 @@ use super::super::VMDK;
 use super::super::header::{GRAIN_MARKER_LEN, Marker, SECTOR};
 use super::super::malformed;
 
-/// How the grains of an extent are compressed.
+/// The compression of the grains of an extent.
 #[derive(Debug)]
 pub(in super::super) struct GrainPacking {
     /// Set if a marker before each grain says where it belongs.

@@ -1,4 +1,4 @@
-//! Packing the grains of a stream: marker, zlib stream, padding (section "Stream-Optimized Compressed
+//! Compression of the grains of a stream: marker, zlib stream, padding (section "Stream-Optimized Compressed
 //! Sparse Extents").
 
 #[cfg(feature = "zlib")]
@@ -13,11 +13,11 @@ use crate::packed::Codec;
 
 use super::GRAIN;
 
-/// Packs every grain, whether or not it gets shorter: a stream has none that are stored as they are.
+/// Compresses every grain, even if it gets no shorter: a stream has no other grains.
 #[derive(Debug)]
 pub(super) struct GrainEncoder {
     packer: Packer,
-    /// Whether grains are taken that others packed. Who asks for a level wants that.
+    /// Set if compressed grains of a source are taken as they are: a level that is asked for is that of all grains.
     takes: bool,
     unpacker: Unpacker,
     grains: Pool<Vec<u8>>,
@@ -60,7 +60,7 @@ impl Encoder for GrainEncoder {
                 Ok(())
             })?,
             Codec::Deflate => {
-                // The checksum is over what is packed, and the stream's end tells its length.
+                // The checksum is over the decompressed data, and the end of the stream gives its length.
                 let found = self.grains.with(
                     || Ok::<_, Error>(Vec::new()),
                     |grain| {

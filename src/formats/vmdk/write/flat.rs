@@ -57,7 +57,7 @@ impl ImageWriter for FlatWriter {
     fn shape(&self) -> WriteShape {
         let mut shape = WriteShape::new(self.size, SECTOR);
         shape.zero_unit = 4096;
-        // Where the targets read as anything, zeros have to be written.
+        // Zeros have to be written to targets that do not read as zero.
         shape.plain = true;
         shape.settled = true;
         let names: Vec<_> = self.extents.iter().map(|e| e.name.clone()).collect();

@@ -27,15 +27,15 @@ const TABLE_ENTRIES: u64 = 512;
 const TABLE_SECTORS: u64 = TABLE_ENTRIES * 4 / SECTOR;
 /// Bytes of the guest for which a grain table answers.
 const TABLE_SPAN: u64 = TABLE_ENTRIES * GRAIN;
-/// Where the descriptor is in a sparse extent, in sectors, and how much room it has there.
+/// Sector of the descriptor in a sparse extent, and the sectors that it has there.
 const DESCRIPTOR_OFFSET: u64 = 1;
 const DESCRIPTOR_SECTORS: u64 = 20;
 /// Bytes of an extent of a disk that is split.
 const SPLIT: u64 = 2 << 30;
 
 impl VmdkOptions {
-    /// What lays such a disk of `virtual_size` bytes out, rounded up to a sector. `file_name` is what
-    /// the file will be called; those of its extents are named after it.
+    /// Makes the writer of such a disk of `virtual_size` bytes, rounded up to a sector. `file_name` is the
+    /// name of the file; the names of its extents follow from it.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for options that exclude each other, and for a size that the format
@@ -53,7 +53,7 @@ impl VmdkOptions {
         if size == 0 {
             return Err(Error::invalid("a VMDK cannot have a size of 0"));
         }
-        // What an image merely claims must not make files up, and what is written is to be read.
+        // A size that an image merely claims must not make files up, and the image has to open.
         let split = matches!(
             self.subformat,
             Subformat::TwoGbMaxExtentSparse | Subformat::TwoGbMaxExtentFlat
@@ -76,7 +76,7 @@ impl VmdkOptions {
     }
 }
 
-/// What the files are called: `disk.vmdk`, `disk-flat.vmdk`, `disk-s001.vmdk`.
+/// Names of the files: `disk.vmdk`, `disk-flat.vmdk`, `disk-s001.vmdk`.
 #[derive(Debug)]
 struct Names {
     image: Vec<u8>,
@@ -115,7 +115,7 @@ impl Names {
     }
 }
 
-/// Whether a name can stand between quotes in a descriptor.
+/// Returns `true` if a name can stand between quotes in a descriptor.
 fn is_quotable(name: &[u8]) -> bool {
     !name.is_empty()
         && !name

@@ -1,4 +1,4 @@
-//! The options of a new disk, as people know them from `qemu-img create -o`.
+//! The options of a new disk, by their names in `qemu-img create -o`.
 
 use uuid::Uuid;
 
@@ -8,7 +8,7 @@ use crate::name::ImageName;
 
 use super::super::VMDK;
 
-/// What a disk consists of (`createType`).
+/// The files of a disk and their kind (`createType`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Subformat {
@@ -21,7 +21,7 @@ pub enum Subformat {
     TwoGbMaxExtentSparse,
     /// A descriptor and flat extents of 2 GiB.
     TwoGbMaxExtentFlat,
-    /// One sparse extent with packed grains, written from front to back: what appliances are made of.
+    /// One sparse extent with compressed grains, written from front to back, as appliances have it.
     StreamOptimized,
     /// A descriptor and one flat extent, for a datastore of an ESXi host.
     Vmfs,
@@ -95,7 +95,7 @@ impl AdapterType {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VmdkOptions {
-    /// What the disk consists of: `subformat`.
+    /// The subformat: `subformat`.
     pub subformat: Subformat,
     /// The adapter: `adapter_type`; `ide`, and `lsilogic` for ESXi hosts, unless told otherwise.
     pub adapter_type: Option<AdapterType>,
@@ -106,14 +106,14 @@ pub struct VmdkOptions {
     /// The version of VMware's tools in the guest: `toolsversion`; the largest number, which stands
     /// for tools that VMware does not manage, unless told otherwise.
     pub tools_version: u32,
-    /// Whether zeros are recorded by an entry of their own, version 2 of the format: `zeroed_grain`.
+    /// Records zeros by an entry of their own, in version 2 of the format: `zeroed_grain`.
     pub zeroed_grain: bool,
     /// The content id: `cid`, eight hexadecimal digits. Made from size and name unless given, so that
     /// the same conversion makes the same image.
     pub cid: Option<u32>,
     /// The disk's UUID: `uuid`. None is written unless given.
     pub uuid: Option<Uuid>,
-    /// How hard a stream is packed, 1 to 9: `compression_level`, 5 unless given.
+    /// The compression level of a stream, 1 to 9: `compression_level`, 5 unless given.
     pub compression_level: Option<u32>,
     /// The parent.
     pub backing: Option<Backing>,

@@ -148,7 +148,7 @@ impl ImageWriter for SparseWriter {
     }
 }
 
-/// Where everything is in an extent, in sectors.
+/// Places of the structures of an extent, in sectors.
 #[derive(Debug, Clone, Copy)]
 struct Layout {
     capacity: u64,
@@ -181,7 +181,7 @@ impl Layout {
         (self.over_head + self.capacity.next_multiple_of(GRAIN_SECTORS)) * SECTOR
     }
 
-    /// Where the table number `index` of the directory at `directory` is.
+    /// Sector of the table number `index` of the directory at `directory`.
     fn table(&self, directory: u64, index: u64) -> u64 {
         directory + self.directory_sectors + index * TABLE_SECTORS
     }

@@ -180,9 +180,9 @@ impl ImageWriter for StreamWriter {
         match run {
             WriteRun::Packed { parts } => self.place_packed(parts, tables),
             WriteRun::Zero { guest, len } => self.place_zeros(guest, len, tables),
-            WriteRun::Verbatim { .. } | WriteRun::Copied { .. } => Err(Error::invalid(
-                "a stream holds grains that it packed itself",
-            )),
+            WriteRun::Verbatim { .. } | WriteRun::Copied { .. } => {
+                Err(Error::invalid("a stream takes compressed grains only"))
+            }
         }
     }
 

@@ -15,7 +15,7 @@ pub(super) struct Line {
     pub(super) size: u64,
     pub(super) kind: &'static str,
     pub(super) name: ImageName,
-    /// Whether an offset in the file is told; it is 0.
+    /// Set if the line has an offset in the file; it is 0.
     pub(super) offset: bool,
 }
 

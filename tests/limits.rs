@@ -1,4 +1,4 @@
-//! What an image may demand, and that it gets no more.
+//! Limits hold for all that an image may demand.
 
 #![allow(
     clippy::unwrap_used,
@@ -59,7 +59,7 @@ fn each_limit_holds_to_the_byte() {
     assert_eq!(exceeded(shrunk, over), Some("metadata_bytes"));
 }
 
-/// What is not a number of clusters: texts, names, files.
+/// Limits that count no clusters: texts, names, files.
 #[test]
 fn texts_names_and_files_have_limits_of_their_own() {
     let exceeded_by = |file: &str, change: fn(&mut Limits)| exceeded(file, limits(change));

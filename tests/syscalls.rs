@@ -30,7 +30,7 @@ use support::{Rng, has_tool, read_all, sample_disk, skipped};
 
 const OLD: &[u8] = b"what was there before";
 
-/// Whether a program can be traced here.
+/// Returns true if a program can be traced here.
 fn can_trace() -> bool {
     if !has_tool("strace") {
         return false;
@@ -45,7 +45,7 @@ fn can_trace() -> bool {
     may
 }
 
-/// What is written: the arguments, and the format that comes of it.
+/// Conversions that are tried: the arguments, and the format that comes of it.
 fn ways() -> Vec<(&'static str, &'static str)> {
     let all = vec![
         ("-O raw", "raw"),
@@ -130,7 +130,7 @@ impl Bench {
         (output, came)
     }
 
-    /// Whether the image is there, whole.
+    /// Returns true if the image is there, whole.
     fn is_whole(&self, format: &str) -> bool {
         let options = OpenOptions::new().format(format);
         let image = options
@@ -146,7 +146,7 @@ impl Bench {
         fs::read(self.path().join("out")).unwrap() == OLD
     }
 
-    /// What is there besides the source and the result.
+    /// Files besides the source and the result.
     fn leftovers(&self) -> Vec<String> {
         let names = names(self.path()).into_iter();
         names.filter(|name| name.starts_with('.')).collect()
@@ -352,7 +352,7 @@ fn a_child_converts() {
     options.convert_to_path(&source, "out").unwrap();
 }
 
-/// What a log of calls says was written to a file since it was last synced, and before.
+/// Ranges that a log of calls says were written to a file since it was last synced, and before.
 fn written(log: &str, file: &str) -> [Vec<Range<u64>>; 2] {
     let (mut synced, mut since) = (Vec::new(), Vec::new());
     for line in log

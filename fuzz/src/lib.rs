@@ -1,4 +1,4 @@
-//! What every target does with its input. A panic is a finding; an error is an answer.
+//! The work of every target on its input. A panic is a finding; an error is an answer.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -321,7 +321,7 @@ pub fn stream(bytes: &[u8]) {
     }
 }
 
-/// What the bytes hold as a stream, cut in odd places, is what they hold as a file, or an error; and what is
+/// Asserts that the bytes, as a stream cut in odd places, are what they are as a file, or an error; and that what is
 /// refused as a file is refused as a stream.
 pub fn stream_source(bytes: &[u8]) {
     const MOST: u64 = 1 << 20;
@@ -543,7 +543,7 @@ fn choice(what: &str, sum: u32) -> u32 {
     sum.wrapping_mul(salt) >> 16
 }
 
-/// What is salvaged of the image reads, ends, and is what a strict reader gets, as far as that gets any.
+/// Asserts that the salvaged image reads, ends, and is what a strict reader gets, as far as that gets any.
 fn salvage_as(format: &str, source: &Arc<dyn BlockSource>) {
     let options = OpenOptions::new().format(format).limits(small());
     let options = options.resolver(Arc::new(DetachReferences));
@@ -594,7 +594,7 @@ fn small() -> Limits {
     limits
 }
 
-/// What an error says came from a stranger and has to be fit for a terminal.
+/// Asserts that the words of an error are fit for a terminal.
 fn printable(error: &Error) {
     let text = error.chain();
     assert!(!text.is_empty());
@@ -670,7 +670,7 @@ fn look_around(image: &dyn Image) {
     }
 }
 
-/// What is done to a disk, one after another: kind, start, length and what decides the bytes.
+/// Operations on a disk, in order: kind, start, length and what decides the bytes.
 type Fills = Vec<(u8, u32, u32, u64)>;
 
 /// A disk and a way to write it.

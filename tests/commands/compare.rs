@@ -35,7 +35,7 @@ struct Watched<S> {
     inner: S,
     read: AtomicU64,
     broken: Vec<Range<u64>>,
-    /// Where the status cannot be told.
+    /// The range whose status cannot be told.
     blind: Range<u64>,
 }
 
@@ -264,7 +264,7 @@ fn a_strict_comparison_looks_at_how_ranges_are_stored() {
     );
 }
 
-/// What both have in the same place of the same file cannot differ.
+/// Bytes that both have in the same place of the same file cannot differ.
 #[test]
 #[cfg(unix)]
 fn what_an_overlay_shares_with_its_backing_file_is_not_read() {
@@ -325,7 +325,7 @@ fn what_an_overlay_shares_with_its_backing_file_is_not_read() {
     assert_eq!(a.bytes_read(), 6 * MIB as u64);
 }
 
-/// Where a source says that its bytes lie, there they are.
+/// Bytes lie where their source says.
 #[test]
 #[cfg(unix)]
 fn places_hold_the_bytes() {

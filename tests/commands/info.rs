@@ -1,4 +1,4 @@
-//! What `img-info` prints is what `qemu-img info` prints, key by key and line by line.
+//! The output of `img-info` is that of `qemu-img info`, key by key and line by line.
 
 use crate::support::fails;
 use std::fs;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::command::{example, has_qemu, must, run};
 
-/// How the images are made, in one folder: a name and a line for qemu-img each.
+/// Recipes of the images, in one folder: a name and a line for qemu-img each.
 const RECIPES: &[&str] = &[
     "create -q -f qcow2 plain.qcow2 10M",
     "create -q -f qcow2 -o compat=0.10 old.qcow2 1G",
@@ -80,7 +80,7 @@ fn images() -> Option<(tempfile::TempDir, Vec<String>)> {
     Some((folder, files))
 }
 
-/// What differs between two values, as paths; the key `blockform` is ours alone.
+/// Differences between two values, as paths; the key `blockform` is ours alone.
 fn differences(path: &str, theirs: &Value, ours: &Value, found: &mut Vec<String>) {
     match (theirs, ours) {
         (Value::Object(a), Value::Object(b)) => {

@@ -23,7 +23,7 @@ fn parsed(entries: &[Entry]) -> Vec<Value> {
         .collect()
 }
 
-/// What QEMU tells and we do not, taken away: the place of what reads as zero, and where the holes of
+/// The list without what QEMU alone tells: the place of what reads as zero, and where the holes of
 /// the file are behind what an image stores; and of disks that end inside of a sector the rest of it.
 fn comparable(list: &[Value], size: u64) -> Vec<Value> {
     let mut kept: Vec<Value> = Vec::new();
@@ -61,7 +61,7 @@ fn comparable(list: &[Value], size: u64) -> Vec<Value> {
     kept
 }
 
-/// Whether ours says more than QEMU's: a VHDX has holes, and what a VHD or VDI does not record is not
+/// Returns true if our list says more than QEMU's: a VHDX has holes, and what a VHD or VDI does not record is not
 /// present; or another thing: a raw disk's last sector ends where the file does, and where its data is
 /// depends on how it was copied.
 fn is_known_to_differ(name: &str) -> bool {

@@ -1,4 +1,4 @@
-//! What disks hold: against the tools that wrote them, other tools that read them, and damage.
+//! The content of disks: against the tools that wrote them, other tools that read them, and damage.
 
 #![cfg(unix)]
 #![allow(
@@ -25,7 +25,7 @@ use blockform::content::{Contents, examine};
 use blockform::storage::{FileStorage, Memory};
 use blockform::{BlockSource, Limits};
 
-/// What a file holds as a raw disk.
+/// The content of a file as a raw disk.
 fn contents_of(path: &Path) -> Contents {
     let file = FileStorage::open(path).unwrap();
     examine(&file, &Limits::default()).unwrap()

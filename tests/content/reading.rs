@@ -1,4 +1,4 @@
-//! How much is read: of our images, and of those by other tools where the collection is at hand.
+//! The amount that is read: of our images, and of those by other tools where the collection is at hand.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ fn little_is_read() {
     }
 }
 
-/// What the collection's own list says of an image, against what is found in it.
+/// Compares what the collection's own list says of an image, against what is found in it.
 fn wrong(entry: &Value, path: &std::path::Path) -> Option<String> {
     let contents = contents_of(path);
     let has = |feature: &str| {

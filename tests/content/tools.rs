@@ -23,7 +23,7 @@ fn shell(folder: &Path, line: &str) -> String {
     run(&mut command)
 }
 
-/// Whether all programs of a list are there. Those of administrators are not on everyone's path.
+/// Returns true if all programs of a list are installed. Those of administrators are not on everyone's path.
 fn has_tools(names: &str) -> bool {
     names.split(' ').all(|name| {
         let own = Path::new("/usr/sbin").join(name);

@@ -77,7 +77,7 @@ fn files_of(folder: &Path) -> Vec<(String, Vec<u8>)> {
     names(folder).into_iter().map(read).collect()
 }
 
-/// Where a file has holes.
+/// The holes of a file.
 fn holes(path: &Path) -> Vec<(u64, u64)> {
     let mut holes: Vec<(u64, u64)> = Vec::new();
     for run in FileStorage::open(path).unwrap().extents() {

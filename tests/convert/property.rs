@@ -77,7 +77,7 @@ fn disks() -> impl Strategy<Value = Model> {
     })
 }
 
-/// What is read of an image is the disk, in one piece and in many, and its extents are lawful.
+/// Asserts that an image reads as the disk, in one piece and in many, and its extents are lawful.
 fn same(image: &dyn BlockSource, disk: &[u8], seed: u64) {
     assert_eq!(image.size(), disk.len() as u64);
     assert!(read_all(image).unwrap() == disk, "content");

@@ -99,7 +99,7 @@ fn in_a_file(options: &ConvertOptions, disk: &dyn BlockSource) -> Vec<u8> {
     file.to_bytes()
 }
 
-/// What the guest sees is the disk, and zeros where the size was rounded up.
+/// Asserts that the guest sees the disk, and zeros where the size was rounded up.
 fn reads_as(image: &dyn BlockSource, disk: &Model, about: &str) {
     let read = read_all(image).unwrap();
     assert!(read.len() >= disk.bytes.len(), "{about}");
@@ -372,9 +372,9 @@ struct Faulty {
     unreadable_from: u64,
     /// Asking for the extents from here on fails.
     unmapped_from: u64,
-    /// How often the extent at 0 was asked for.
+    /// Number of requests for the extent at 0.
     passes: AtomicU64,
-    /// Whether it has other holes when it is asked again.
+    /// Set if it has other holes at the second request.
     changes: bool,
 }
 
@@ -444,7 +444,7 @@ fn what_goes_wrong_in_the_source_is_told_and_not_written() {
     }
 }
 
-/// Whether the image is planned by the extents, before the first byte.
+/// Returns true if the image is planned by the extents, before the first byte.
 fn is_planned((format, options): (&str, &str)) -> bool {
     let natural = ["streamOptimized", "subformat=fixed", "azure"];
     format != "raw" && (format == "vhdx" || !natural.iter().any(|word| options.contains(word)))

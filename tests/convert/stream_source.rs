@@ -83,7 +83,7 @@ fn refused<T>(result: Result<T>) -> Error {
     }
 }
 
-/// What becomes of the bytes as a file, and as a stream.
+/// The outcome of converting the bytes as a file, and as a stream.
 fn both(
     bytes: &[u8],
     format: Option<&str>,

@@ -15,7 +15,7 @@ use blockform::convert::{Cancel, ConvertOptions};
 use blockform::storage::Memory;
 use blockform::{BlockSource, Error, Extent, Limits, OpenOptions, Result};
 
-/// What a thread does with an image whose content is known.
+/// The work of one thread on an image whose content is known.
 fn look_around(image: &dyn blockform::Image, content: &[u8], seed: u64, times: u64) {
     let mut rng = Rng(seed);
     let size = content.len() as u64;

@@ -22,7 +22,7 @@ fn check_bytes(bytes: Vec<u8>, format: &str) -> Findings {
     checked.findings.expect("the format has something to check")
 }
 
-/// What `qemu-img check` says of a file, if it completes: its exit status and its JSON.
+/// The verdict of `qemu-img check` on a file, if it completes: its exit status and its JSON.
 fn qemu_check(path: &Path, format: &str) -> Option<(i32, Value)> {
     let format = if format == "vhd" { "vpc" } else { format };
     let folder = path.parent().unwrap();
@@ -37,7 +37,7 @@ fn qemu_check(path: &Path, format: &str) -> Option<(i32, Value)> {
     }
 }
 
-/// What `img-check` says: its exit status, and its JSON without our own key.
+/// The verdict of `img-check`: its exit status, and its JSON without our own key.
 fn our_check(path: &Path, format: &str) -> (i32, Value) {
     let folder = path.parent().unwrap();
     let name = path.file_name().unwrap().to_str().unwrap();
@@ -157,7 +157,7 @@ fn what_we_write_is_clean() {
     }
 }
 
-/// Where the tables of a qcow2 image are, and the first of their entries that is in use.
+/// Places of the tables of a qcow2 image, and of the first of their entries that is in use.
 struct Layout {
     l1: usize,
     l2: usize,
@@ -445,7 +445,7 @@ const DAMAGES: [Damage; 27] = [
     ),
 ];
 
-/// Where the counts are ours alone: QEMU knows no rule there, or goes on in another way.
+/// Images whose counts are ours alone: QEMU knows no rule there, or goes on in another way.
 const NOT_QEMU: [&str; 7] = [
     "a packed cluster that begins within another, counted right",
     "a packed cluster that ends where another does not, counted right",
@@ -500,7 +500,7 @@ fn used32(bytes: &[u8], at: usize, count: usize, unused: &[u32]) -> Vec<usize> {
         .collect()
 }
 
-/// What is made of a disk by our own writer, which the tests of the writers judge with other readers.
+/// A disk written by our own writer, which the tests of the writers judge with other readers.
 fn written(format: &str, options: &str) -> Vec<u8> {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("disk");
@@ -920,7 +920,7 @@ fn a_check_keeps_to_its_limit_and_says_which() {
     }
 }
 
-/// What QEMU makes of a packed image over the years: written to, with snapshots that share packed clusters.
+/// The image that QEMU makes of a compressed one over the years: written to, with snapshots that share packed clusters.
 #[test]
 fn packed_clusters_that_snapshots_share_are_sound() {
     if !has_qemu() || !crate::support::has_tool("qemu-io") || !crate::support::can_unpack("zlib") {

@@ -49,7 +49,7 @@ fn ways() -> Vec<(&'static str, ConvertOptions)> {
     ]
 }
 
-/// Which of them is made for streams.
+/// The one that is made for streams.
 const STREAM: usize = 6;
 
 fn disk(seed: u64, size: usize) -> Model {
@@ -82,7 +82,7 @@ fn record(options: &ConvertOptions, disk: &Model, threads: usize, before: &[Vec<
     log.take()
 }
 
-/// What an image in these files holds, if it is one.
+/// The content of an image in these files, if it is one.
 fn content(format: &str, files: &[Vec<u8>]) -> Option<Result<Vec<u8>, blockform::Error>> {
     let data = files.get(1).map(|file| Arc::new(Memory::new(file.clone())));
     let image = OpenOptions::new()

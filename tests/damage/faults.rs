@@ -38,7 +38,7 @@ fn convert(
     (done.map(drop), file)
 }
 
-/// What one fault led to: it was told, or it did not matter.
+/// Judges what one fault led to: it was told, or it did not matter.
 fn judge(
     about: &str,
     format: &str,
@@ -362,7 +362,7 @@ fn every_call_of_a_stream_fails_in_turn() {
     );
 }
 
-/// Whoever compares, measures, maps or digests is told, too, and never gets another answer.
+/// Compare, measure, map and digest tell of a fault, too, and never gets another answer.
 #[test]
 fn the_other_verbs_are_told_of_every_fault() {
     let watchdog = Watchdog::new("a verb");

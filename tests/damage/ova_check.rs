@@ -22,7 +22,7 @@ fn findings(bytes: &[u8]) -> Findings {
     check(bytes, &OpenOptions::new()).unwrap()
 }
 
-/// Whether a finding of this kind has these words.
+/// Returns true if a finding of this kind has these words.
 fn told(findings: &Findings, kind: FindingKind, words: &str) -> bool {
     let mut all = findings.told().iter();
     all.any(|finding| finding.kind == kind && finding.to_string().contains(words))

@@ -28,7 +28,7 @@ fn check(bytes: &[u8]) -> Findings {
         .unwrap()
 }
 
-/// What the guest reads, in the active state and in each snapshot. `None` where reading is refused: a
+/// The guest's bytes, in the active state and in each snapshot. `None` where reading is refused: a
 /// reader trusts no image whose counts lie in its tables.
 fn contents(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
     let open = |options: OpenOptions| {
@@ -45,7 +45,7 @@ fn contents(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
     Some(all)
 }
 
-/// What would make a writer lose data: counts that are too low, and flags that promise one owner.
+/// Findings that would make a writer lose data: counts that are too low, and flags that promise one owner.
 fn dangers(findings: &Findings) -> BTreeSet<(Option<u64>, &'static str)> {
     assert_eq!(findings.left_out(), 0);
     let told = findings.told().iter();
@@ -57,7 +57,7 @@ fn dangers(findings: &Findings) -> BTreeSet<(Option<u64>, &'static str)> {
     dangerous.collect()
 }
 
-/// Where the structures of an image are.
+/// Places of the structures of an image.
 struct Layout {
     l1: usize,
     l2: usize,

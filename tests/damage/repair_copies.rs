@@ -21,7 +21,7 @@ use blockform::{BlockSource, BlockSourceExt, Error, OpenOptions, Result};
 const MIB: usize = 1 << 20;
 const CLUSTER: usize = 64 << 10;
 
-/// What of a disk can be read.
+/// The readable part of a disk.
 #[derive(Debug, PartialEq)]
 struct Readable {
     size: u64,
@@ -75,7 +75,7 @@ impl Readable {
         piece.map_or(&[0; 512], |piece| &piece[into..piece.len().min(into + 512)])
     }
 
-    /// Whether all that could be read before is there and the same.
+    /// Returns true if all that could be read before is there and the same.
     fn is_no_worse_than(&self, before: &Readable) -> bool {
         let starts = self.pieces.keys().chain(before.pieces.keys());
         let mut sectors = starts.flat_map(|at| (*at..(at + PIECE).min(before.size)).step_by(512));
@@ -140,7 +140,7 @@ fn in_folder(image: &[u8], name: &str) -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
-/// What qemu-img makes of an image.
+/// The disk that qemu-img reads from an image.
 fn as_qemu_reads_it(image: &[u8], format: &str) -> Vec<u8> {
     let (folder, path) = in_folder(image, "image");
     let raw = folder.path().join("raw");

@@ -58,7 +58,7 @@ impl BlockSource for Broken {
     }
 }
 
-/// What a conversion to raw makes of an image, by any number of threads, and what it says is lost.
+/// Converts an image to raw; the result, by any number of threads, and what is lost.
 fn salvaged(open: &dyn Fn() -> Box<dyn Image>) -> (Vec<u8>, Losses) {
     let mut first = None;
     for threads in [1, 4] {
@@ -121,7 +121,7 @@ fn loses(name: &str, image: &[u8], format: &str, disk: &[u8], lost: &[(usize, us
     assert!(bytes == zeroed(disk, lost), "{name}");
 }
 
-/// Where the only L2 table of a small qcow2 is.
+/// Place of the only L2 table of a small qcow2.
 fn l2_of(image: &[u8]) -> usize {
     let l1 = usize::try_from(be64(image, 40)).unwrap();
     usize::try_from(be64(image, l1) & 0x00ff_ffff_ffff_fe00).unwrap()
@@ -626,7 +626,7 @@ fn what_two_entries_have_is_lost_to_both() {
     loses("parallels", &image, "parallels", &disk, &lost);
 }
 
-/// Where the first grain tables of both directories of a hosted sparse extent are: the redundant one's
+/// Damages the first grain tables of both directories of a hosted sparse extent are: the redundant one's
 /// first, if it is used.
 #[test]
 fn a_truncated_block_costs_what_is_missing_of_it() {

@@ -1,4 +1,4 @@
-//! What is particular to qcow, QED and Parallels.
+//! Properties of qcow, QED and Parallels.
 
 use std::fs;
 use std::path::Path;

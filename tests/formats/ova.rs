@@ -95,7 +95,7 @@ fn what_is_wrong_is_refused_by_name_and_still_described() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What an archive with some bytes changed reads as, if it is read.
+/// The content of an archive with some bytes changed, if it is read.
 fn reads(bytes: Vec<u8>) -> Option<String> {
     let options = OpenOptions::new().format("ova");
     let image = options.open(Arc::new(Memory::new(bytes))).ok()?;

@@ -22,7 +22,7 @@ use blockform::{Error, ImageName};
 
 use crate::support::{fails, has_tool};
 
-/// What unwritten bytes of a target are.
+/// Value of the unwritten bytes of a target.
 const GARBAGE: u8 = 0xaa;
 const BASE: &str = "base.raw";
 const DATA: &str = "data.raw";
@@ -186,7 +186,7 @@ fn do_job(writer: &mut dyn ImageWriter, files: &mut [Vec<u8>], job: Job) {
 
 struct Built {
     files: Vec<Vec<u8>>,
-    /// How much was to be reserved of each file.
+    /// Bytes that were to be reserved of each file.
     reserved: Vec<u64>,
 }
 
@@ -245,7 +245,7 @@ fn qemu(directory: &Path, arguments: &[&str]) -> String {
     text
 }
 
-/// What the guest has to see: sparse where it reads as zero.
+/// Writes the disk that the guest has to see: sparse where it reads as zero.
 fn write_model(path: &Path, base: Option<&[u8]>, size: u64, pieces: &[Piece]) {
     let mut file = File::create(path).unwrap();
     if let Some(base) = base {

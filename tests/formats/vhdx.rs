@@ -13,7 +13,7 @@ use blockform::{
 };
 
 const MIB: usize = 1 << 20;
-/// Where the writer puts things when the log has 1 MiB.
+/// Places of the writer's structures when the log has 1 MiB.
 const LOG: usize = MIB;
 const METADATA: usize = 2 * MIB;
 const BAT: usize = 3 * MIB;
@@ -69,7 +69,7 @@ fn open(bytes: &[u8]) -> Result<Box<dyn Image>> {
     OpenOptions::new().open(Arc::new(Memory::new(bytes.to_vec())))
 }
 
-/// What opening and reading everything fails with.
+/// The error of opening and reading everything.
 fn failure(bytes: &[u8], resolver: Arc<dyn Resolver>) -> String {
     let read = open_over(bytes, resolver).and_then(|image| read_all(&image));
     read.err().map(|e| e.to_string()).unwrap_or_default()
@@ -527,7 +527,7 @@ fn damage_of_a_child_is_refused_by_name() {
     assert_eq!(failure(&sound, resolver()), "");
 }
 
-/// What an entry of a log writes: a sector of one value, or zeros.
+/// The write of an entry of a log: a sector of one value, or zeros.
 enum LogWrite {
     Data(u64, u8),
     Zeroes(u64, u64),

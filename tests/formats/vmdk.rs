@@ -25,7 +25,7 @@ fn options() -> OpenOptions {
     OpenOptions::new().references(PathPolicy::SameDirectory)
 }
 
-/// Whether this build can read a file: without zlib there are no streams.
+/// Returns true if this build can read a file: without zlib there are no streams.
 fn can_read(file: &str) -> bool {
     cfg!(feature = "zlib") || !file.starts_with("stream")
 }
@@ -291,7 +291,7 @@ fn a_child_is_not_read_without_its_parent() {
     }
 }
 
-/// What an archive leaves after a stream makes others look for the footer in the wrong place.
+/// The padding of an archive after a stream makes others look for the footer in the wrong place.
 #[cfg(feature = "zlib")]
 #[test]
 fn what_follows_a_stream_is_not_part_of_it() {

@@ -1,4 +1,4 @@
-//! What is written as VMDK: read back, the same every time, and judged by QEMU.
+//! Written VMDK images: read back, the same every time, and judged by QEMU.
 
 use std::num::NonZeroUsize;
 use std::path::Path;

@@ -27,7 +27,7 @@ fn describe(bytes: &[u8]) -> Result<Value, Error> {
     Ok(serde_json::from_str(&report.to_json()).unwrap())
 }
 
-/// Whether this build looks into a file of this name.
+/// Returns true if this build looks into a file of this name.
 fn looks_into(file: &str) -> bool {
     let ends = |endings: &[&str]| endings.iter().any(|ending| file.ends_with(ending));
     (cfg!(feature = "zlib") || !ends(&[".gz", "deflated.zip", ".uimage"]))
@@ -221,7 +221,7 @@ fn luks_is_qemus_format_in_words_and_not_read_without_a_word() {
     }
 }
 
-/// What QEMU knows, too, is described in its words.
+/// Formats that QEMU knows, too, are described in its words.
 #[test]
 fn the_words_are_qemus() {
     if !has_qemu() {

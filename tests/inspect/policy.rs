@@ -1,4 +1,4 @@
-//! What a name inside an image may open: nothing, unless the caller said so.
+//! Names inside an image open nothing, unless the caller said so.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -124,7 +124,7 @@ const WRONGLY_REFUSED: [&str; 7] = [
     "luks2-hdr",
 ];
 
-/// What is told of a difference.
+/// The heading of a difference.
 fn heading(ours: &Safety, theirs: &Value) -> String {
     let ours: Vec<&str> = ours.failures().map(|check| check.name).collect();
     let theirs: Vec<&str> = theirs["failed"]

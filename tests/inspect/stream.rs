@@ -19,7 +19,7 @@ const BYTEWISE: u64 = 256 << 10;
 /// An image with a table of 32 MiB, which is more than is kept of a stream.
 const TOO_LARGE: &str = "qcow2-sparse-l1-max";
 
-/// What is told of an image, of a file or of a stream.
+/// The description of an image, of a file or of a stream.
 #[derive(Debug, PartialEq)]
 struct Answer {
     detected: blockform::Detected,
@@ -86,7 +86,7 @@ const CHUNKS: [usize; 4] = [1, 511, 4096, 65_536];
 /// Files longer than this are cut into larger chunks only, for the same reason.
 const CHUNKWISE: u64 = 4 << 20;
 
-/// What differs between the files below a folder and their streams, in chunks of these lengths.
+/// Differences between the files below a folder and their streams, in chunks of these lengths.
 fn differences(folder: &Path, chunks: &[usize]) -> Vec<String> {
     let files = files_below(folder);
     assert!(files.len() > 50);
@@ -213,7 +213,7 @@ fn allow(formats: &[&str]) -> StreamOptions {
     StreamOptions::new().allow(formats.iter().copied())
 }
 
-/// Where a stream is stopped, and as what.
+/// The place where a stream is stopped, and the formats found.
 fn stopped(options: StreamOptions, bytes: &[u8]) -> (u64, Vec<String>) {
     match feed(options, bytes) {
         Err((at, Error::NotAllowed { found, .. })) => {

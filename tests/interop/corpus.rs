@@ -11,7 +11,7 @@ use serde_json::Value;
 /// Disks larger than this are described and not read through: hashing their zeros takes minutes.
 const LARGE: u64 = 256 << 20;
 
-/// What is wrong with what we make of an entry. Where nobody knows what a guest would see, the image
+/// The problem with our reading of an entry, if there is one. Where nobody knows what a guest would see, the image
 /// has to be described, and no more.
 fn wrong(folder: &Path, entry: &Value) -> Option<String> {
     let mut options = OpenOptions::new();

@@ -51,7 +51,7 @@ struct Written {
     qemu: &'static str,
     text: String,
     compress: bool,
-    /// Whether the image is all in one file that needs no other way than from front to back.
+    /// Set if the image is all in one file that needs no other way than from front to back.
     can_stream: bool,
     can_overlay: bool,
 }

@@ -13,7 +13,7 @@ pub fn manifest(list: &str) -> Vec<Value> {
     manifest[list].as_array().unwrap().clone()
 }
 
-/// Where an entry of it is.
+/// Place of an entry.
 pub fn path_of(folder: &str, entry: &Value) -> PathBuf {
     testdata(&format!("ova/{folder}/{}", entry["file"].as_str().unwrap()))
 }

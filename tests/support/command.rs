@@ -1,4 +1,4 @@
-//! What the tests of the commands share: where the commands and qemu-img are, and how to run them.
+//! Helpers of the tests that run the commands and qemu-img.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

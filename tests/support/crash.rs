@@ -8,7 +8,7 @@ use blockform::{BlockSource, BlockTarget, Error, Extent, Result, Zeroes};
 
 use super::Rng;
 
-/// What was done to which of the files.
+/// One operation on one of the files.
 #[derive(Debug, Clone)]
 pub enum Op {
     Write(usize, u64, Arc<[u8]>),

@@ -10,7 +10,7 @@ use blockform::{
     Place, Result, Stored, Zeroes,
 };
 
-/// What goes wrong.
+/// The kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The system's error of this number.
@@ -48,12 +48,12 @@ impl Trip {
         Self::at(u64::MAX, Fault::Short)
     }
 
-    /// How many calls there were.
+    /// Number of calls so far.
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Whether one went wrong.
+    /// Returns true if one failed.
     pub fn hit(&self) -> bool {
         self.hit.load(Ordering::Relaxed)
     }
@@ -280,7 +280,7 @@ impl Drop for Watchdog {
     }
 }
 
-/// Whether all is to be done that a test can do, rather than a sample: `tests/figures.py` asks for it.
+/// Returns true if a test tries all cases, not a sample: `tests/figures.py` asks for it.
 pub fn thorough() -> bool {
     std::env::var_os("BLOCKFORM_THOROUGH").is_some()
 }

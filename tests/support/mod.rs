@@ -1,4 +1,4 @@
-//! What several test crates share: where things are, what is true of them, and how to patch them.
+//! Helpers of all test programs: paths, known truths, patches.
 
 #![allow(
     dead_code,
@@ -96,13 +96,13 @@ pub fn run(command: &mut Command) -> String {
     text
 }
 
-/// What a variable of the environment says, or `default`.
+/// The number in a variable of the environment, or `default`.
 pub fn number(name: &str, default: u64) -> u64 {
     let text = std::env::var(name).ok();
     text.map_or(default, |text| text.parse().unwrap())
 }
 
-/// What became of an image that follows from its number: what it counts as, and how it was made and what
+/// The outcome of an image that follows from its number: what it counts as, and how it was made and what
 /// is wrong with it if something is.
 pub type Judged = (Vec<(String, u64)>, Option<String>);
 
@@ -215,7 +215,7 @@ impl Golden {
         self.entry["sha256"].as_str().unwrap()
     }
 
-    /// Whether it refers to other files.
+    /// Returns true if it refers to other files.
     pub fn has_needs(&self) -> bool {
         self.entry["needs"]
             .as_array()
@@ -250,7 +250,7 @@ pub fn goldens() -> Vec<Golden> {
     all
 }
 
-/// Whether this build can unpack what the image of this name is packed with.
+/// Returns true if this build can decompress the image of this name.
 pub fn can_unpack(file: &str) -> bool {
     (cfg!(feature = "zlib") || !packed_with_zlib(file))
         && (cfg!(feature = "zstd") || !file.contains("zstd"))
@@ -287,7 +287,7 @@ fn push(runs: &mut Vec<Mapped>, next: Mapped) {
     runs.push(next);
 }
 
-/// What `qemu-img map --output=json` printed.
+/// The output of `qemu-img map --output=json`.
 pub fn map_of_qemu(map: &Value) -> Vec<Mapped> {
     let mut runs = Vec::new();
     for run in map.as_array().unwrap() {

@@ -12,7 +12,7 @@ use blockform::{
     Resolved, Resolver, Result, check_extent,
 };
 
-/// What a range of a disk is filled with.
+/// Content of a range of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fill {
     /// Bytes that nothing can pack.

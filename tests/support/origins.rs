@@ -10,7 +10,7 @@ use super::faults::{Faulty, Trip};
 use super::model::{Fill, Model};
 use super::{Rng, read_all, testdata};
 
-/// What can be written: a name, its format, and how.
+/// Images that can be written: a name, its format, and its options.
 pub fn ways() -> Vec<(&'static str, ImageSpec)> {
     let to = |format: &str| ImageSpec::new(format);
     vec![

@@ -55,7 +55,7 @@ pub fn full_disk(seed: u64, len: usize) -> Vec<u8> {
     disk
 }
 
-/// Where the grain directory of a sparse VMDK is, where the redundant one, and where the first table of each.
+/// Places of the grain directory of a sparse VMDK, the redundant one, and the first table of each.
 pub fn grain_tables(vmdk: &[u8]) -> [usize; 4] {
     let [main, other] = [56, 48].map(|at| place(le64(vmdk, at)) * 512);
     let table = |at: usize| place(le32(vmdk, at).into()) * 512;

@@ -25,11 +25,11 @@ pub(crate) struct Run {
 pub(crate) struct Patched {
     bytes: Arc<Vec<u8>>,
     identity: Option<FileIdentity>,
-    /// Where the bytes are the guest's, in the guest's order.
+    /// Runs of the guest's bytes, in the guest's order.
     runs: Arc<Vec<Run>>,
     pub(crate) len: usize,
     pub(crate) flip: Option<(usize, u8)>,
-    /// Whether reads are noted in `seen`.
+    /// Bytes that were read, if reads are noted.
     pub(crate) seen: Option<Arc<Mutex<Vec<bool>>>>,
 }
 
@@ -51,7 +51,7 @@ impl Patched {
         self
     }
 
-    /// Whether the bytes in `host` are those that the guest has at `guest`.
+    /// Returns true if the bytes in `host` are those that the guest has at `guest`.
     fn is_right(&self, guest: usize, host: Range<usize>) -> bool {
         let after = self.runs.partition_point(|run| run.guest <= guest);
         let Some(run) = after.checked_sub(1).map(|index| self.runs[index]) else {
@@ -121,7 +121,7 @@ thread_local! {
 struct Aim {
     address: usize,
     len: usize,
-    /// Where on the disk its bytes are.
+    /// Place of its bytes on the disk.
     guest: usize,
     right: Vec<Range<usize>>,
 }
@@ -132,7 +132,7 @@ impl Aim {
         self.right.clear();
     }
 
-    /// Whether `buf` is a part of the buffer, and what is read into it is right.
+    /// Returns true if `buf` is a part of the buffer, and what is read into it is right.
     fn spares(&mut self, buf: &[u8], is_right: impl FnOnce(usize) -> bool) -> bool {
         let into = (buf.as_ptr() as usize).wrapping_sub(self.address);
         let inside = into < self.len && buf.len() <= self.len - into;
@@ -143,7 +143,7 @@ impl Aim {
         spares
     }
 
-    /// Whether what is not known to be right differs.
+    /// Returns true if what is not known to be right differs.
     fn differs(&mut self, piece: &[u8], want: &[u8]) -> bool {
         self.len = 0;
         self.right.sort_unstable_by_key(|range| range.start);
@@ -157,7 +157,7 @@ impl Aim {
     }
 }
 
-/// Whether the disk is another one than `content`, which is as long.
+/// Returns true if the disk is another one than `content`, which is as long.
 pub(crate) fn differs(image: &dyn Image, content: &[u8]) -> Result<bool> {
     BUFFER.with_borrow_mut(|buffer| {
         let mut differs = false;

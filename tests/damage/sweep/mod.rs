@@ -156,7 +156,7 @@ fn every_length_at_which_a_file_can_be_cut() {
     compare(&table);
 }
 
-/// What an image says is zero is zero, whatever is wrong with it.
+/// Ranges that an image calls zero are zero, whatever is wrong with it.
 #[test]
 fn zeros_are_zeros_in_damaged_images_too() {
     let mut rng = Rng(13);

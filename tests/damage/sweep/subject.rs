@@ -28,7 +28,7 @@ pub(crate) struct Subject {
     others: Option<Arc<Kept>>,
     content: Vec<u8>,
     warnings: usize,
-    /// Where in the file the guest's bytes lie as they are, of those that need no second look.
+    /// Runs of the file that are the guest's bytes as they are, of those that need no second look.
     runs: Arc<Vec<Run>>,
 }
 
@@ -133,7 +133,7 @@ impl Subject {
         metadata
     }
 
-    /// Where in the file the guest's bytes lie as they are, and where they lie packed.
+    /// Runs of the file that are the guest's bytes as they are, and ranges that hold them compressed.
     fn guest_bytes(&self, image: &dyn Image) -> (Vec<Run>, Vec<Range<usize>>) {
         let (mut stored, mut packed_ranges) = (Vec::new(), Vec::new());
         let number = |number: u64| usize::try_from(number).unwrap();
@@ -172,7 +172,7 @@ impl Subject {
         (stored, packed_ranges)
     }
 
-    /// What becomes of the image when its file is this one.
+    /// The ending of the image when its file is this one.
     pub(crate) fn outcome(&self, file: Patched) -> Ending {
         let cut = file.len < self.bytes.len();
         let Ok(image) = self.open(file) else {
@@ -206,7 +206,7 @@ impl Subject {
         }
     }
 
-    /// Whether what differs is zero and shares one unit of the file with its end.
+    /// Returns true if what differs is zero and shares one unit of the file with its end.
     fn only_a_tail_is_zero(&self, image: &dyn Image, read: &[u8]) -> bool {
         let pairs = read.iter().zip(&self.content);
         let differs: Vec<usize> = pairs

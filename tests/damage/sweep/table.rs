@@ -1,4 +1,4 @@
-//! How many cases end in which way, and the table of it that is kept.
+//! The count of cases by their ending, and the table of it that is kept.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub(crate) enum Ending {
     Wrong,
 }
 
-/// How many cases ended how.
+/// Count of cases by their ending.
 pub(crate) type Table = BTreeMap<(String, String), BTreeMap<Ending, u64>>;
 
 const HEAD: &str = "\

@@ -1,4 +1,4 @@
-//! What `BlockSource` promises, as one suite over anything that is one.
+//! The contract of `BlockSource`, as one suite over anything that is one.
 
 use std::io::{Read, Seek, SeekFrom};
 

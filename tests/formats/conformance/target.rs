@@ -1,11 +1,11 @@
-//! What `BlockTarget` promises, as one suite over anything that is one.
+//! The contract of `BlockTarget`, as one suite over anything that is one.
 
 use blockform::{BlockSource, BlockSourceExt, BlockTarget, Error, Zeroes};
 
 use super::source;
 use crate::support::{Rng, fails};
 
-/// What a kind of target can do.
+/// Abilities of a kind of target.
 #[derive(Clone, Copy)]
 pub(crate) struct Abilities {
     /// It grows where it is written past its end, and can be set to a larger size.

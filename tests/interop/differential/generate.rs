@@ -12,9 +12,9 @@ pub(crate) struct Made {
     pub(crate) format: &'static str,
     pub(crate) snapshots: Vec<String>,
     pub(crate) has_data_file: bool,
-    /// How many backing files are below it.
+    /// Number of backing files below it.
     pub(crate) depth: u64,
-    /// What was run, and what failed.
+    /// Commands that were run or failed.
     pub(crate) script: Vec<String>,
 }
 

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use crate::support::{has_tool, run, sha256_of};
 
-/// Whether QEMU's tools are here.
+/// Returns true if QEMU's tools are installed.
 fn has_qemu() -> bool {
     has_tool("qemu-img") && has_tool("qemu-io")
 }
@@ -30,7 +30,7 @@ fn qemu_io(folder: &Path, file: &str, command: &str) {
     run(qemu_io.args(["-c", command, file]).current_dir(folder));
 }
 
-/// What QEMU says the guest sees, as a raw file beside the image.
+/// The guest's disk by QEMU, as a raw file beside the image.
 fn converted_by_qemu(folder: &Path, file: &str, more: &str) -> String {
     let out = folder.join("by-qemu.raw");
     let _ = std::fs::remove_file(&out);

@@ -135,7 +135,7 @@ fn info(folder: &Path, file: &str) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// What `qemu-img info` has to say of an image written this way, key by key.
+/// Asserts what `qemu-img info` says of an image written this way, key by key.
 fn described_as(way: &Way, about: &str, info: &Value) {
     assert_eq!(info["format"], "qcow2", "{about}");
     assert_eq!(info["cluster-size"], 1_u64 << way.cluster_bits, "{about}");

@@ -1,4 +1,4 @@
-//! The one error type, sorted by who has to act on it.
+//! Error type of the crate, sorted by the party that has to act.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,32 +9,32 @@ use crate::hint::Hint;
 use crate::name::quoted_path;
 use crate::reference::Reference;
 
-/// The result of everything that can fail in this crate.
+/// Result of an operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The reason for which an operation failed.
+/// Reason why an operation failed.
 ///
-/// The variants are sorted by who has to act: the environment ([`Io`](Self::Io)), the author of the
-/// image ([`Malformed`](Self::Malformed)), this crate ([`Unsupported`](Self::Unsupported)), the caller who
-/// has to say what is meant ([`Unrecognized`](Self::Unrecognized), [`Ambiguous`](Self::Ambiguous),
+/// The variants are sorted by the party that has to act: the environment ([`Io`](Self::Io)), the author of the
+/// image ([`Malformed`](Self::Malformed)), this crate ([`Unsupported`](Self::Unsupported)), the
+/// choices of the caller ([`Unrecognized`](Self::Unrecognized), [`Ambiguous`](Self::Ambiguous),
 /// [`DiskNotChosen`](Self::DiskNotChosen)), the policy of the caller ([`NotAllowed`](Self::NotAllowed),
 /// [`Denied`](Self::Denied), [`Detached`](Self::Detached), [`LimitExceeded`](Self::LimitExceeded)), its
 /// expectation ([`DigestMismatch`](Self::DigestMismatch)), the sender of a stream
 /// ([`OutOfOrder`](Self::OutOfOrder)), the scheduler of the caller
 /// ([`PartsMissing`](Self::PartsMissing)) or its code ([`OutOfRange`](Self::OutOfRange), [`InvalidInput`](Self::InvalidInput)).
 ///
-/// A message says what is wrong and never repeats its [`source`](std::error::Error::source);
-/// [`chain`](Self::chain) has both. [`hint`](Self::hint) says what the caller can do about it.
-/// Text from an image is escaped in the message.
+/// A message states the problem and never repeats its [`source`](std::error::Error::source);
+/// [`chain`](Self::chain) has both. [`hint`](Self::hint) is advice. Text from an image is escaped
+/// in the message.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused or failed an operation.
     #[error("cannot {operation}")]
     Io {
-        /// What was tried, with the file's name or the offset where there is one.
+        /// Operation, with the file's name or the offset where there is one.
         operation: Cow<'static, str>,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: io::Error,
     },
 
@@ -47,20 +47,20 @@ pub enum Error {
         structure: &'static str,
         /// The field within the structure, if it is one field.
         field: Option<&'static str>,
-        /// Where in the file, in bytes, if that is known.
+        /// Offset in the file in bytes, if it is known.
         offset: Option<u64>,
-        /// What is wrong with it.
+        /// Problem of the structure or field.
         problem: Cow<'static, str>,
     },
 
-    /// The image is valid, as far as can be told, and uses something that this build cannot do.
+    /// The image is valid as far as it was read, and uses a feature that this build does not have.
     #[error("{format} image: {feature} is not supported")]
     Unsupported {
         /// The format.
         format: FormatId,
-        /// The name of what is missing, as the format calls it.
+        /// Name of the missing feature, in the words of the format.
         feature: String,
-        /// What the caller can do about it.
+        /// Advice for the caller.
         hint: Option<Hint>,
     },
 
@@ -68,12 +68,12 @@ pub enum Error {
     #[error("no known image format was found")]
     Unrecognized,
 
-    /// Several formats' signatures were found, and they are no pair that occurs in honest files.
+    /// Several formats' signatures were found, and they are not a pair that occurs in honest files.
     #[error("the file is {} at once", list(matches, evidence))]
     Ambiguous {
         /// All formats whose signatures were found.
         matches: Vec<FormatId>,
-        /// For each of them what was found, and at which byte of the file.
+        /// Evidence for each of them, and its byte offset in the file.
         evidence: Vec<(&'static str, u64)>,
     },
 
@@ -98,12 +98,12 @@ pub enum Error {
         allowed.join(", ")
     )]
     NotAllowed {
-        /// What it was found to be. Empty where it is of no format that is known, or where it only shows
-        /// that it is none of the allowed ones.
+        /// Formats that were found. Empty where no known format was found, or where the file is
+        /// only known to be of none of the allowed ones.
         found: Vec<FormatId>,
-        /// How many bytes of the file were known when that was certain.
+        /// Bytes of the file that were known when that was certain.
         offset: u64,
-        /// What the caller allows.
+        /// Formats that the caller allows.
         allowed: Vec<String>,
     },
 
@@ -112,7 +112,7 @@ pub enum Error {
     Denied {
         /// The reference that was denied.
         reference: Box<Reference>,
-        /// What would allow it.
+        /// Advice that would allow it.
         hint: Option<Hint>,
     },
 
@@ -128,15 +128,15 @@ pub enum Error {
     LimitExceeded {
         /// The field of [`Limits`](crate::Limits).
         limit: &'static str,
-        /// What was too large.
+        /// Name of the value that is too large.
         what: &'static str,
-        /// What the image demands, in the limit's unit.
+        /// Value that the image demands, in the limit's unit.
         value: u64,
-        /// What is granted, in the limit's unit.
+        /// Maximum, in the limit's unit.
         maximum: u64,
     },
 
-    /// What is needed of a stream is not there when it is needed: it went by, or comes too late.
+    /// A part of a stream is not there when it is needed: it went by, or comes too late.
     #[error(
         "byte {offset} of the stream is needed {}: it cannot be converted while it arrives",
         if offset < position {
@@ -146,24 +146,24 @@ pub enum Error {
         }
     )]
     OutOfOrder {
-        /// Where in the stream that is, in bytes.
+        /// Offset of that part in the stream, in bytes.
         offset: u64,
-        /// Where the stream was by then.
+        /// Position of the stream at that time.
         position: u64,
     },
 
-    /// A range reaches beyond the end of what it addresses.
+    /// A range reaches beyond the end of a source or target.
     #[error("bytes {offset} to {} are beyond the end at {size}", offset.saturating_add(*len))]
     OutOfRange {
         /// Start of the range, in bytes.
         offset: u64,
         /// Length of the range, in bytes.
         len: u64,
-        /// Size of what is addressed, in bytes.
+        /// Size of the source or target in bytes.
         size: u64,
     },
 
-    /// The caller asked for something that cannot be.
+    /// The caller's request cannot be met.
     #[error("{0}")]
     InvalidInput(Cow<'static, str>),
 
@@ -179,9 +179,9 @@ pub enum Error {
     /// Parts of a conversion in parts are not done yet.
     #[error("{} of {total} parts are not done: {}", missing.len(), numbers(missing))]
     PartsMissing {
-        /// Their numbers, in order, counted from 0.
+        /// Numbers of the parts, in order, counted from 0.
         missing: Vec<usize>,
-        /// How many parts there are.
+        /// Count of all parts.
         total: usize,
     },
 
@@ -191,7 +191,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// An [`Error::Io`] for what could not be done.
+    /// Makes an [`Error::Io`] of the failed operation.
     pub fn io(operation: impl Into<Cow<'static, str>>, source: io::Error) -> Self {
         Error::Io {
             operation: operation.into(),
@@ -199,7 +199,7 @@ impl Error {
         }
     }
 
-    /// An [`Error::Io`] for what could not be done with a file of the caller's.
+    /// Makes an [`Error::Io`] of an operation on a file of the caller.
     pub(crate) fn io_path(verb: &str, path: &std::path::Path, source: io::Error) -> Self {
         Error::io(format!("{verb} {}", quoted_path(path)), source)
     }
@@ -209,7 +209,7 @@ impl Error {
         Error::OutOfRange { offset, len, size }
     }
 
-    /// An [`Error::InvalidInput`] that says what cannot be.
+    /// Makes an [`Error::InvalidInput`] with this problem.
     pub fn invalid(problem: impl Into<Cow<'static, str>>) -> Self {
         Error::InvalidInput(problem.into())
     }
@@ -233,7 +233,7 @@ impl Error {
         Error::unsupported(format, "writing this format", hint)
     }
 
-    /// An [`Error::Malformed`] for a whole structure.
+    /// Makes an [`Error::Malformed`] for a whole structure.
     pub fn malformed(
         format: FormatId,
         structure: &'static str,
@@ -249,7 +249,7 @@ impl Error {
         }
     }
 
-    /// The [`io::ErrorKind`] that comes nearest, for code that speaks `io::Error`.
+    /// The nearest [`io::ErrorKind`], for code that uses `io::Error`.
     pub fn io_kind(&self) -> io::ErrorKind {
         match self {
             Error::Io { source, .. } => source.kind(),
@@ -271,7 +271,7 @@ impl Error {
         }
     }
 
-    /// Advice on what the caller can do, where there is something.
+    /// Advice for the caller, where there is any.
     pub fn hint(&self) -> Option<Hint> {
         match self {
             Error::Unsupported { hint, .. } | Error::Denied { hint, .. } => hint.clone(),
@@ -284,7 +284,7 @@ impl Error {
         }
     }
 
-    /// The message and those of its sources on one line, without the [hint](Self::hint).
+    /// The message and the messages of its sources on one line, without the [hint](Self::hint).
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut next = std::error::Error::source(self);
@@ -329,7 +329,7 @@ impl fmt::Display for Located<'_> {
     }
 }
 
-/// The disks by number and name, not more than a person reads.
+/// Disks by number and name, at most 20.
 fn choice(disks: &[String]) -> String {
     const MOST: usize = 20;
     let disks = disks.iter().take(MOST).enumerate();
@@ -358,7 +358,7 @@ fn names(formats: &[FormatId]) -> String {
     names.join(" and ")
 }
 
-/// Numbers in order, runs of them as `3-7`, and not more than a person reads.
+/// Numbers in order, runs of them as `3-7`, at most 20 runs.
 fn numbers(numbers: &[usize]) -> String {
     const MOST: usize = 20;
     let mut runs: Vec<(usize, usize)> = Vec::new();

@@ -3,16 +3,17 @@
 /// A run of bytes of one status, as a [`BlockSource`](crate::BlockSource) reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// Where the run starts, in bytes from the start of the source (a guest offset, for an image).
+    /// Start of the run, in bytes from the start of the source (a guest offset, for an image).
     pub start: u64,
     /// Length of the run in bytes; never 0.
     pub len: u64,
-    /// What the run is.
+    /// Status of the run.
     pub kind: ExtentKind,
-    /// Which layer of the backing chain answered: 0 is the image itself, 1 its backing file.
+    /// Depth in the backing chain of the layer that answered: 0 is the image itself, 1 its backing
+    /// file.
     pub depth: u16,
-    /// Where the bytes of the run lie, in bytes from the start of the file that `depth` counts to,
-    /// if they lie there in one piece and as they are.
+    /// Host offset of the run in the file at `depth`, in bytes, if the run lies there in one piece
+    /// and as it is.
     pub host_offset: Option<u64>,
 }
 
@@ -48,14 +49,14 @@ pub enum ExtentKind {
     Data,
     /// Stored in compressed units.
     Compressed,
-    /// Reads as zero, and something says so: it masks what a backing file holds there.
+    /// Reads as zero by an entry that says so, which masks the backing file.
     Zero,
-    /// Reads as zero because no layer of the chain records anything there.
+    /// Reads as zero because no layer of the chain records it.
     Hole,
 }
 
 impl ExtentKind {
-    /// Whether the run is known to read as zero without reading it.
+    /// Returns true if the run is known to read as zero without reading it.
     pub fn reads_as_zero(self) -> bool {
         matches!(self, ExtentKind::Zero | ExtentKind::Hole)
     }

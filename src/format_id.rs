@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The name of an image format, such as `qcow2`.
 ///
-/// An open set: each format's folder declares its own. Two ids are equal if their names are.
+/// An open set: each format's folder declares its own id. Two ids are equal if their names are.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FormatId(&'static str);
 

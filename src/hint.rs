@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::name::quoted_path;
 
-/// Advice on what the caller can do about an [`Error`](crate::Error).
+/// Advice on an [`Error`](crate::Error) for the caller.
 ///
 /// `Display` names items of this library. A program whose users hold flags matches the variants and names
 /// its flags.

@@ -2,41 +2,42 @@
 //!
 //! Start with [`OpenOptions`], which opens an image; [`inspect::Report`] describes one,
 //! [`convert::ConvertOptions`] writes one, [`compare::CompareOptions`] compares two,
-//! [`extents::Entries`] tells where the bytes are and [`measure::MeasureOptions`] how many there would be;
-//! [`check::Checked`] says what is wrong with one, and [`check::Repair`] mends it.
-//! [`stream::StreamInspector`] describes one while its bytes go by, [`StreamSource`] is one to be converted
-//! meanwhile, and [`salvage::Salvage`] reads what is left of a damaged one. The [`guide`] has a page for each task.
+//! [`extents::Entries`] lists its extents and [`measure::MeasureOptions`] the size of a new one;
+//! [`check::Checked`] finds damage, and [`check::Repair`] repairs it.
+//! [`stream::StreamInspector`] describes an image while it arrives, [`StreamSource`] is one to be converted
+//! meanwhile, and [`salvage::Salvage`] reads what is left of a damaged one. The [`guide`] has a page for each
+//! task.
 //!
 //! Every layer is a [`BlockSource`]: a file, a slice of one, a qcow2 image, its backing file. A format
 //! is a function from [`BlockSource`] to [`BlockSource`]. Imports run downwards only: a format never
 //! opens a file, starts a thread or prints, storage knows no format, and the verbs know none by name.
 //!
 //! ```text
-//!    img-info img-convert img-check img-compare img-map …        examples/, and your service
-//!         \         |         |          |         /
+//!    img <verb>  img-info  img-convert  your service              examples/ and users
+//!         \         |          |          /
 //!    inspect convert check compare extents measure salvage       verbs: work on any image
 //!         |         |
-//!       detect ── open (limits, reference policy, chain)         the one door into an image
+//!       detect ── open (limits, reference policy, chain, gate)   the one door into an image
 //!         |  \
-//!         |   content/  partitions filesystems iso udf efi       what a disk holds, not mounted
+//!         |   content/  partitions filesystems iso udf efi       contents of a disk, not mounted
 //!         |
 //!       formats/  raw qcow2 vmdk vhd vhdx vdi qcow qed … ova     one folder per format
 //!         |          \
-//!         |           map/   codec/                              tables to reads; packing, by pools
+//!         |           map/  read walk · map/edit/  codec/        tables to reads; compression, by pools
 //!         |             |
-//!       image/  Format · Image · ImageWriter · Probe · Value     what a format is: the contract
+//!       image/  Format · Request · DiskImage · ImageWriter       the contract of a format
 //!         |
-//!       ondisk/  field tables, bounds-checked reader             pure functions of bytes
+//!       ondisk/  field tables, typed entries, bounds-checked     pure functions of bytes
 //!         |
-//!       storage/  file memory slice concat pending … incoming    bytes beneath the formats
+//!       storage/  file memory slice concat … incoming            bytes beneath the formats
 //!         |
-//!       BlockSource · BlockTarget · Extent · Reference · Error   the vocabulary everything speaks; digest/
+//!       BlockSource · BlockTarget · Extent · Reference · Error   the vocabulary of every layer; digest/
 //! ```
 //!
 //! # Trust
 //!
-//! An image is hostile until shown otherwise. Names inside it are inert: what they may open is for the
-//! caller's [`Resolver`] or [`PathPolicy`] to say, and the default is nothing. [`Limits`] hold for
+//! An image is hostile until shown otherwise. Names inside it are inert: the caller's
+//! [`Resolver`] or [`PathPolicy`] decides what they may open, and the default is nothing. [`Limits`] hold for
 //! every open. Damage is an [`Error`], never zeros. Opening never writes, and an output is whole or
 //! absent.
 

@@ -1,15 +1,15 @@
-//! Bounds on what an image may demand.
+//! Limits of the resources that an image may demand.
 
 use crate::error::{Error, Result};
 
-/// How many times its own length a packed file may unpack to without more ado.
+/// Ratio of uncompressed to compressed bytes that every compressed file is granted.
 const USUAL_RATIO: u64 = 64;
 
 /// Declares the limits, each with its default.
 macro_rules! limits {
     ($($(#[$doc:meta])* $name:ident = $default:expr;)*) => {
-        /// Bounds on what an image may demand. Every open has limits; the defaults pass every image that a
-        /// real tool makes.
+        /// Limits of the resources that an image may demand. Every open has limits; the defaults
+        /// pass every image that a real tool makes.
         #[derive(Debug, Clone, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Limits {
@@ -62,31 +62,32 @@ limits! {
     /// Bytes of tables kept in memory by one open image so as not to read them again. 4 MiB, which
     /// is what 32 GiB of a qcow2 image with the usual clusters need.
     cache_bytes = 4 << 20;
-    /// Bytes that a [check](crate::check) keeps to know what is used by what. 256 MiB, which is enough for
-    /// 10 TiB of a qcow2 file with the usual clusters.
+    /// Bytes that a [check](crate::check) keeps to count the uses of clusters. 256 MiB, which is
+    /// enough for 10 TiB of a qcow2 file with the usual clusters.
     check_bytes = 256 << 20;
     /// Images in a backing chain, the first one included. 64.
     chain_depth = 64;
     /// Internal snapshots in one image. 65,536.
     snapshots = 65_536;
-    /// Bytes that a packed file may unpack to beyond 64 times its own length. 1 GiB.
+    /// Uncompressed bytes of a compressed file beyond 64 times its own length. 1 GiB.
     inflated_bytes = 1 << 30;
     /// Virtual size in bytes. 2^63 - 1, the largest offset of a file.
     virtual_size = i64::MAX as u64;
-    /// Bytes that a [stream's inspector](crate::stream::StreamInspector) keeps of what went by: its
-    /// start, its end, and the tables in between. 16 MiB; it never works with less than 80 KiB. A packed
-    /// stream has it twice, for what arrives and for what that unpacks to.
+    /// Bytes that a [stream's inspector](crate::stream::StreamInspector) keeps of a stream: its
+    /// start, its end, and the tables in between. 16 MiB; at least 80 KiB are always kept. A
+    /// compressed stream has it twice, for its compressed and its uncompressed bytes.
     stream_bytes = 16 << 20;
-    /// Bytes of the window (the dictionary) that a packed stream may ask for. 64 MiB, which is what
-    /// `xz -9` asks for.
+    /// Bytes of the window (the dictionary) that a compressed stream may ask for. 64 MiB, as `xz
+    /// -9` needs.
     window_bytes = 64 << 20;
-    /// Bytes that a packed stream may unpack to. 1 TiB.
+    /// Uncompressed bytes of a compressed stream. 1 TiB.
     unpacked_bytes = 1 << 40;
     /// Reads and look-ups that may fail while a damaged disk is [salvaged](crate::salvage). 16,777,216: as
     /// many sectors as 8 GiB have.
     failures = 1 << 24;
-    /// Bytes of guest data that a [conversion](crate::convert::ConvertOptions::limits) may write into
-    /// one target, holes not counted: a small file can hold a large disk that packs well. 2^63 - 1.
+    /// Bytes of guest data that a [conversion](crate::convert::ConvertOptions::limits) may write
+    /// into one target, holes not counted: a small file can hold a large disk that compresses well.
+    /// 2^63 - 1.
     output_bytes = i64::MAX as u64;
 }
 
@@ -137,7 +138,7 @@ checks! {
 }
 
 impl Limits {
-    /// Checks the bytes that a file unpacks to that has `packed` bytes itself.
+    /// Checks the uncompressed bytes of a file of `packed` compressed bytes.
     ///
     /// # Errors
     /// [`Error::LimitExceeded`].

@@ -1,9 +1,9 @@
-//! Text that came from an image.
+//! Text from an image.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A name or other text that came from an image: bytes, until somebody decides otherwise.
+/// Name or other text from an image, as bytes.
 ///
 /// It has no [`Display`](fmt::Display), so that no control character, terminal escape or
 /// right-to-left override reaches a terminal, a log or an error by accident. Print it through
@@ -27,7 +27,7 @@ impl ImageName {
         std::str::from_utf8(&self.0).ok()
     }
 
-    /// Whether there are no bytes.
+    /// Returns true if there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -50,8 +50,8 @@ impl ImageName {
         }
     }
 
-    /// The text with everything escaped that does not print as itself: control characters,
-    /// direction overrides, invisible characters and bytes that are not UTF-8.
+    /// The text with all escaped that does not print as itself: control characters, direction
+    /// overrides, invisible characters and bytes that are not UTF-8.
     pub fn escaped(&self) -> Escaped<'_> {
         Escaped {
             bytes: &self.0,
@@ -139,8 +139,8 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// Whether a character shows as itself wherever it is printed: no control character, no line or
-/// paragraph separator, and none of the invisible format characters that reorder or hide text.
+/// Returns true if a character prints as itself: it is not a control character, a line or paragraph
+/// separator, or an invisible format character that reorders or hides text.
 pub(crate) fn is_printable(c: char) -> bool {
     !(c.is_control()
         || matches!(c,
@@ -150,7 +150,7 @@ pub(crate) fn is_printable(c: char) -> bool {
             | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}'))
 }
 
-/// Whether a file is named as macOS names what it stores beside another one (AppleDouble).
+/// Returns true if a file has a name that macOS gives to metadata of another file (AppleDouble).
 pub(crate) fn is_apple_double(name: &[u8]) -> bool {
     let last = name.rsplit(|byte| *byte == b'/').next();
     last.is_some_and(|name| name.starts_with(b"._"))

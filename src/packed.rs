@@ -1,10 +1,10 @@
-//! Packed units that can travel from one image to another as they are.
+//! Compressed units that are copied from one image to another as they are.
 
 use std::fmt::Debug;
 
 use crate::error::Result;
 
-/// How a unit is packed.
+/// Compression of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Codec {
@@ -16,35 +16,36 @@ pub enum Codec {
     Zstd,
 }
 
-/// A unit as it is packed in a file.
+/// Compressed unit in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackedUnit {
-    /// Where the guest sees the unit, in bytes.
+    /// Guest offset of the unit in bytes.
     pub guest: u64,
-    /// Where the packed bytes begin in the file, in bytes.
+    /// Host offset of the compressed bytes.
     pub host: u64,
-    /// Where they begin in the buffer that was read.
+    /// Start of the compressed bytes in the buffer that was read.
     pub at: usize,
-    /// How many there are at most: what follows the end of the stream is padding.
+    /// Length of the compressed bytes at most: padding may follow the end of the stream.
     pub len: usize,
 }
 
-/// A source that stores units packed, and can hand them out without unpacking them.
+/// Source that stores compressed units, and can hand them out as they are.
 ///
 /// Only units that the source itself records are handed out, never those of a backing file.
 pub trait PackedSource: Debug + Send + Sync {
-    /// How all of them are packed.
+    /// Codec of all units.
     fn codec(&self) -> Codec;
 
-    /// Bytes of the guest in a unit.
+    /// Guest bytes in a unit.
     fn unit(&self) -> u64;
 
-    /// Reads the packed units from `guest`, the start of one, on: at most `limit` bytes of the guest,
-    /// and as many as lie close together in the file. Appends their bytes to `buf` and one entry for
-    /// each to `units`, and returns how many units that is: 0 if the one at `guest` is not packed.
+    /// Reads the compressed units from `guest` on, the start of one: at most `limit` bytes of the
+    /// guest, and as many as lie close together in the file. Appends their bytes to `buf` and one
+    /// entry for each to `units`. Returns the count of units: 0 if the one at `guest` is not
+    /// compressed.
     ///
     /// # Errors
-    /// What reading fails with. Whether the bytes can be unpacked is not looked at.
+    /// Errors of reading. Errors of the codec are left to [`unpack`](Self::unpack).
     fn read_packed(
         &self,
         guest: u64,
@@ -53,15 +54,15 @@ pub trait PackedSource: Debug + Send + Sync {
         units: &mut Vec<PackedUnit>,
     ) -> Result<usize>;
 
-    /// Unpacks a unit that was read: `packed` is its bytes, and `out` as long as a unit.
+    /// Decompresses a unit that was read: `packed` is its bytes, and `out` as long as a unit.
     ///
     /// # Errors
-    /// What the codec fails with: the image is damaged.
+    /// Errors of the codec: the image is damaged.
     fn unpack(&self, unit: &PackedUnit, packed: &[u8], out: &mut [u8]) -> Result<()>;
 
-    /// Where in its file the packed unit at `guest` begins, in bytes; `None` where it is not packed.
+    /// Host offset of the compressed unit at `guest`, in bytes; `None` where it is not compressed.
     ///
     /// # Errors
-    /// What reading the tables fails with.
+    /// Errors of reading the tables.
     fn place_of_unit(&self, guest: u64) -> Result<Option<u64>>;
 }

@@ -8,14 +8,13 @@ use crate::name::ImageName;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reference {
-    /// What the other file is to the image.
+    /// Role of the other file for the image.
     pub kind: ReferenceKind,
     /// The name as it stands in the image.
     pub name: ImageName,
     /// The other file's format as the image declares it.
     pub format: Option<ImageName>,
-    /// Whether the image's format has no room to declare it, so that it is for the ending of the name
-    /// to say it, where it does.
+    /// True if the image's format has no field for it, so that the extension of the name decides.
     pub format_in_name: bool,
 }
 
@@ -37,8 +36,8 @@ impl Reference {
         self
     }
 
-    /// This reference with the format left to the ending of the name: for formats that have no room to
-    /// declare it.
+    /// This reference with the format left to the extension of the name: for formats that have no
+    /// field for it.
     #[must_use]
     pub fn with_format_in_name(mut self) -> Self {
         self.format_in_name = true;
@@ -52,7 +51,7 @@ impl fmt::Display for Reference {
     }
 }
 
-/// What a referenced file is to the image that refers to it.
+/// Role of a referenced file for the image that refers to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReferenceKind {

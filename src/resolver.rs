@@ -11,17 +11,17 @@ use crate::source::BlockSource;
 
 /// Decides what a name found inside an image may open.
 ///
-/// It is the only way from an image to another file. [`DenyReferences`] is what
-/// [`OpenOptions`](crate::OpenOptions) use unless told otherwise.
+/// The only way from an image to another file. [`DenyReferences`] is the default of
+/// [`OpenOptions`](crate::OpenOptions).
 pub trait Resolver: Debug + Send + Sync {
     /// Opens what `reference` means, declines to, or refuses.
     ///
     /// # Errors
-    /// [`Error::Denied`] to refuse, and whatever opening fails with.
+    /// [`Error::Denied`] to refuse, and errors of opening.
     fn resolve(&self, reference: &Reference) -> Result<Resolved>;
 }
 
-/// What became of a reference.
+/// Result of resolving a reference.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Resolved {
@@ -29,7 +29,7 @@ pub enum Resolved {
     Open {
         /// Its bytes.
         source: Arc<dyn BlockSource>,
-        /// Its format, if the resolver knows better than the image that referred to it.
+        /// Format that takes the place of the one that the image declares.
         format: Option<FormatId>,
         /// Decides about the references inside this file.
         within: Arc<dyn Resolver>,

@@ -1,4 +1,4 @@
-//! Bytes to read: the trait that every layer is.
+//! Bytes to read: the trait of every layer.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -28,7 +28,7 @@ pub trait BlockSource: Debug + Send + Sync {
     /// `buf.len()` only where the source ends.
     ///
     /// # Errors
-    /// Whatever the layers below fail with. The content of `buf` is then unspecified.
+    /// Errors of the layers below. The content of `buf` is then unspecified.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
 
     /// The run of one status that starts at `offset`, at most `limit` bytes long. Data up to the end by
@@ -106,7 +106,7 @@ pub trait Salvageable {
     fn lost_with(&self, offset: u64) -> u64;
 }
 
-/// What tells one file of this machine from another, whatever it is called: its device and number.
+/// Identity of a file of this machine under any name: its device and number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileIdentity {
     /// The device that holds the file.
@@ -115,10 +115,10 @@ pub struct FileIdentity {
     pub file: u64,
 }
 
-/// Where bytes lie, in one piece and all of them inside of the file.
+/// Place of bytes in a file: in one piece, and all inside of the file.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
-    /// The file, where the system tells which it is.
+    /// Identity of the file, where the system has one.
     pub file: Option<FileIdentity>,
     /// Handle of the open file, which storage of the same kind understands: a target on the same file
     /// system may [share its blocks](crate::BlockTarget::share_from). [`FileStorage`] gives its
@@ -126,9 +126,9 @@ pub struct Place<'a> {
     ///
     /// [`FileStorage`]: crate::storage::FileStorage
     pub handle: Option<&'a (dyn Any + Send + Sync)>,
-    /// Where in the file, in bytes.
+    /// Offset in the file in bytes.
     pub offset: u64,
-    /// For how many bytes that holds; never 0.
+    /// Length of the place in bytes; never 0.
     pub len: u64,
 }
 
@@ -195,8 +195,8 @@ pub trait BlockSourceExt: BlockSource {
     /// Fills `buf` from `offset` on.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] if the source ends before `buf` is full, and what
-    /// [`read_at`](BlockSource::read_at) fails with.
+    /// [`Error::OutOfRange`] if the source ends before `buf` is full, and those of
+    /// [`read_at`](BlockSource::read_at).
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let n = self.read_at(buf, offset)?;
         if n < buf.len() {
@@ -238,7 +238,8 @@ impl<S: BlockSource + ?Sized> Iterator for Extents<'_, S> {
     }
 }
 
-/// Checks the arguments of an `extent_at` and returns how far a run may go: `limit` cut to the end.
+/// Checks the arguments of an `extent_at` and returns the longest length of a run: `limit` cut to
+/// the end.
 ///
 /// # Errors
 /// [`Error::OutOfRange`] as [`BlockSource::extent_at`] promises.
@@ -263,12 +264,12 @@ pub(crate) fn stored_extent(offset: u64, limit: u64, size: u64) -> Result<Extent
     })
 }
 
-/// Fills `buf` from `offset` on: what lies past the end of `source` is zero. Returns how many bytes
-/// came from the source.
+/// Fills `buf` from `offset` on, with zeros past the end of `source`. Returns the count of bytes
+/// from the source.
 ///
 /// # Errors
-/// [`Error::Io`] where the source gives less than it has, as a file does that was cut short since it
-/// was opened, and what [`read_at`](BlockSource::read_at) fails with.
+/// [`Error::Io`] where the source returns less than its size promises, as a file that was cut short
+/// since it was opened, and those of [`read_at`](BlockSource::read_at).
 pub(crate) fn read_padded(source: &dyn BlockSource, buf: &mut [u8], offset: u64) -> Result<usize> {
     let n = source.read_at(buf, offset)?;
     if n < buf.len() {
@@ -280,7 +281,7 @@ pub(crate) fn read_padded(source: &dyn BlockSource, buf: &mut [u8], offset: u64)
     Ok(n)
 }
 
-/// The error about bytes that were there when the source was opened.
+/// Makes the error for bytes that were there when the source was opened.
 pub(crate) fn ended_early(offset: u64) -> Error {
     Error::io(
         format!("read at byte {offset}, which was there before"),
@@ -288,7 +289,7 @@ pub(crate) fn ended_early(offset: u64) -> Error {
     )
 }
 
-/// How many of `len` bytes at `offset` lie before the end at `size`.
+/// Count of the `len` bytes at `offset` that lie before the end at `size`.
 pub(crate) fn readable(len: usize, offset: u64, size: u64) -> usize {
     let left = size.saturating_sub(offset);
     usize::try_from(left).map_or(len, |left| len.min(left))

@@ -12,33 +12,33 @@ pub trait BlockTarget: BlockSource {
     /// Writes all of `data` at `offset`, growing the target where it can grow.
     ///
     /// # Errors
-    /// What the storage fails with; some of `data` may then have been written.
+    /// Errors of the storage; some of `data` may then have been written.
     fn write_all_at(&self, data: &[u8], offset: u64) -> Result<()>;
 
-    /// Makes `len` bytes at `offset` read as zero, by the cheapest means that keeps to `zeroes`.
+    /// Makes `len` bytes at `offset` read as zero, by the cheapest means that `zeroes` allows.
     ///
     /// # Errors
-    /// What the storage fails with.
+    /// Errors of the storage.
     fn write_zeroes_at(&self, offset: u64, len: u64, zeroes: Zeroes) -> Result<()>;
 
     /// Reserves space for `len` bytes at `offset` without changing what they read as, growing the
     /// target where that is needed.
     ///
     /// # Errors
-    /// What the storage fails with, a full disk above all.
+    /// Errors of the storage, such as a full disk.
     fn allocate(&self, offset: u64, len: u64) -> Result<()>;
 
     /// Sets the size in bytes. What is added reads as zero. A target of fixed size (a block device,
     /// a slice) accepts any size that fits into it and keeps its own.
     ///
     /// # Errors
-    /// What the storage fails with.
+    /// Errors of the storage.
     fn set_size(&self, size: u64) -> Result<()>;
 
     /// Returns once everything written before is on stable storage.
     ///
     /// # Errors
-    /// What the storage fails with. What was written may then be lost.
+    /// Errors of the storage. Bytes that were written may then be lost.
     fn sync(&self) -> Result<()>;
 
     /// Lets the system begin to bring these bytes to stable storage, and does not wait. A hint.
@@ -46,34 +46,34 @@ pub trait BlockTarget: BlockSource {
         let _ = (offset, len);
     }
 
-    /// Whether every byte that was never written is known to read as zero.
+    /// Returns true if every byte that was never written is known to read as zero.
     fn reads_as_zero(&self) -> bool;
 
-    /// How many threads may usefully write at once. 1 for a regular file, where the kernel lets one
-    /// writer in at a time and the others would spin.
+    /// Count of threads that may usefully write at once: 1 for a regular file, where the kernel
+    /// lets one writer in at a time and the others would spin.
     fn concurrent_writes(&self) -> usize {
         1
     }
 
-    /// The [device](crate::FileIdentity::device) whose files' blocks this can share, on a file system
-    /// where files do that; `None` where bytes have to be written.
+    /// The [device](crate::FileIdentity::device) whose files this can share blocks with; `None`
+    /// where bytes have to be written.
     fn shares_blocks(&self) -> Option<u64> {
         None
     }
 
-    /// Makes the bytes of `place` stand at `offset` by sharing the blocks that they are in, growing the
-    /// target where that is needed. Returns for how many of them that was done, which may be none; the
-    /// rest has to be written.
+    /// Makes the bytes of `place` stand at `offset` by sharing their blocks, growing the target
+    /// where that is needed. Returns the count of bytes that are shared, which may be 0; the rest
+    /// has to be written.
     ///
     /// # Errors
-    /// What the storage fails with, a full disk above all.
+    /// Errors of the storage, such as a full disk.
     fn share_from(&self, place: &Place<'_>, offset: u64) -> Result<u64> {
         let _ = (place, offset);
         Ok(0)
     }
 }
 
-/// What may become of the space of a range that is made to read as zero.
+/// Treatment of the space of a range that is made to read as zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Zeroes {
     /// The space may be given back.

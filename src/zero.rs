@@ -1,6 +1,6 @@
 //! Finding zeros.
 
-/// Whether all bytes are zero.
+/// Returns true if all bytes are zero.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     // Most blocks that are not zero show it in their first bytes.
     if bytes.iter().take(16).any(|byte| *byte != 0) {

@@ -102,8 +102,8 @@ impl Formats {
         Formats::default()
     }
 
-    /// The formats of this crate with these names, and no others. A file that is of another one is
-    /// still found to be so, and is an error.
+    /// The formats of this crate with these names, and no others. A file of another format is still
+    /// detected, and is [`Error::NotAllowed`].
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for a name that is not known.
@@ -132,7 +132,7 @@ impl Formats {
         self.known().filter(|format| self.allow(format.id()))
     }
 
-    /// The format called `name`: its id, or another name that people know it by.
+    /// The format with this id or alias.
     pub fn by_name(&self, name: &str) -> Option<&'static dyn Format> {
         self.iter()
             .find(|f| f.id().as_str() == name || f.aliases().contains(&name))

@@ -1,4 +1,4 @@
-//! What a check of an image finds, and what a repair is asked to mend.
+//! Findings of a check, and scopes of a repair.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,58 +11,58 @@ use crate::target::BlockTarget;
 
 use super::Request;
 
-/// What is wrong with an image, exactly counted, and told as far as a person reads it.
+/// Findings of a check: all of them counted, and the first of them kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Findings {
-    /// What breaks the format's rules: data may be lost, or may be by the next write.
+    /// Broken rules of the format: data is lost, or may be by the next write.
     pub corruptions: u64,
     /// Clusters of the file that nothing uses: space is wasted, and no data is at risk.
     pub leaks: u64,
-    /// What could not be looked at: how many findings there are of it is not known.
+    /// Parts that could not be checked: their findings are not counted.
     pub errors: u64,
-    /// How the disk's clusters are stored, for formats of which QEMU tells it.
+    /// Counts of the disk's clusters, for formats for which QEMU reports them.
     pub clusters: Option<Clusters>,
-    /// Where in the file the last cluster ends that is in use, in bytes, for formats of which QEMU
-    /// tells it.
+    /// End of the last cluster in use, in bytes of the file, for formats for which QEMU reports it.
     pub image_end: Option<u64>,
     told: Vec<Finding>,
     left_out: u64,
 }
 
-/// How the clusters of a disk are stored.
+/// Counts of the clusters of a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Clusters {
     /// Clusters that the disk has.
     pub total: u64,
-    /// Those that are stored.
+    /// Allocated clusters.
     pub allocated: u64,
-    /// Those of them that are packed.
+    /// Compressed clusters among them.
     pub compressed: u64,
-    /// Those of them that do not follow the one before in the file.
+    /// Clusters among them that do not follow the one before in the file.
     pub fragmented: u64,
 }
 
-/// One thing that a check found.
+/// One finding of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finding {
-    /// How bad it is.
+    /// Severity of the finding.
     pub kind: FindingKind,
     /// The on-disk structure, in the words of the specification.
     pub structure: &'static str,
-    /// Where in the file, in bytes, if it is one place.
+    /// Offset in the file in bytes, if it is one place.
     pub offset: Option<u64>,
-    /// Where on the disk, in bytes, if it is one place.
+    /// Guest offset in bytes, if it is one place.
     pub guest: Option<u64>,
-    /// As how many it counts: a table that several others refer to is damaged for each of them.
+    /// Count of findings that it stands for: a table that several others refer to is damaged for
+    /// each of them.
     pub count: u64,
-    /// What is wrong.
+    /// Problem that was found.
     pub problem: Cow<'static, str>,
 }
 
-/// How bad a finding is.
+/// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FindingKind {
@@ -70,9 +70,9 @@ pub enum FindingKind {
     Corruption,
     /// A cluster that nothing uses counts as used.
     Leak,
-    /// Something could not be looked at.
+    /// A part could not be checked.
     Error,
-    /// Worth knowing, and no damage.
+    /// A remark, not damage.
     Note,
 }
 
@@ -89,12 +89,12 @@ impl FindingKind {
 }
 
 impl Finding {
-    /// A rule that is broken.
+    /// Makes a finding of a broken rule.
     pub fn corruption(structure: &'static str, problem: impl Into<Cow<'static, str>>) -> Self {
         Self::new(FindingKind::Corruption, structure, problem)
     }
 
-    /// A finding of this kind.
+    /// Makes a finding of this kind.
     pub fn new(
         kind: FindingKind,
         structure: &'static str,
@@ -124,7 +124,7 @@ impl Finding {
         self
     }
 
-    /// This finding, so many times.
+    /// This finding, counted so many times.
     #[must_use]
     pub fn times(mut self, count: u64) -> Self {
         self.count = count;
@@ -146,7 +146,7 @@ impl fmt::Display for Finding {
 }
 
 impl Findings {
-    /// The most findings that are kept. The rest is counted.
+    /// Maximum of findings that are kept. The rest is counted.
     pub const TOLD: usize = 1000;
 
     /// The findings in the order in which they were made, the first [`TOLD`](Self::TOLD) of them.
@@ -154,12 +154,12 @@ impl Findings {
         &self.told
     }
 
-    /// How many findings there were besides.
+    /// Count of findings that are not kept.
     pub fn left_out(&self) -> u64 {
         self.left_out
     }
 
-    /// Whether nothing is wrong, and everything was looked at.
+    /// Returns true if nothing is wrong, and everything was checked.
     pub fn is_clean(&self) -> bool {
         self.corruptions == 0 && self.leaks == 0 && self.errors == 0
     }
@@ -180,10 +180,10 @@ impl Findings {
         }
     }
 
-    /// Takes what a parser says of a damaged structure for a finding, and goes on.
+    /// Adds the error of a parser about a damaged structure as a finding.
     ///
     /// # Errors
-    /// Any other error: what could not be read, or is over a limit.
+    /// Any other error, such as one of reading or a limit.
     pub fn add_damage(&mut self, error: Error) -> Result<()> {
         let Error::Malformed {
             structure,
@@ -205,10 +205,10 @@ impl Findings {
         Ok(())
     }
 
-    /// The value, or none where the parser's error was [taken for a finding](Self::add_damage).
+    /// The value, or `None` where the parser's error was [added as a finding](Self::add_damage).
     ///
     /// # Errors
-    /// As there.
+    /// As [`add_damage`](Self::add_damage).
     pub fn sound<T>(&mut self, parsed: Result<T>) -> Result<Option<T>> {
         match parsed {
             Ok(value) => Ok(Some(value)),
@@ -216,15 +216,15 @@ impl Findings {
         }
     }
 
-    /// Notes something that is no damage.
+    /// Adds a note, which is not damage.
     pub fn note(&mut self, structure: &'static str, problem: impl Into<Cow<'static, str>>) {
         self.add(Finding::new(FindingKind::Note, structure, problem));
     }
 
-    /// Takes what kept a part from being looked at for a finding, and goes on.
+    /// Adds the error that kept a part from being checked as a finding.
     ///
     /// # Errors
-    /// What is no matter of this part alone: what could not be read, or is over a limit.
+    /// Errors that concern more than this part, such as one of reading or a limit.
     pub fn add_obstacle(&mut self, structure: &'static str, error: Error) -> Result<()> {
         match error {
             Error::Malformed { .. } => self.add_damage(error),
@@ -246,7 +246,7 @@ impl Findings {
         self
     }
 
-    /// Adds what was found in another file of the same image.
+    /// Adds the findings of another file of the same image.
     pub fn merge(&mut self, other: Findings) {
         self.corruptions = self.corruptions.saturating_add(other.corruptions);
         self.leaks = self.leaks.saturating_add(other.leaks);
@@ -266,12 +266,12 @@ pub struct CheckedWithin {
     pub format: FormatId,
     /// Its virtual size in bytes, if it can be opened.
     pub virtual_size: Option<u64>,
-    /// What was found: nothing in a format that has nothing to check.
+    /// Findings: none in a format that has nothing to check.
     pub findings: Findings,
 }
 
 impl CheckedWithin {
-    /// What was found in an image of this format and size.
+    /// Findings of an image of this format and size.
     pub fn new(format: FormatId, virtual_size: Option<u64>, findings: Findings) -> Self {
         CheckedWithin {
             format,
@@ -281,36 +281,36 @@ impl CheckedWithin {
     }
 }
 
-/// How much a repair may change, from little to much.
+/// Extent of the changes of a repair, from small to large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Scope {
-    /// Only what wastes space: leaked clusters are given back.
+    /// Only wasted space: leaked clusters are freed.
     Leaks,
-    /// All that can be mended without a guess about the guest's data.
+    /// All that can be repaired without a guess about the guest's data.
     All,
-    /// Besides, what is empty in the table that counts and is there in its redundant copy, as grains of VMDK
-    /// can be, is taken from the copy. The disk then holds what it did not before: bytes that were lost, or
-    /// that were never its own.
+    /// Besides, entries that are empty in the table in force and set in its redundant copy, as in
+    /// VMDK, are taken from the copy. The disk then holds bytes that were lost, or that were never
+    /// its own.
     Redundant,
 }
 
 /// A repair of the image in a file, in place.
 ///
-/// The guest's disk stays as it is, but for [`Scope::Redundant`]. A crash at any time leaves a file that is no
-/// worse than before: new structures are written where nothing was, then put in force by one write, and only
-/// then the old ones are given back.
+/// The guest's disk stays as it is, but for [`Scope::Redundant`]. A crash at any time leaves a file
+/// that is not worse than before: new structures are written to free space, then put in force by
+/// one write, and only then the old ones are freed.
 ///
 /// # Errors
-/// As [`Format::checker`](super::Format::checker), and errors of writing.
+/// As [`CheckFn`](super::CheckFn), and errors of writing.
 pub type RepairFn = fn(&Arc<dyn BlockTarget>, &Request<'_>) -> Result<Fixed>;
 
-/// What a repair mended.
+/// Count of the findings that a repair removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Fixed {
-    /// Corruptions that are no more.
+    /// Corruptions that were repaired.
     pub corruptions: u64,
-    /// Leaks that are no more.
+    /// Leaks that were repaired.
     pub leaks: u64,
 }

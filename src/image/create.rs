@@ -1,30 +1,30 @@
-//! What a new image is to be.
+//! Options of a new image.
 
 use crate::error::{Error, Result};
 use crate::image::ImageIds;
 use crate::name::ImageName;
 
-/// What a new image is to be: its size, what lies below it, and the options of its format.
+/// Options of a new image: its size, its backing file, and the options of its format.
 ///
-/// The options are those that people know from `qemu-img create -o`, as text; each format documents
-/// and checks its own, and refuses those that it does not have.
+/// The options are those of `qemu-img create -o`, as text; each format documents and checks its
+/// own, and refuses others.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CreateOptions {
     /// Virtual size in bytes.
     pub virtual_size: u64,
-    /// The image that is to show through where the new one records nothing.
+    /// Backing file of the new image.
     pub backing: Option<Backing>,
-    /// Whether units are to be packed.
+    /// True if units are to be compressed.
     pub compress: bool,
-    /// What the file is called that becomes the image, without a directory, where that is known: for
-    /// formats that name their files in the image, or name other files after it.
+    /// Name of the new file, without a directory, where it is known: for formats that name their
+    /// files in the image, or name other files after it.
     pub file_name: Option<ImageName>,
-    /// The format's own options, each a name and a value.
+    /// Options of the format, each a name and a value.
     pub options: Vec<(String, String)>,
 }
 
-/// The backing file that a new image names. Naming one opens nothing.
+/// Backing file that a new image names. Naming one opens nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Backing {
@@ -32,13 +32,13 @@ pub struct Backing {
     pub name: ImageName,
     /// Its format, which the image will declare.
     pub format: String,
-    /// What the new image repeats of it, in formats that do.
+    /// Ids that the new image repeats of it, in formats that do.
     pub ids: ImageIds,
 }
 
 impl Backing {
-    /// A backing file of this name and format. What the new image repeats of it is taken from the
-    /// open image when an [overlay](crate::convert::ConvertOptions::overlay) is made.
+    /// A backing file of this name and format. Its ids are taken from the open image when an
+    /// [overlay](crate::convert::ConvertOptions::overlay) is made.
     pub fn new(name: ImageName, format: impl Into<String>) -> Self {
         Backing {
             name,
@@ -60,7 +60,7 @@ impl CreateOptions {
         }
     }
 
-    /// The format's own options, to be taken out one by one.
+    /// Options of the format, to be taken out one by one.
     pub fn option_set(&self, format: &'static str) -> OptionSet<'_> {
         OptionSet {
             format,
@@ -73,7 +73,7 @@ impl CreateOptions {
     }
 }
 
-/// The options of a format while it takes them out; what is left at the end is refused.
+/// Options of a format while it takes them out; those left at the end are refused.
 #[derive(Debug)]
 pub struct OptionSet<'a> {
     format: &'static str,
@@ -81,7 +81,7 @@ pub struct OptionSet<'a> {
 }
 
 impl<'a> OptionSet<'a> {
-    /// Takes the value of an option out. The last one counts where it was given twice.
+    /// Takes out the value of an option, the last one if there are several.
     pub fn text(&mut self, name: &str) -> Option<&'a str> {
         let value = self
             .left
@@ -109,7 +109,7 @@ impl<'a> OptionSet<'a> {
         })
     }
 
-    /// Takes an option out that is `on` or `off` (or `true`, `yes`, `false`, `no`).
+    /// Takes out an option that is `on` or `off` (or `true`, `yes`, `false`, `no`).
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for any other value.
@@ -121,7 +121,7 @@ impl<'a> OptionSet<'a> {
         })
     }
 
-    /// Takes an option out that is a size such as `65536`, `64k` or `2M`, in bytes.
+    /// Takes out an option that is a size such as `65536`, `64k` or `2M`, in bytes.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for any other value.
@@ -129,7 +129,7 @@ impl<'a> OptionSet<'a> {
         self.parsed(name, "a size such as 64k", parse_size)
     }
 
-    /// Takes an option out that is one of `words`, and returns its place among them.
+    /// Takes out an option that is one of `words`, and returns its index.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for any other value.
@@ -139,10 +139,10 @@ impl<'a> OptionSet<'a> {
         })
     }
 
-    /// Refuses what is left.
+    /// Refuses the options that are left.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] that names the first option that nobody took.
+    /// [`Error::InvalidInput`] that names the first option that is left.
     pub fn finish(self) -> Result<()> {
         match self.left.first() {
             None => Ok(()),
@@ -158,8 +158,8 @@ impl<'a> OptionSet<'a> {
     }
 }
 
-/// Splits `a=1,b=2` into its options; a comma within a value is doubled, as qemu-img has it. An
-/// option without a value is `on`.
+/// Splits `a=1,b=2` into its options; a comma within a value is doubled, as in qemu-img. An option
+/// without a value is `on`.
 ///
 /// # Errors
 /// [`Error::InvalidInput`] for an option without a name.
@@ -189,8 +189,8 @@ pub fn parse_options(text: &str) -> Result<Vec<(String, String)>> {
     Ok(options)
 }
 
-/// A size as people write it: digits, a fraction perhaps, and one of the suffixes b, k, M, G, T, P
-/// and E for powers of 1,024, in either case. `None` if it is none or does not fit into 63 bits.
+/// Parses a size: digits, an optional fraction, and an optional suffix b, k, M, G, T, P or E for
+/// powers of 1,024, in either case. `None` if it is not a size or does not fit into 63 bits.
 pub fn parse_size(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text.get(digits.len()..)? {

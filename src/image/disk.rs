@@ -1,4 +1,4 @@
-//! An open image: a disk, and all that is known of the file that it lies in.
+//! Open images: a disk, and the facts about the file that it lies in.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::reference::{Reference, ReferenceKind};
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity, Place, Salvageable, Stored};
 use crate::storage::{Concat, Slice};
 
-/// Guest's bytes of an image, as its format finds them in files.
+/// Guest bytes of an image, as its format finds them in files.
 pub trait Disk: BlockSource {
     /// As [`Image::tables`].
     fn tables(&self) -> Vec<(u64, u64)> {
@@ -48,7 +48,8 @@ impl Disk for Arc<dyn BlockSource> {}
 impl Disk for Concat {}
 impl<S: BlockSource> Disk for Slice<S> {}
 
-/// Open image of any format: the [`Disk`] that the format supplies, and what every image has besides.
+/// Open image of any format: the [`Disk`] that the format supplies, and the parts that every image
+/// has.
 #[derive(Debug)]
 pub struct DiskImage<D> {
     format: FormatId,
@@ -61,10 +62,10 @@ pub struct DiskImage<D> {
     trailer: Option<u64>,
 }
 
-/// Reason why the guest's data of an image cannot be read that can be described.
+/// Reason why the guest's data cannot be read of an image that can be described.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Sealed {
-    /// It is encrypted, in the way that is named.
+    /// It is encrypted by this scheme.
     Encrypted(&'static str),
     /// The structure at that byte of the file has a wrong checksum.
     Damaged(&'static str, u64),
@@ -92,7 +93,7 @@ impl<D: Disk> DiskImage<D> {
         self
     }
 
-    /// Sets the image that shows through where this one records nothing.
+    /// Sets the backing file.
     #[must_use]
     pub fn with_backing(mut self, backing: Option<Arc<dyn Image>>) -> Self {
         self.backing = backing;

@@ -1,4 +1,4 @@
-//! What an image says of itself.
+//! Description of an image.
 
 use uuid::Uuid;
 
@@ -6,52 +6,52 @@ use crate::image::Value;
 use crate::name::ImageName;
 use crate::source::BlockSourceExt;
 
-/// What an image says of itself, whatever its format.
+/// Description of an image of any format.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ImageInfo {
     /// Size of the disk that a guest sees, in bytes.
     pub virtual_size: u64,
-    /// Whether nothing tells that size, for a file that is described and not read; it is 0 then.
+    /// True if the size is not known, for a file that is described and not read; it is 0 then.
     pub size_is_unknown: bool,
     /// The unit of allocation in bytes (cluster, grain, block), where the format has one.
     pub cluster_size: Option<u64>,
-    /// Whether QEMU tells neither the unit nor whether the image was closed, of any image of this
-    /// format: a description in its words then has both under a key of our own.
+    /// True if QEMU reports neither the unit nor the dirty flag for this format: a description in
+    /// its words then has both under a key of our own.
     pub unknown_to_qemu: bool,
-    /// Whether the image was not closed properly: its tables may be behind its data.
+    /// True if the image was not closed properly: its tables may be behind its data.
     pub dirty: bool,
-    /// Whether the image is marked as corrupt.
+    /// True if the image is marked as corrupt.
     pub corrupt: bool,
     /// The name of the encryption scheme, if the guest's data is encrypted.
     pub encryption: Option<&'static str>,
-    /// Whether the format says that all of the data is packed (streamOptimized VMDK, say).
+    /// True if all of the data is compressed (as in a streamOptimized VMDK).
     pub compressed: bool,
     /// The internal snapshots, in the order of their table.
     pub snapshots: Vec<SnapshotInfo>,
     /// The persistent dirty bitmaps.
     pub bitmaps: Vec<BitmapInfo>,
-    /// Whether an image of this format and version can hold persistent dirty bitmaps.
+    /// True if an image of this format and version can hold persistent dirty bitmaps.
     pub has_room_for_bitmaps: bool,
-    /// What an overlay has to repeat so that it is known to belong to this image.
+    /// Ids that an overlay repeats, so that it is known to belong to this image.
     pub ids: ImageIds,
     /// The other files that the image consists of, as far as they are open.
     pub files: Vec<FileInfo>,
-    /// What only this format has, under QEMU's names (`ImageInfoSpecific`): a map, empty if there
-    /// is nothing.
+    /// Facts of this format alone, under QEMU's names (`ImageInfoSpecific`): a map, empty if there
+    /// are none.
     pub specific: Option<Value>,
-    /// What only this format has and QEMU has no words for: a map.
+    /// Facts of this format alone that QEMU has no names for: a map.
     pub details: Option<Value>,
-    /// What the format suggests to an image service, in OpenStack's words.
+    /// Properties that the format suggests to an image service, in OpenStack's words.
     pub properties: Vec<(&'static str, String)>,
-    /// What is odd about the image without making it unreadable, for a person to read.
+    /// Oddities of the image that do not make it unreadable, as text for a person.
     pub warnings: Vec<String>,
 }
 
-/// What an overlay repeats of the image below it, so that nobody puts it over another one.
+/// Ids that an overlay repeats of its backing file, so that it is not put over another one.
 ///
-/// Which of them a format has is its own affair: VHD the UUID and the time, VHDX the data write GUID,
-/// VDI two UUIDs, VMDK the content id.
+/// Each format has some of them: VHD the UUID and the time, VHDX the data write GUID, VDI two
+/// UUIDs, VMDK the content id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ImageIds {
@@ -61,7 +61,7 @@ pub struct ImageIds {
     pub modification_uuid: Option<Uuid>,
     /// The content id (VMDK).
     pub content_id: Option<u32>,
-    /// When the image was changed last, in the format's own unit and epoch (VHD).
+    /// Time of the last change, in the format's own unit and epoch (VHD).
     pub timestamp: Option<u32>,
     /// Size of the sectors that a guest sees, in bytes, where an overlay has to have the same.
     pub logical_sector_size: Option<u32>,
@@ -71,13 +71,13 @@ pub struct ImageIds {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileInfo {
-    /// What QEMU calls its node, such as `extents.0`.
+    /// QEMU's name of its node, such as `extents.0`.
     pub node: String,
     /// Its name as it stands in the image.
     pub name: ImageName,
     /// Its size in bytes.
     pub size: u64,
-    /// How many bytes it takes up on its file system, where that is known.
+    /// Bytes that it takes up on its file system, where that is known.
     pub allocated_size: Option<u64>,
 }
 
@@ -109,13 +109,13 @@ pub struct SnapshotInfo {
     pub virtual_size: u64,
     /// Size of the saved state of the virtual machine, in bytes; 0 if it was not saved.
     pub vm_state_size: u64,
-    /// When it was taken, in seconds since 1970.
+    /// Time when it was taken, in seconds since 1970.
     pub date_seconds: u64,
-    /// When it was taken, nanoseconds of the second.
+    /// Nanoseconds of that second.
     pub date_nanoseconds: u32,
-    /// How long the virtual machine had run, in nanoseconds.
+    /// Run time of the virtual machine, in nanoseconds.
     pub vm_clock_nanoseconds: u64,
-    /// How many instructions the virtual machine had executed, where that was recorded.
+    /// Count of instructions that the virtual machine had executed, where that was recorded.
     pub instruction_count: Option<u64>,
 }
 
@@ -135,7 +135,7 @@ impl SnapshotInfo {
     }
 }
 
-/// A persistent bitmap of what was written.
+/// A persistent bitmap of written ranges.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BitmapInfo {
@@ -143,9 +143,9 @@ pub struct BitmapInfo {
     pub name: ImageName,
     /// Bytes of the disk that one bit stands for.
     pub granularity: u64,
-    /// Whether it was not saved properly, so that what it says cannot be trusted.
+    /// True if it was not saved properly, so that its bits cannot be trusted.
     pub in_use: bool,
-    /// Whether it is to be kept up to date whenever the image is written.
+    /// True if it is to be kept up to date whenever the image is written.
     pub auto: bool,
 }
 

@@ -1,7 +1,7 @@
-//! What an image format is: the contract between `formats/` and everything above it.
+//! Contract of an image format: between `formats/` and the layers above it.
 //!
 //! A format is a function from a [`BlockSource`] to a [`BlockSource`]. It parses bytes and never
-//! opens a file, starts a thread or prints: what it needs from outside it asks of the [`Opener`] of its [`Request`].
+//! opens a file, starts a thread or prints: the [`Opener`] of its [`Request`] opens other files.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -47,18 +47,18 @@ pub trait Format: Debug + Send + Sync {
         &[]
     }
 
-    /// What QEMU calls it.
+    /// QEMU's name of it.
     fn qemu_name(&self) -> &'static str {
         self.id().into_str()
     }
 
-    /// The endings by which people name files of this format, besides its [id](Self::id) and
-    /// [aliases](Self::aliases): only those that no other format is named by.
+    /// Extensions of the names of files of this format, besides its [id](Self::id) and
+    /// [aliases](Self::aliases): only those that no other format has.
     fn extensions(&self) -> &'static [&'static str] {
         &[]
     }
 
-    /// The reason why this build has nothing of the format but its name and its signature.
+    /// Error of a format of which this build has only the name and the signature.
     fn absent(&self) -> Option<Error> {
         None
     }
@@ -68,18 +68,18 @@ pub trait Format: Debug + Send + Sync {
         Capabilities::default()
     }
 
-    /// Whether the file that `window` shows is of this format. A pure function of the window.
+    /// Looks for the signature of this format in `window`. A pure function of the window.
     fn probe(&self, window: &Probe<'_>) -> Verdict;
 
-    /// Whether no file that begins with `head` is of this format, however it goes on. A format whose
-    /// signature is at the end never says so.
+    /// Returns true if no file that begins with `head` is of this format. A format whose signature
+    /// is at the end always returns false.
     fn excludes(&self, head: &[u8]) -> bool {
         let _ = head;
         false
     }
 
-    /// The virtual size in bytes that the header at the start of an image gives, which is known before
-    /// the tables are. [`open`](Self::open) has the last word. `None` where the start does not tell.
+    /// Virtual size in bytes by the header at the start of an image, which is known before the
+    /// tables are. [`open`](Self::open) has the last word. `None` where the start does not have it.
     ///
     /// # Errors
     /// As [`open`](Self::open), of the header.
@@ -88,12 +88,12 @@ pub trait Format: Debug + Send + Sync {
         Ok(None)
     }
 
-    /// What the image's own structures say about its safety: the checks that this format has beyond
-    /// those on references, which every image has. It is asked also of what [`open`](Self::open)
-    /// refuses, so that the refusal has a name, and reads no more than headers.
+    /// Safety checks of this format beyond those on references, which every image has. They are
+    /// made also for an image that [`open`](Self::open) refuses, so that the refusal has a name,
+    /// and read no more than headers.
     ///
     /// # Errors
-    /// What reading fails with, and structures that are damaged.
+    /// Errors of reading, and structures that are damaged.
     fn safety(&self, source: &dyn BlockSource, limits: &Limits) -> Result<Vec<SafetyCheck>> {
         let _ = (source, limits);
         Ok(Vec::new())
@@ -102,9 +102,8 @@ pub trait Format: Debug + Send + Sync {
     /// Opens an image of this format that lies in `source`.
     ///
     /// # Errors
-    /// [`Error::Malformed`] if it is none or a damaged one,
-    /// [`Error::Unsupported`] for a feature that is not known,
-    /// [`Error::LimitExceeded`], and what `request` and `source` fail with.
+    /// [`Error::Malformed`] if it is damaged or of another format, [`Error::Unsupported`] for a
+    /// feature that is not known, [`Error::LimitExceeded`], and those of `request` and `source`.
     fn open(&self, source: Arc<dyn BlockSource>, request: &Request<'_>) -> Result<Box<dyn Image>>;
 
     /// The check of this format; `None` if it has nothing to check, as raw.
@@ -123,8 +122,8 @@ pub trait Format: Debug + Send + Sync {
     }
 }
 
-/// Looks for everything that is wrong with the image in a file, without reading the guest's data, but
-/// for what the image has a checksum of or says that it is zeros.
+/// Checks the structures of the image in a file, without reading the guest's data, but for data
+/// that has a checksum or is declared to be zeros.
 ///
 /// It goes on after what it finds. Backing files are not checked: only the files that the image itself
 /// consists of are opened.
@@ -193,8 +192,8 @@ pub struct Request<'a> {
     pub disk: Option<&'a DiskSelector>,
     /// Compare an image with checksums of all of its files with them.
     pub verifies: bool,
-    /// Only describe the image: what of it cannot be read is then told by a
-    /// [warning](ImageInfo::warnings), where that is possible.
+    /// Only describe the image: parts that cannot be read are then [warnings](ImageInfo::warnings),
+    /// where that is possible.
     pub describes: bool,
     /// Open the image as far as it can be read, where damage costs a part of its disk only: see
     /// [`OpenOptions::salvage`](crate::OpenOptions::salvage).
@@ -208,8 +207,8 @@ pub struct Request<'a> {
 
 /// Files and images that a format may open while it opens one of its own.
 pub trait Opener: Debug {
-    /// Opens the image in `source`, which lies within this one, in the format that it shows. Where it
-    /// shows none, it is what this one declares. `resolver` decides about its references.
+    /// Opens the image in `source`, which lies within this one, in the format that is detected, or
+    /// else declared. `resolver` decides about its references.
     ///
     /// # Errors
     /// [`Error::Ambiguous`] where a disk that is declared to be raw shows a
@@ -222,11 +221,11 @@ pub trait Opener: Debug {
         resolver: Arc<dyn Resolver>,
     ) -> Result<Arc<dyn Image>>;
 
-    /// [Checks](Format::checker) the image in `source`, as [`open_within`](Self::open_within) would open it.
-    /// Backing files stay closed.
+    /// [Checks](CheckFn) the image in `source`, as [`open_within`](Self::open_within) would open
+    /// it. Backing files stay closed.
     ///
     /// # Errors
-    /// As there, and as [`Format::checker`].
+    /// As [`open_within`](Self::open_within), and as [`CheckFn`].
     fn check_within(
         &self,
         source: Arc<dyn BlockSource>,
@@ -234,28 +233,27 @@ pub trait Opener: Debug {
         resolver: Arc<dyn Resolver>,
     ) -> Result<CheckedWithin>;
 
-    /// [Checks](Format::checker) the image that `reference` means, as [`open_image`](Self::open_image) would
-    /// open it; `None` if the caller's resolver left it closed. Backing files stay closed.
+    /// [Checks](CheckFn) the image that `reference` means, as [`open_image`](Self::open_image)
+    /// would open it; `None` if the caller's resolver left it closed. Backing files stay closed.
     ///
     /// # Errors
-    /// As there, and as [`Format::checker`].
+    /// As [`open_image`](Self::open_image), and as [`CheckFn`].
     fn check_image(&self, reference: &Reference) -> Result<Option<CheckedWithin>>;
 
     /// Opens the image that `reference` means, in the format that the image or the caller declares:
-    /// its content is never probed. `None` if the caller's resolver left it closed: reading what
-    /// lives in it has then to fail with [`Error::Detached`].
+    /// its content is never probed. `None` if the caller's resolver left it closed: reading data in
+    /// it has then to fail with [`Error::Detached`].
     ///
     /// # Errors
-    /// What the caller's [`Resolver`] refuses with,
-    /// [`Error::LimitExceeded`] where the chain is too long,
-    /// [`Error::InvalidInput`] where it comes back to itself.
+    /// Refusals of the caller's [`Resolver`], [`Error::LimitExceeded`] where the chain is too long,
+    /// [`Error::InvalidInput`] where it contains a file twice.
     fn open_image(&self, reference: &Reference) -> Result<Option<Arc<dyn Image>>> {
         let found = self.open_first(std::slice::from_ref(reference))?;
         Ok(found.map(|(_, image)| image))
     }
 
-    /// As [`open_image`](Self::open_image), by the first of several names that leads to a file: which one
-    /// that is, and the image.
+    /// As [`open_image`](Self::open_image), by the first of several names that leads to a file.
+    /// Returns the index of that name, and the image.
     ///
     /// # Errors
     /// As [`open_image`](Self::open_image); where no name leads anywhere, the error about the first.
@@ -268,38 +266,38 @@ pub trait Opener: Debug {
     fn open_bytes(&self, reference: &Reference) -> Result<Option<Arc<dyn BlockSource>>>;
 }
 
-/// An open image: its guest's bytes, and what is known about it.
+/// Open image: its guest's bytes, and its description.
 pub trait Image: BlockSource {
     /// Its format.
     fn format(&self) -> FormatId;
 
-    /// What it says of itself.
+    /// Description of the image.
     fn info(&self) -> &ImageInfo;
 
     /// The names inside it that mean other files, opened or not.
     fn references(&self) -> &[Reference];
 
-    /// The name that the image has for the file in which its own bytes at `guest` lie, where that is
-    /// another than the one that the image lies in.
+    /// Name in the image of the file that holds its own bytes at `guest`, where that is another
+    /// than the image's own file.
     fn file_of(&self, guest: u64) -> Option<&ImageName> {
         let _ = guest;
         None
     }
 
-    /// Where the tables are that its data is found by and that are read when they are needed, by where
-    /// they start and end in the file: what has to be kept when it comes by.
+    /// Start and end in the file of each table that is read only when it is needed, and so has to
+    /// be kept while the image arrives.
     fn tables(&self) -> Vec<(u64, u64)> {
         Vec::new()
     }
 
-    /// Whether it finds its data by walking through it, not by tables: what it reads on its way has not to
-    /// be kept for it.
+    /// Returns true if the image finds its data by a walk through it, not by tables: bytes that it
+    /// has read need not be kept.
     fn walks(&self) -> bool {
         false
     }
 
-    /// Number of bytes of the file that follow the disk, for an image whose size only the end of the file
-    /// tells.
+    /// Bytes of the file that follow the disk, for an image whose size is only known from the end
+    /// of the file.
     fn trailer(&self) -> Option<u64> {
         None
     }
@@ -318,7 +316,7 @@ pub trait Image: BlockSource {
         Ok(None)
     }
 
-    /// The image that shows through where this one records nothing, if it has one and it is open.
+    /// Backing file of the image, if it has one that is open.
     fn backing(&self) -> Option<&Arc<dyn Image>> {
         None
     }

@@ -1,9 +1,9 @@
-//! The window that all probes see, and what they say of it.
+//! Window that all probes see, and their verdicts.
 
 use crate::error::Result;
 use crate::source::{BlockSource, readable};
 
-/// The part of a file that decides what format it is of: its start, its end, and its size.
+/// Part of a file that decides its format: its start, its end, and its size.
 ///
 /// Every probe sees the same window, so that none of them does I/O, and detection reads a file once.
 #[derive(Debug, Clone, Copy)]
@@ -17,8 +17,8 @@ pub struct Probe<'a> {
 }
 
 impl<'a> Probe<'a> {
-    /// Bytes at the start of the file that a probe sees: up to the superblock of Btrfs, and the signature
-    /// of swap space in pages of 64 KiB, and some way on.
+    /// Bytes at the start of the file that a probe sees: enough for the superblock of Btrfs, and
+    /// for the signature of swap space in pages of 64 KiB.
     pub const HEAD: usize = 68 << 10;
     /// Bytes at the end of the file that a probe sees.
     pub const TAIL: usize = 4 << 10;
@@ -28,7 +28,7 @@ impl<'a> Probe<'a> {
         self.head.get(offset..offset.checked_add(len)?)
     }
 
-    /// Whether the bytes at `offset` from the start are `magic`.
+    /// Returns true if the bytes at `offset` from the start are `magic`.
     pub fn has(&self, offset: usize, magic: &[u8]) -> bool {
         self.at(offset, magic.len()) == Some(magic)
     }
@@ -40,8 +40,7 @@ impl<'a> Probe<'a> {
     }
 }
 
-/// Whether a file that begins with `head` cannot have `magic` at `offset`: they disagree as far as
-/// `head` goes.
+/// Returns true if a file that begins with `head` cannot have `magic` at `offset`.
 pub(crate) fn disagrees(head: &[u8], offset: usize, magic: &[u8]) -> bool {
     let shown = head.get(offset..).unwrap_or_default();
     shown.iter().zip(magic).any(|(is, wanted)| is != wanted)
@@ -89,7 +88,7 @@ impl Window {
     }
 }
 
-/// What a format's probe says of a window.
+/// Verdict of a format's probe on a window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
@@ -99,17 +98,17 @@ pub enum Verdict {
     Match(Evidence),
 }
 
-/// What made a probe say so.
+/// Evidence for a match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Evidence {
-    /// What was found, for a person to read.
+    /// Signature that was found, as text for a person.
     pub what: &'static str,
-    /// Where it was found, in bytes from the start of the file.
+    /// Offset from the start of the file in bytes.
     pub offset: u64,
 }
 
 impl Verdict {
-    /// A match because of `what` at `offset` if it `is` there.
+    /// A match by `what` at `offset` if it `is` there.
     pub fn found_if(is: bool, what: &'static str, offset: u64) -> Self {
         match is {
             true => Verdict::found(what, offset),
@@ -117,7 +116,7 @@ impl Verdict {
         }
     }
 
-    /// A match because `what` was found at `offset`.
+    /// A match by `what` at `offset`.
     pub fn found(what: &'static str, offset: u64) -> Self {
         Verdict::Match(Evidence { what, offset })
     }

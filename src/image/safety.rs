@@ -1,22 +1,22 @@
-//! Named checks: what makes an image safe to hand to software that trusts it.
+//! Named checks of the safety of an image for software that trusts it.
 
 use crate::error::{Error, Result};
 
-/// One check of an image's safety, and how it went.
+/// Check of an image's safety, and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SafetyCheck {
     /// Its name, which stays the same from version to version.
     pub name: &'static str,
-    /// How it went.
+    /// Outcome of the check.
     pub outcome: Outcome,
 }
 
-/// How a check went.
+/// Outcome of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The image is safe in this respect.
     Passed,
-    /// It is not, for this reason. Text from the image is escaped in it.
+    /// The image is not safe, for this reason. Text from the image is escaped in it.
     Failed(String),
     /// The format has nothing of the kind.
     NotApplicable,

@@ -1,11 +1,11 @@
-//! A tree of named values: how a format tells what only it has.
+//! Tree of named values, for facts of one format alone.
 
 use crate::name::ImageName;
 
 /// A value in the description of an image, in the shape of JSON.
 ///
-/// Formats describe what only they have as such a tree, with the names that QEMU's QAPI schema gives
-/// (`BlockdevImageInfo` and what it includes), so that the inspector needs to know no format.
+/// Formats describe facts of their own by it, under the names of QEMU's QAPI schema
+/// (`BlockdevImageInfo`), so that the inspector need not know any format.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Value {
@@ -13,7 +13,7 @@ pub enum Value {
     Bool(bool),
     /// A whole number.
     Number(u64),
-    /// Text of ours.
+    /// Text of this crate.
     Text(String),
     /// Text that came from the image.
     Name(ImageName),

@@ -1,11 +1,11 @@
-//! How a format lays a new image out, in three steps: encode, place, finish.
+//! Layout of a new image, in three steps: encode, place, finish.
 //!
 //! The engine reads the source, finds the zeros and does the I/O. A writer decides where things go:
 //!
 //! ```text
-//!   encode   any thread, any order    a unit's bytes  → packed bytes, or left as they are
-//!   place    guest order, one lock    a run           → where in the file it goes, and full tables
-//!   finish   once                     what is open    → the last tables; the header on its own
+//!   encode   any thread, any order    a unit's bytes  → compressed, or left as they are
+//!   place    guest order, one lock    a run           → its place in the file, and full tables
+//!   finish   once                                     → the last tables; the header on its own
 //! ```
 
 use std::fmt::Debug;
@@ -23,15 +23,16 @@ use crate::zero::is_zero;
 /// The same runs give the same image, whatever the number of threads: [`place`](Self::place) is
 /// called in guest order.
 pub trait ImageWriter: Debug + Send {
-    /// What the engine has to know before it starts.
+    /// Shape of the image, which the engine needs before it starts.
     fn shape(&self) -> WriteShape;
 
-    /// What packs units of this image; `None` if they are stored as they are.
+    /// Encoder of units; `None` if they are stored as they are.
     fn encoder(&self) -> Option<Arc<dyn Encoder>> {
         None
     }
 
-    /// Decides where a run goes, in guest order, and appends the tables that became full to `tables`.
+    /// Decides the place of a run, in guest order, and appends the tables that became full to
+    /// `tables`.
     ///
     /// The engine calls again with the rest where the run was not taken whole. Guest ranges that are
     /// never placed read as the backing file where there is one, and as zero otherwise.
@@ -59,32 +60,32 @@ pub trait ImageWriter: Debug + Send {
     fn finish(self: Box<Self>) -> Result<Finish>;
 }
 
-/// Packs units: CPU only, from any thread, in any order, while the writer places others.
+/// Compresses units: CPU only, from any thread, in any order, while the writer places others.
 pub trait Encoder: Debug + Send + Sync {
-    /// Appends the packed form of `unit`, the guest's bytes at `guest`, to `out`, or appends nothing
-    /// and says that they are better stored as they are. The last unit of a disk is padded with
-    /// zeros to its full length.
+    /// Appends the compressed form of `unit`, the guest's bytes at `guest`, to `out`, or appends
+    /// nothing and returns [`Form::Verbatim`]. The last unit of a disk is padded with zeros to its
+    /// full length.
     ///
     /// # Errors
-    /// What the codec fails with.
+    /// Errors of the codec.
     fn encode(&self, guest: u64, unit: &[u8], out: &mut Vec<u8>) -> Result<Form>;
 
-    /// The most bytes that a packed unit has, if every unit is packed, whether or not it becomes
-    /// shorter; `None` where one that does not is left as it is.
+    /// Maximum length of a compressed unit in bytes, if every unit is compressed even if it becomes
+    /// longer; `None` if such a unit is stored as it is.
     fn longest(&self) -> Option<u32> {
         None
     }
 
-    /// What becomes of units that the source holds packed by `codec`; `None` if they have to be
-    /// unpacked, and encoded anew.
+    /// Treatment of units that the source has compressed by `codec`; `None` if they have to be
+    /// decompressed, and encoded anew.
     fn takes(&self, codec: Codec) -> Option<Take> {
         let _ = codec;
         None
     }
 
-    /// Appends the packed form of the unit at `guest` to `out`, made of `packed`, which begins with
-    /// what `codec` made of that unit. [`Form::Verbatim`], with nothing appended, says that it cannot
-    /// be done: the unit has to be unpacked and encoded.
+    /// Appends the compressed form of the unit at `guest` to `out`, made of `packed`, which begins
+    /// with that unit as compressed by `codec`. Returns [`Form::Verbatim`] and appends nothing if
+    /// that cannot be done: the unit has to be decompressed and encoded.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -94,7 +95,7 @@ pub trait Encoder: Debug + Send + Sync {
     }
 }
 
-/// What becomes of units that come packed from another image.
+/// Treatment of compressed units of another image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Take {
@@ -104,16 +105,16 @@ pub enum Take {
     Wrapped,
 }
 
-/// In which form a unit is stored.
+/// Form in which a unit is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// As it is.
     Verbatim,
-    /// Packed.
+    /// Compressed.
     Packed,
 }
 
-/// What the engine has to know of an image that it is to write.
+/// Facts that the engine needs of an image that it writes.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct WriteShape {
@@ -124,21 +125,21 @@ pub struct WriteShape {
     pub unit: u64,
     /// The smallest aligned run of zeros worth recording, in bytes. A multiple of `unit`.
     pub zero_unit: u64,
-    /// Whether a run of zeros has to be placed so as to read as zero, because something else would
-    /// show through.
+    /// True if a run of zeros has to be placed to read as zero, because a backing file would show
+    /// through.
     pub record_zeroes: bool,
-    /// Whether the file's bytes are the guest's and nothing else, so that an existing file or device
-    /// can be written into.
+    /// True if the file's bytes are the guest's and nothing else, so that an existing file or
+    /// device can be written into.
     pub plain: bool,
-    /// Whether all that is written comes in the order of the file, from what is written before
-    /// anything else to the seal, so that a stream can take it as it comes. For other images it is
-    /// enough that the guest's bytes come to stand in the guest's order:
-    /// [`convert_to_writer`](crate::convert::ConvertOptions::convert_to_writer) finds out beforehand
-    /// what stands between them.
+    /// True if all writes come in the order of the file, from the first to the seal, so that a
+    /// stream can take them as they come. For other images it is enough that the guest's bytes are
+    /// placed in the guest's order:
+    /// [`convert_to_writer`](crate::convert::ConvertOptions::convert_to_writer) plans the writes
+    /// between them beforehand.
     pub forward: bool,
-    /// Whether every byte of the guest has its place in the files from the start, whatever is placed
-    /// and in whatever order, and [`ImageWriter::finish`] says the same whatever was placed. Parts of
-    /// such an image can be written apart from each other.
+    /// True if the place of every guest byte and the result of [`ImageWriter::finish`] do not
+    /// depend on the runs that are placed. Parts of such an image can be written apart from each
+    /// other.
     pub settled: bool,
     /// Space to reserve before anything else is written.
     pub preallocation: Vec<Write>,
@@ -178,62 +179,63 @@ pub enum OutputFile {
 pub enum WriteRun<'a> {
     /// Bytes to store as they are.
     Verbatim {
-        /// Where the guest sees them.
+        /// Guest offset.
         guest: u64,
-        /// How many.
+        /// Length in bytes.
         len: u64,
     },
-    /// Packed units, in guest order.
+    /// Compressed units, in guest order.
     Packed {
-        /// One part a unit.
+        /// One part per unit.
         parts: &'a [Part],
     },
-    /// Packed units of another image, in guest order, whose bytes go where they lie to each other as
-    /// they did there: with gaps, and one on top of the other's end. [`Placed::host`] is where the
-    /// first one begins.
+    /// Compressed units of another image, in guest order, whose bytes keep their offsets from each
+    /// other: with gaps, and one on top of the other's end. [`Placed::host`] is the start of the
+    /// first one.
     Copied {
-        /// One part a unit.
+        /// One part per unit.
         parts: &'a [CopiedPart],
-        /// The first one's offset in the file that it comes from, modulo 512, which has to stay.
+        /// Offset of the first one in its file, modulo 512, which has to stay.
         remainder: u64,
     },
     /// Bytes that have to read as zero.
     Zero {
-        /// Where the guest sees them.
+        /// Guest offset.
         guest: u64,
-        /// How many.
+        /// Length in bytes.
         len: u64,
     },
 }
 
-/// One packed unit that is copied.
+/// Compressed unit that is copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopiedPart {
-    /// Where the guest sees the unit.
+    /// Guest offset.
     pub guest: u64,
-    /// Where it begins, in bytes from the start of the first part. It never goes back.
+    /// Start of the unit, in bytes from the start of the first part. It never goes back.
     pub at: u64,
-    /// Length of the packed form in bytes, at most.
+    /// Maximum length of the compressed form in bytes.
     pub len: u64,
 }
 
-/// One packed unit.
+/// Compressed unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
-    /// Where the guest sees the unit.
+    /// Guest offset.
     pub guest: u64,
-    /// Length of the packed form in bytes. The parts of a run lie one behind the other.
+    /// Length of the compressed form in bytes. The parts of a run lie one behind the other.
     pub len: u32,
 }
 
-/// Where a run goes.
+/// Place of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placed {
-    /// Which of [`WriteShape::files`].
+    /// Index in [`WriteShape::files`].
     pub file: usize,
-    /// Offset in that file where the bytes go, in one piece. It means nothing for a run of zeros.
+    /// Offset in that file of the bytes, in one piece. Without meaning for a run of zeros.
     pub host: u64,
-    /// How much was taken, from the front: bytes, or parts of a packed or copied run. Never 0.
+    /// Amount that was taken, from the front: bytes, or parts of a compressed or copied run. Never
+    /// 0.
     pub taken: u64,
 }
 
@@ -244,14 +246,14 @@ impl Placed {
     }
 }
 
-/// Something to write that is not the guest's.
+/// Write of bytes that are not the guest's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
-    /// Which of [`WriteShape::files`].
+    /// Index in [`WriteShape::files`].
     pub file: usize,
-    /// Where in that file, in bytes.
+    /// Offset in that file in bytes.
     pub offset: u64,
-    /// What.
+    /// Bytes to write.
     pub payload: Payload,
 }
 
@@ -266,8 +268,8 @@ impl Write {
         }
     }
 
-    /// Appends the writes of a table that goes where nothing was written before. Its pages of zeros,
-    /// of which the tables of a sparse image have little else, are [`Payload::Zeroes`].
+    /// Appends the writes of a table to a place where nothing was written before. Its pages of
+    /// zeros, most of the tables of a sparse image, are [`Payload::Zeroes`].
     pub fn push_table(tables: &mut Vec<Write>, file: usize, offset: u64, table: &[u8]) {
         const PAGE: usize = 4096;
         // Pages of the file, not of the table.
@@ -312,18 +314,18 @@ pub enum Payload {
     /// So many bytes that have to read as zero. Where nothing was written before in a target that
     /// reads as zero there is nothing to do.
     Zeroes(u64),
-    /// Space for so many bytes, whatever they read as.
+    /// Space for so many bytes, which may read as anything.
     Allocate(u64),
-    /// So many zeros that are written out, in whatever state the target is.
+    /// So many zeros that are written out in any case.
     WrittenZeroes(u64),
     /// The digest of a range of the same file as it stands when this write's turn comes, as lower-case
     /// hexadecimal digits. Its place is in [`Finish::seal`], after all that the range holds.
     Digest {
-        /// What makes the digest.
+        /// Algorithm of the digest.
         algorithm: Algorithm,
-        /// Where the range starts, in bytes.
+        /// Start of the range in bytes.
         start: u64,
-        /// How many bytes it has.
+        /// Length of the range in bytes.
         len: u64,
     },
 }
@@ -334,13 +336,13 @@ impl From<Vec<u8>> for Payload {
     }
 }
 
-/// The end of a layout: what is still open, in the order in which it has to be written.
+/// End of a layout: its last writes, in their order.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Finish {
     /// The last tables, in any order.
     pub tables: Vec<Write>,
-    /// What makes the file an image (its header), after the tables are on stable storage.
+    /// Writes that make the file an image (its header), after the tables are on stable storage.
     pub seal: Vec<Write>,
     /// The final size of each of [`WriteShape::files`], in bytes.
     pub sizes: Vec<u64>,

@@ -1,4 +1,4 @@
-//! The files behind an image: each is opened through the resolver, in a chain that has an end.
+//! Files behind an image: each is opened through the resolver, in a chain of limited length.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -20,21 +20,21 @@ use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 use super::own::OwnFiles;
 use super::{OpenOptions, open_as};
 
-/// What an image gets to ask: the limits, and the way to the files that it refers to.
+/// Limits and resolver of an image that is opened, and the files above it.
 #[derive(Debug)]
 pub(crate) struct Chain {
     pub(super) limits: Limits,
     pub(super) formats: Formats,
-    /// What was asked of this image, and not of those behind it.
+    /// Requests to this image, and not to those behind it.
     first: First,
     describes: bool,
     pub(super) salvages: bool,
     resolver: Arc<dyn Resolver>,
-    /// The files from the first image down to this one, to find a chain that bites its tail.
+    /// The files from the first image down to this one, to find a chain that contains a file twice.
     above: Vec<Option<FileIdentity>>,
 }
 
-/// What the caller asks of the image that it opens.
+/// Requests of the caller to the first image.
 #[derive(Debug, Clone, Default)]
 struct First {
     snapshot: Option<SnapshotSelector>,
@@ -43,7 +43,7 @@ struct First {
 }
 
 impl Chain {
-    /// The start of a chain with what `options` say of its first image.
+    /// The start of a chain with the requests of `options` to its first image.
     pub(super) fn start(
         options: &OpenOptions,
         resolver: Arc<dyn Resolver>,
@@ -100,13 +100,12 @@ impl Chain {
         }
     }
 
-    /// Who decides about the references of the last file.
+    /// Resolver of the references of the last file.
     pub(super) fn resolver(&self) -> &Arc<dyn Resolver> {
         &self.resolver
     }
 
-    /// This chain for an image that is only described, with somebody else to decide about its
-    /// references.
+    /// This chain for an image that is only described, with another resolver.
     pub(super) fn to_describe(&self, resolver: Arc<dyn Resolver>) -> Self {
         Chain {
             limits: self.limits.clone(),
@@ -154,7 +153,7 @@ impl Chain {
         })
     }
 
-    /// What was opened; nothing if it is damaged or not there, and the image is salvaged.
+    /// The opened file; `None` if it is damaged or missing, and the image is salvaged.
     fn forgiven<T>(&self, opened: Result<Option<T>>) -> Result<Option<T>> {
         match opened {
             Err(Error::Io { .. } | Error::Malformed { .. } | Error::Unrecognized)
@@ -166,8 +165,8 @@ impl Chain {
         }
     }
 
-    /// The file that `reference` means, the format that it has by declaration, and the chain that
-    /// goes on from there; `None` if the resolver left it closed.
+    /// The file that `reference` means, its declared format, and the chain from there on; `None` if
+    /// the resolver left it closed.
     pub(super) fn follow(&self, reference: &Reference) -> Result<Option<Below>> {
         let (source, override_format, within) = match self.resolver.resolve(reference)? {
             Resolved::Detached => return Ok(None),
@@ -194,8 +193,8 @@ impl Chain {
         Ok(Some((source, format, chain)))
     }
 
-    /// The format that the ending of the file's name says, for images that cannot declare it. Its content
-    /// decides nothing, but has to agree: a guest may have written it.
+    /// The format by the extension of the file's name, for images that cannot declare it. The
+    /// content decides nothing, but has to agree: a guest may have written it.
     fn by_its_name(
         &self,
         reference: &Reference,
@@ -236,7 +235,7 @@ impl Chain {
         let format = match (detected.matches.as_slice(), declared) {
             ([], Some(declared)) => self.formats.named(declared.as_str())?,
             ([(found, evidence), ..], Some(RAW)) => {
-                // A guest may have written what looks like a format.
+                // A guest may have written the signature of a format.
                 return Err(Error::Ambiguous {
                     matches: vec![RAW, *found],
                     evidence: vec![
@@ -273,7 +272,7 @@ fn check_as(
         Some(check) => check(&source, &chain.request())?,
         None => Findings::default(),
     };
-    // A check goes on where an open ends, and does not see all that one sees.
+    // A check goes on where an open fails, and may miss the reason.
     let virtual_size = match open_as(format, source, &chain) {
         Ok(image) => Some(image.size()),
         Err(error) if findings.is_clean() => {
@@ -329,7 +328,7 @@ impl Opener for Chain {
                 Err(error) if error.io_kind() == ErrorKind::NotFound => {
                     first_failure.get_or_insert(error);
                 }
-                // The next name is tried where nothing has this one, and for no other reason.
+                // The next name is tried only where no file has this one.
                 Err(error) => {
                     first_failure.get_or_insert(error);
                     break;
@@ -359,7 +358,7 @@ impl super::OpenOptions {
         identity: Option<FileIdentity>,
     ) -> Chain {
         let mut chain = self.chain(Arc::new(OwnFiles(resolver)), identity);
-        // To a check, what cannot be read is no matter to be passed over.
+        // A check has to report parts that cannot be read.
         chain.salvages = false;
         chain
     }

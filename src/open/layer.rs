@@ -1,4 +1,4 @@
-//! Images one at a time: each is opened alone, and what it refers to is followed by hand.
+//! Images one at a time: each is opened alone, and its references are followed on request.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,17 +22,17 @@ pub(crate) struct Layer {
     pub(crate) image: Box<dyn Image>,
     /// The file that it lies in.
     pub(crate) source: Arc<dyn BlockSource>,
-    /// All that the file was found to be.
+    /// Result of the detection.
     pub(crate) detected: Detected,
-    /// Whether the image is taken for raw because nobody named a format and none was found.
+    /// True if the image is taken for raw because no format was named or found.
     pub(crate) assumed_raw: bool,
     chain: Chain,
 }
 
 impl Layer {
     /// The image at `path`, in the format that the options name or detection finds. A file in which
-    /// nothing is found is taken for raw: describing it as such reads nothing that it could steer.
-    /// One of a kind that cannot be read is described as what it is.
+    /// nothing is found is taken for raw: no bytes of it steer the description. A file of a kind
+    /// that cannot be read is described as that.
     pub(crate) fn first(path: &Path, options: &OpenOptions) -> Result<Self> {
         let source = Arc::new(FileStorage::open(path)?);
         Layer::of(source, options.resolver_at(path)?, options)
@@ -49,7 +49,7 @@ impl Layer {
         Layer::of_window(source, detected, &window, resolver, options)
     }
 
-    /// The image in `source`, which was found to be all this.
+    /// The image in `source`, with this result of the detection.
     pub(crate) fn of_detected(
         source: Arc<dyn BlockSource>,
         detected: Detected,
@@ -106,7 +106,7 @@ impl Layer {
         Layer::alone(source, detected, format, chain).map(Some)
     }
 
-    /// What the image may demand.
+    /// Limits of what the image may demand.
     pub(crate) fn limits(&self) -> &Limits {
         &self.chain.limits
     }
@@ -136,7 +136,7 @@ impl Layer {
     }
 }
 
-/// Opens the files that an image consists of, where that is allowed, and none of those behind it.
+/// Opens the files that an image consists of, where that is allowed, and not its backing files.
 #[derive(Debug)]
 struct ExtentsOnly(Arc<dyn Resolver>);
 

@@ -24,8 +24,8 @@ pub use policy::{PathPolicy, PathResolver};
 pub(crate) use stream::Arriving;
 pub use stream::{StreamImage, StreamSource};
 
-/// How to open an image. The defaults are for a file that a stranger sent: the format is detected,
-/// limits hold, and no other file is opened.
+/// Options of opening an image. The defaults are for a file that a stranger sent: the format is
+/// detected, limits hold, and no other file is opened.
 ///
 /// ```
 /// use blockform::{BlockSource, OpenOptions};
@@ -77,22 +77,22 @@ impl OpenOptions {
         self
     }
 
-    /// Opens images of these formats alone, those that an image refers to among them: every format of this
-    /// crate unless told otherwise.
+    /// Opens only images of these formats, also as backing files: every format of this crate by
+    /// default.
     #[must_use]
     pub fn formats(mut self, formats: Formats) -> Self {
         self.formats = formats;
         self
     }
 
-    /// What the image may demand.
+    /// Sets the limits of what the image may demand.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Who decides about the files that the image refers to. It takes precedence over
+    /// Sets the resolver of the files that the image refers to. It takes precedence over
     /// [`references`](Self::references).
     #[must_use]
     pub fn resolver(mut self, resolver: Arc<dyn Resolver>) -> Self {
@@ -100,8 +100,8 @@ impl OpenOptions {
         self
     }
 
-    /// Which of the files that the image refers to may be opened, for an image that is opened by its
-    /// path. [`PathPolicy::Deny`] unless told otherwise.
+    /// Sets the policy on the files that the image refers to, for an image that is opened by its
+    /// path. [`PathPolicy::Deny`] by default.
     #[must_use]
     pub fn references(mut self, policy: PathPolicy) -> Self {
         self.policy = policy;
@@ -122,19 +122,19 @@ impl OpenOptions {
         self
     }
 
-    /// Compares an appliance with its manifest before anything else is read of it: one more pass over
-    /// the archive. Not done unless asked for.
+    /// Compares an appliance with its manifest first, by one more pass over the archive. Off by
+    /// default.
     #[must_use]
     pub fn verify_manifest(mut self, verify: bool) -> Self {
         self.verify_manifest = verify;
         self
     }
 
-    /// Opens an image also where what is damaged costs a part of its disk only: a table that is cut short,
-    /// say, two entries that have the same cluster, or a stream without its end. Reading that part fails,
-    /// so that a [`Salvage`](crate::salvage::Salvage) can be made over the image. A file that it refers to
-    /// and that cannot be opened is left closed; one that is not allowed is an error all the same. Not
-    /// done unless asked for.
+    /// Opens an image also where damage costs only a part of its disk, such as a table that is cut
+    /// short, two entries with the same cluster, or a stream without its end. Reading that part
+    /// fails, so that a [`Salvage`](crate::salvage::Salvage) can be made over the image. A file
+    /// that it refers to and that cannot be opened is left closed; one that is not allowed is still
+    /// an error. Off by default.
     #[must_use]
     pub fn salvage(mut self, salvage: bool) -> Self {
         self.salvage = salvage;
@@ -149,8 +149,8 @@ impl OpenOptions {
         self.open_path_and_file(path).map(|(image, _)| image)
     }
 
-    /// As [`open_path`](Self::open_path), with the file that the image lies in, for who wants to know
-    /// more of it: its digest, say.
+    /// As [`open_path`](Self::open_path), with the file that the image lies in, for example to make
+    /// its digest.
     ///
     /// # Errors
     /// As [`open_path`](Self::open_path).
@@ -168,15 +168,15 @@ impl OpenOptions {
     /// [`resolver`](Self::resolver).
     ///
     /// # Errors
-    /// [`Error::Unrecognized`] or [`Error::Ambiguous`] if the format is to be detected and cannot be,
-    /// [`Error::InvalidInput`] if the named format is not known, and what the format's own
-    /// [`open`](Format::open) fails with.
+    /// [`Error::Unrecognized`], [`Error::Ambiguous`] or [`Error::NotAllowed`] if the format is to
+    /// be detected, [`Error::InvalidInput`] if the named format is not known or cannot honour a
+    /// request, and those of the format's [`open`](Format::open).
     pub fn open(&self, source: Arc<dyn BlockSource>) -> Result<Box<dyn Image>> {
         let resolver = self.resolver_or(|| Arc::new(DenyReferences));
         self.open_with(source, resolver)
     }
 
-    /// Who decides about references: the caller's resolver, or else another one.
+    /// The caller's resolver, or else another one.
     pub(crate) fn resolver_or(
         &self,
         otherwise: impl FnOnce() -> Arc<dyn Resolver>,
@@ -206,8 +206,8 @@ impl OpenOptions {
         Ok(image)
     }
 
-    /// Opens the image again that was opened as `before` while it arrived. All that is known of it now
-    /// has to show the same format as its start did.
+    /// Opens the image again that was opened as `before` while it arrived. The whole file has to
+    /// show the same format as its start did.
     pub(crate) fn open_arrived(
         &self,
         source: Arc<dyn BlockSource>,
@@ -231,7 +231,7 @@ impl OpenOptions {
         Ok(image)
     }
 
-    /// Who decides about the references of an image that lies nowhere, or would lie at `path`.
+    /// Resolver of the references of an image without a path, or as if it lay at `path`.
     pub(crate) fn resolver_of_stream(&self, path: Option<&Path>) -> Result<Arc<dyn Resolver>> {
         match (&self.resolver, path) {
             (Some(resolver), _) => Ok(Arc::clone(resolver)),
@@ -244,7 +244,7 @@ impl OpenOptions {
         }
     }
 
-    /// Who decides about the references of an image at `path`.
+    /// Resolver of the references of an image at `path`.
     pub(crate) fn resolver_at(&self, path: &Path) -> Result<Arc<dyn Resolver>> {
         match &self.resolver {
             Some(resolver) => Ok(Arc::clone(resolver)),
@@ -270,7 +270,7 @@ impl OpenOptions {
         }
     }
 
-    /// The same for who will read the disk.
+    /// The same for a disk that will be read.
     fn format_to_read(&self, detected: &Detected) -> Result<&'static dyn Format> {
         match &self.format {
             Some(name) => self.formats.named(name),
@@ -278,7 +278,7 @@ impl OpenOptions {
         }
     }
 
-    /// The format that was named, or else the one that `source` is read as, which is looked for only then.
+    /// The format that was named, or else the one that is detected in `source`.
     fn format_of(&self, source: &dyn BlockSource) -> Result<&'static dyn Format> {
         match &self.format {
             Some(name) => self.formats.named(name),
@@ -296,7 +296,7 @@ impl OpenOptions {
         open_as(format, source, &chain)
     }
 
-    /// The start of a chain with what these options say of its first image.
+    /// The start of a chain with these options.
     fn chain(&self, resolver: Arc<dyn Resolver>, identity: Option<FileIdentity>) -> Chain {
         Chain::start(self, resolver, identity)
     }

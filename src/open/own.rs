@@ -1,4 +1,4 @@
-//! What a check may open: the files that an image consists of, and none of those behind it.
+//! Files that a check may open: those that an image consists of, and not its backing files.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::reference::{Reference, ReferenceKind};
 use crate::resolver::{Resolved, Resolver};
 
-/// Leaves closed what is behind the image, and asks about the rest.
+/// Leaves backing files closed, and asks another resolver about the rest.
 #[derive(Debug)]
 pub(super) struct OwnFiles(pub(super) Arc<dyn Resolver>);
 

@@ -1,4 +1,4 @@
-//! Which names an image at a path may open: a policy over directories.
+//! Policies over directories on the names that an image at a path may open.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,7 +11,7 @@ use crate::reference::Reference;
 use crate::resolver::{Resolved, Resolver};
 use crate::storage::FileStorage;
 
-/// Which of the files that an image refers to may be opened.
+/// Policy on the files that an image refers to.
 ///
 /// A name in an image is only ever a path: there are no URLs and no pseudo-protocols.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,19 +19,20 @@ use crate::storage::FileStorage;
 pub enum PathPolicy {
     /// None. Opening an image that refers to another file fails.
     Deny,
-    /// None, but the image opens all the same; reading what lives in the other file fails.
+    /// None, but the image itself opens; reading data of the other file fails.
     Detach,
     /// Those in the directory of the image that refers to them, or below it. Links that lead out of
     /// it are not followed.
     SameDirectory,
     /// Those in this directory, or below it. Links that lead out of it are not followed.
     Within(PathBuf),
-    /// Any that this process can open. Whoever made the image chooses what is read.
+    /// Any that this process can open. The author of the image chooses the files that are read.
     DangerousAnywhere,
 }
 
 impl PathPolicy {
-    /// The policy that people write as `none`, `detach`, `same-dir`, `anywhere`, or the path of a directory.
+    /// The policy of this name: `none`, `detach`, `same-dir`, `anywhere`, or the path of a
+    /// directory.
     pub fn from_text(text: &str) -> PathPolicy {
         match text {
             "none" => PathPolicy::Deny,
@@ -68,7 +69,7 @@ impl PathResolver {
         let canonical = |folder: &Path| {
             fs::canonicalize(folder).map_err(|e| Error::io_path("find the directory", folder, e))
         };
-        // What opens nothing needs no directory: it only words its refusal by it.
+        // A policy that opens nothing needs the directory only for the text of its refusal.
         let base = match policy {
             PathPolicy::Deny | PathPolicy::Detach => folder.to_owned(),
             _ => canonical(folder)?,
@@ -138,7 +139,7 @@ impl Resolver for PathResolver {
             }
             (_, Some(root)) => {
                 // A name that goes up inside the directory is resolved here, as text: the base has
-                // no links in it. What is left is resolved by the system, beneath the directory.
+                // no links in it. The rest is resolved by the system, beneath the directory.
                 let Ok(relative) = normalized(&path).strip_prefix(root).map(Path::to_owned) else {
                     return Err(self.denied(reference));
                 };
@@ -199,7 +200,7 @@ mod beneath {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         match openat2(&at, relative, flags, Mode::empty(), resolve) {
             Ok(fd) => Ok(File::from(fd)),
-            // Kernels before 5.6, and sandboxes that have not heard of it.
+            // Kernels before 5.6, and sandboxes that do not know the call.
             Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => open_checked(root, relative),
             Err(e) => Err(e.into()),
         }
@@ -210,7 +211,7 @@ mod beneath {
         open_checked(root, relative)
     }
 
-    /// Opens the file and then makes sure that what was opened is where it has to be.
+    /// Opens the file and then checks that the open file is inside of the directory.
     fn open_checked(root: &Path, relative: &Path) -> io::Result<File> {
         let path = root.join(relative);
         let file = open_anywhere(&path)?;
@@ -228,7 +229,7 @@ mod beneath {
         io::Error::from(io::ErrorKind::CrossesDevices)
     }
 
-    /// Whether the name led out of the directory.
+    /// Returns true if the name led out of the directory.
     pub(super) fn is_escape(error: &io::Error) -> bool {
         error.kind() == io::ErrorKind::CrossesDevices
     }

@@ -14,7 +14,7 @@ pub use write::{Preallocation, RawOptions};
 /// `raw`.
 pub const RAW: FormatId = FormatId::new("raw");
 
-/// The format raw. It has no signature: it is never detected, only asked for.
+/// The format raw. It has no signature: it is never detected, only named.
 #[derive(Debug, Clone, Copy)]
 pub struct Raw;
 

@@ -1,33 +1,33 @@
-//! Laying a raw disk out: everything goes where the guest sees it.
+//! Layout of a raw disk: every byte is at its guest offset.
 
 use crate::error::{Error, Result};
 use crate::image::{
     CreateOptions, Finish, ImageWriter, Payload, Placed, Write, WriteRun, WriteShape,
 };
 
-/// How much of a raw disk is reserved on its file system before it is written.
+/// Space of a raw disk that is reserved on its file system before it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Preallocation {
-    /// Nothing: what is zero stays a hole.
+    /// None: zeros stay holes.
     #[default]
     Off,
-    /// The space, without writing it.
+    /// All of it, without writing it.
     Falloc,
-    /// The space, by writing zeros.
+    /// All of it, by writing zeros.
     Full,
 }
 
-/// The options of a new raw disk.
+/// Options of a new raw disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RawOptions {
-    /// How much is reserved: `preallocation` = `off`, `falloc` or `full`.
+    /// Space that is reserved: `preallocation` = `off`, `falloc` or `full`.
     pub preallocation: Preallocation,
 }
 
 impl RawOptions {
-    /// Reads the options as people write them.
+    /// Parses the options.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for options that a raw disk does not have.
@@ -50,7 +50,7 @@ impl RawOptions {
         Ok(RawOptions { preallocation })
     }
 
-    /// What lays such a disk of `virtual_size` bytes out.
+    /// Makes the writer of such a disk of `virtual_size` bytes.
     ///
     /// # Errors
     /// None today.

@@ -61,7 +61,7 @@ const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
 const SLOT_ENABLED: u32 = 0x00ac_71f3;
 const SECTOR: u64 = 512;
 
-/// Where the encrypted data begins after a LUKS 1 header, in bytes; `bytes` start a file.
+/// Returns the offset of the encrypted data after a LUKS 1 header; `bytes` start a file.
 pub(crate) fn payload(bytes: &[u8]) -> Result<u64> {
     Ok(u64::from(version_1(bytes, 0)?.payload_offset) * SECTOR)
 }
@@ -128,7 +128,7 @@ pub(crate) fn describe(bytes: &[u8], at: u64) -> Result<Value> {
     Ok(info)
 }
 
-/// What the header at the start of an encrypted volume says to those who have no key.
+/// Facts of an encrypted volume that need no key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Volume {
     /// 1 or 2.

@@ -7,7 +7,7 @@ use crate::format_id::FormatId;
 #[derive(Debug, Clone)]
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
-    /// Where `rest` starts in the file, in bytes.
+    /// File offset of `rest`.
     at: u64,
     format: FormatId,
     structure: &'static str,
@@ -24,12 +24,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Where the next field starts in the file, in bytes.
+    /// Returns the file offset of the next field.
     pub(crate) fn position(&self) -> u64 {
         self.at
     }
 
-    /// Whether nothing is left.
+    /// Returns whether nothing is left.
     pub(crate) fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }

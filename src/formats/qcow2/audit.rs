@@ -1,4 +1,4 @@
-//! What an image may not do with its clusters: use metadata as data, or one cluster for two things.
+//! Clusters that metadata and data share, or two entries: no sound image has any.
 //!
 //! Without these rules a small file could hold a disk of any size, each range of it the same cluster,
 //! and a guest could read the tables that its own disk is made of.
@@ -36,12 +36,12 @@ pub(super) struct Audit {
 #[derive(Debug, Default)]
 struct Counted {
     clusters: Claims,
-    /// Entries with data of their own, and with packed data.
+    /// Entries with data of their own, and with compressed data.
     stored: u64,
     packed: u64,
 }
 
-/// The fewest bytes that a packed cluster can take up: the shortest frame of zstd has some more, the
+/// The fewest bytes that a compressed cluster can take up: the shortest frame of zstd has some more, the
 /// shortest stream of deflate for 512 bytes as many.
 const PACKED_LEAST: u64 = 8;
 
@@ -68,7 +68,7 @@ impl Audit {
         }
     }
 
-    /// What kind of table, if any, the cluster at `host` is, other than `but`.
+    /// Returns the kind of table that the cluster at `host` holds, other than `but`.
     pub(super) fn table_at(&self, host: u64, but: Target) -> Option<&'static str> {
         let cluster = host >> self.cluster_bits << self.cluster_bits;
         if but != Target::L2Table && self.l2_tables.binary_search(&cluster).is_ok() {
@@ -80,7 +80,7 @@ impl Audit {
             .then_some("refcount block")
     }
 
-    /// Whether more than one L1 entry has the L2 table at `host`. No state of a disk has one twice.
+    /// Returns whether several L1 entries have the L2 table at `host`. No state of a disk has one twice.
     pub(super) fn is_shared(&self, host: u64) -> bool {
         let first = self.l2_tables.partition_point(|table| *table < host);
         self.l2_tables.get(first + 1) == Some(&host)
@@ -89,9 +89,9 @@ impl Audit {
     /// Counts what the entries of an L2 table have for themselves; the problem, if an entry has what
     /// another one has. `own` tells the cluster that an entry has for itself.
     ///
-    /// Where no flag says that a cluster is an entry's own, two may have it: some day somebody may have
-    /// written such a file. But then there are no more of them than the file has room for. What one entry
-    /// has for itself no other has, with the flag or without, and where packed data is nothing else is.
+    /// Two entries may have a cluster that no flag gives to one of them, as long as there are no more of them
+    /// than the file has room for. A cluster that one
+    /// entry has for itself belongs to no other, and compressed data shares no cluster with other data.
     pub(super) fn count(
         &self,
         table_offset: u64,
@@ -167,8 +167,8 @@ impl Audit {
             .then(|| "there are more entries with data than the file has room for".to_owned()))
     }
 
-    /// Whether the cluster at `host` belongs to several entries of the state's tables or, if the one who asks
-    /// does not say that it is its own, to one that does. All tables are read for the first answer, by `read`,
+    /// Returns whether the cluster at `host` belongs to several entries of the state's tables, or to one if
+    /// `is_own` is false. All tables are read for the first answer, by `read`,
     /// which tells how much that is. What cannot be read has nothing.
     pub(super) fn is_contested(
         &self,

@@ -37,7 +37,7 @@ const FLAG_IN_USE: u32 = 1 << 0;
 const FLAG_AUTO: u32 = 1 << 1;
 
 /// Bytes that these bitmaps of a disk need in an image, if every bit of them is stored. Those that
-/// cannot be trusted are not counted: nobody would copy them.
+/// cannot be trusted are not counted: they are not copied.
 pub(super) fn size(bitmaps: &[BitmapInfo], virtual_size: u64, cluster_size: u64) -> u64 {
     let whole = |bytes: u64| bytes.saturating_add(cluster_size - 1) / cluster_size * cluster_size;
     let (mut total, mut directory) = (0_u64, 0_u64);
@@ -55,9 +55,9 @@ pub(super) fn size(bitmaps: &[BitmapInfo], virtual_size: u64, cluster_size: u64)
 /// The directory as it stands in the file.
 #[derive(Debug, Default)]
 pub(super) struct Directory {
-    /// Where it is, in bytes.
+    /// Host offset.
     pub(super) offset: u64,
-    /// Bytes that it is long.
+    /// Length in bytes.
     pub(super) len: u64,
     pub(super) bitmaps: Vec<Bitmap>,
 }
@@ -72,7 +72,7 @@ pub(super) struct Bitmap {
     pub(super) table_size: u32,
 }
 
-/// Lists the bitmaps. Where the autoclear bit is not set, somebody changed the image without knowing
+/// Lists the bitmaps. Without the autoclear bit, the image was changed by a writer that did not know
 /// of them: then there are none.
 pub(super) fn read_directory(
     header: &Header,

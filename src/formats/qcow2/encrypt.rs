@@ -1,4 +1,4 @@
-//! How an encrypted image describes its encryption (section "Full disk encryption header pointer").
+//! Description of the encryption (section "Full disk encryption header pointer").
 
 use crate::error::{Error, Result};
 use crate::image::Value;
@@ -16,7 +16,7 @@ on_disk! {
     }
 }
 
-/// Where the encryption's own header is, in bytes, and how long.
+/// Returns offset and length of the encryption's own header.
 pub(super) fn header_place(header: &Header) -> Result<Option<(u64, u64)>> {
     let Some(pointer) = header.extension(extension::FULL_DISK_ENCRYPTION) else {
         return Ok(None);

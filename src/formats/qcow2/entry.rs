@@ -72,7 +72,7 @@ impl BitmapTableEntry {
         self.0 & OFFSET
     }
 
-    /// Whether a bit is set that has no meaning, or none beside an offset.
+    /// Returns whether a bit is set that has no meaning, or none beside an offset.
     pub(super) fn has_reserved_bits(self) -> bool {
         let meant = match self.offset() {
             0 => Self::ALL_ONES,
@@ -233,12 +233,12 @@ impl L2Layout {
         }
     }
 
-    /// Whether the cluster reads as zero by its flag.
+    /// Returns whether the cluster reads as zero by its flag.
     pub(super) fn is_zero(self, entry: L2Entry) -> bool {
         entry.raw & self.zero != 0
     }
 
-    /// Whether the entry of a cluster that is not compressed has bits that have to be 0.
+    /// Returns whether reserved bits of an entry that is not compressed are set.
     pub(super) fn has_reserved_bits(self, entry: L2Entry) -> bool {
         entry.raw & !(OFFSET | COPIED | COMPRESSED | self.zero) != 0
     }

@@ -17,7 +17,7 @@ bitflags! {
         const CORRUPT = 1 << 1;
         /// The guest's data is in an external data file.
         const DATA_FILE = 1 << 2;
-        /// Clusters are packed by something else than deflate.
+        /// Clusters are compressed by another codec than deflate.
         const COMPRESSION_TYPE = 1 << 3;
         /// L2 entries are 16 bytes long and have bitmaps of subclusters.
         const EXTENDED_L2 = 1 << 4;

@@ -90,7 +90,7 @@ const V3_LEN: u32 = 104;
 /// Length of a header with the additional fields.
 pub(super) const V3_LEN_WITH_ADDITIONAL: u32 = 112;
 
-/// How clusters are encrypted (`crypt_method`).
+/// Encryption of the clusters (`crypt_method`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Encryption {
@@ -110,7 +110,7 @@ impl Encryption {
     }
 }
 
-/// How clusters are packed (`compression_type`).
+/// Compression of the clusters (`compression_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CompressionType {
@@ -149,19 +149,19 @@ pub struct Header {
     pub cluster_bits: u32,
     /// Virtual size in bytes.
     pub size: u64,
-    /// How the guest's data is encrypted, if it is.
+    /// Encryption of the guest's data, if any.
     pub encryption: Option<Encryption>,
     /// Number of entries in the active L1 table.
     pub l1_size: u32,
-    /// Where the active L1 table is, in bytes.
+    /// Host offset of the active L1 table.
     pub l1_table_offset: u64,
-    /// Where the refcount table is, in bytes.
+    /// Host offset of the refcount table.
     pub refcount_table_offset: u64,
     /// Length of the refcount table in clusters.
     pub refcount_table_clusters: u32,
     /// Number of internal snapshots.
     pub nb_snapshots: u32,
-    /// Where the snapshot table is, in bytes.
+    /// Host offset of the snapshot table.
     pub snapshots_offset: u64,
     /// The incompatible features, unknown ones included. None in version 2.
     pub incompatible: Incompatible,
@@ -173,7 +173,7 @@ pub struct Header {
     pub refcount_order: u32,
     /// Length of the header in bytes.
     pub header_length: u32,
-    /// How compressed clusters are packed.
+    /// Compression of the compressed clusters.
     pub compression: CompressionType,
     /// The name of the backing file.
     pub backing_file: Option<ImageName>,
@@ -187,17 +187,17 @@ impl Header {
         1 << self.cluster_bits
     }
 
-    /// Whether L2 entries have bitmaps of subclusters.
+    /// Returns whether L2 entries have bitmaps of subclusters.
     pub fn has_extended_l2(&self) -> bool {
         self.incompatible.contains(Incompatible::EXTENDED_L2)
     }
 
-    /// Whether the guest's data lies in an external data file.
+    /// Returns whether the guest's data lies in an external data file.
     pub fn has_data_file(&self) -> bool {
         self.incompatible.contains(Incompatible::DATA_FILE)
     }
 
-    /// Where the extensions end, in bytes from the start of the file, if an end marker follows them.
+    /// End of the extensions and their end marker, in bytes.
     pub(super) fn end(&self) -> u64 {
         let data = self.extensions.iter().map(|e| e.data.len() as u64);
         let each = data.map(|len| 8 + len.next_multiple_of(8));

@@ -1,4 +1,4 @@
-//! Where the metadata is that the header names, so that nothing else may be there.
+//! Regions of metadata that the header names: nothing else may lie there.
 
 use crate::error::Result;
 use crate::map::Regions;

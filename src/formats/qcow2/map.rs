@@ -1,4 +1,4 @@
-//! Where a guest range lives: the walk through the L1 and L2 tables.
+//! Lookup of guest ranges: the walk through the L1 and L2 tables.
 //!
 //! Section "Cluster mapping" and "Extended L2 Entries" of the specification.
 
@@ -34,7 +34,7 @@ pub(super) struct Qcow2Map {
     /// Metadata that no entry may point into.
     regions: Regions,
     header: Header,
-    /// Made when the first table is read: who only asks what an image is does not pay for it.
+    /// Made when the first table is read: a description of the image does not need it.
     audit: OnceLock<Audit>,
 }
 
@@ -341,7 +341,7 @@ impl BlockMap for Qcow2Map {
         let entry = self.layout.decode(&table.entries, index);
         let (run, len) = self.decode(entry, guest)?;
         let empty = entry.is_some_and(L2Entry::is_empty);
-        // What could not be read is zeros, too.
+        // An unread sector is zeros, too.
         if empty && !self.reader.is_unread(table.host, self.cluster_size()) {
             let count = table.zeros(index, self.layout.entry_len());
             let len = (count << self.cluster_bits) - guest % self.cluster_size();

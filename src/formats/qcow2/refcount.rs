@@ -13,7 +13,7 @@ use super::QCOW2;
 use super::entry::RefcountTableEntry;
 use super::header::Header;
 
-/// How counts of one width stand in a refcount block.
+/// Layout of a refcount block for one width of counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CountLayout {
     bits: u32,
@@ -134,7 +134,7 @@ impl StoredCounts {
         }
     }
 
-    /// How the counts stand in their blocks.
+    /// Returns the layout of the refcount blocks.
     pub(super) fn layout(&self) -> CountLayout {
         self.layout
     }
@@ -154,7 +154,7 @@ impl StoredCounts {
         RefcountTableEntry::decode(&self.table, range).unwrap_or_default()
     }
 
-    /// Where the block of a range is, if it has one that can be read.
+    /// Host offset of the block of a range, if it has one that can be read.
     pub(super) fn block_at(&self, range: u64) -> Option<u64> {
         let offset = self.entry(range).offset();
         let aligned = offset % (1 << self.cluster_bits) == 0;

@@ -1,4 +1,4 @@
-//! What the header says about safety, also where opening refuses the image.
+//! Safety checks of the header, also for an image that cannot be opened.
 
 use crate::error::Result;
 use crate::image::SafetyCheck;

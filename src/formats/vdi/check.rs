@@ -1,4 +1,4 @@
-//! Whether every block of the map is one that there is, and nobody else's.
+//! Check that every entry of the map has a block of its own in the file.
 
 use crate::error::Result;
 use crate::image::{Finding, Findings, Request};
@@ -20,7 +20,7 @@ pub(super) fn check(source: &dyn BlockSource, request: &Request<'_>) -> Result<F
     let stride = header.block_size + header.block_extra;
     let mut usage = Usage::new(source.size(), stride, request.limits);
     let (map, map_len) = (header.offset_blocks, header.map_len());
-    // What lies between the header and the map is nobody's.
+    // Bytes between the header and the map belong to nothing.
     usage.structure("header", 0, PreHeader::LEN as u64, &mut findings)?;
     usage.structure("block map", map, map_len, &mut findings)?;
     usage.settle(&mut findings);

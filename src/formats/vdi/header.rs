@@ -93,7 +93,7 @@ on_disk! {
     }
 }
 
-/// What kind of VDI an image is (`VDIIMAGETYPE`).
+/// Kind of a VDI (`VDIIMAGETYPE`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImageType {
@@ -137,7 +137,7 @@ impl ImageType {
         all.into_iter().find(|kind| kind.number() == number)
     }
 
-    /// Whether there is another image below.
+    /// Returns whether the image has a parent.
     fn has_parent(self) -> bool {
         matches!(self, ImageType::Undo | ImageType::Differencing)
     }
@@ -272,7 +272,7 @@ impl Header {
         u64::from(self.blocks) * 4
     }
 
-    /// What holds in both versions.
+    /// Checks the fields that both versions have.
     fn checked(self, bad: impl Fn(&'static str, String) -> Error) -> Result<Self> {
         let block_size = self.block_size;
         if !block_size.is_power_of_two() || !(SECTOR..=MAX_BLOCK).contains(&block_size) {

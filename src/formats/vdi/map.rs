@@ -1,4 +1,4 @@
-//! Where a guest range lives: the block map.
+//! Lookup of guest ranges in the block map.
 
 use crate::error::{Error, Result};
 use crate::image::Request;
@@ -43,7 +43,7 @@ pub(super) struct VdiMap {
     /// Blocks that several entries have, or that lie in the map, in order, if what can be is to be salvaged:
     /// else there are none.
     shared: Vec<BlockEntry>,
-    /// Where the map is.
+    /// Host offset of the map.
     start: u64,
     reader: TableReader,
 }
@@ -55,7 +55,7 @@ impl VdiMap {
         header: &Header,
         request: &Request<'_>,
     ) -> Result<Self> {
-        // Blocks that the disk does not reach are nobody's.
+        // Blocks past the end of the disk belong to nothing.
         let used = header.disk_size.div_ceil(header.block_size);
         let (entries, reader) = read_entries(source, header, used, request)?;
         let mut map = VdiMap {
@@ -74,7 +74,7 @@ impl VdiMap {
         Ok(map)
     }
 
-    /// How many blocks are stored, and the number behind the highest; `None` if one is past the end of the
+    /// Number of stored blocks, and the highest of their numbers plus 1; `None` if one is past the end of the
     /// file.
     pub(super) fn in_use(&self) -> Option<(u64, u64)> {
         let (mut count, mut next) = (0, 0);
@@ -89,7 +89,7 @@ impl VdiMap {
         Some((count, next))
     }
 
-    /// Where the data of a block starts in the file.
+    /// Host offset of the data of a block.
     fn host(&self, entry: BlockEntry) -> u64 {
         let number = entry.number().unwrap_or(0);
         self.offset_data + number * (self.block_size + self.block_extra) + self.block_extra

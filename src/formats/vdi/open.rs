@@ -70,8 +70,8 @@ fn check_parent(parent: &dyn Image, header: &Header, info: &mut ImageInfo) -> Re
     }
 }
 
-/// What tells that data starts elsewhere than the header says: everybody lets the file end with its last
-/// block, whole even where the disk ends within it.
+/// Returns a warning if the data seems to start elsewhere than the header says: writers end the file with
+/// its last block, whole even where the disk ends within it.
 fn wrong_length(header: &Header, file_size: u64) -> Option<String> {
     let block = header.block_size.checked_add(header.block_extra)?;
     let blocks = block.checked_mul(header.blocks_allocated.into())?;

@@ -18,7 +18,7 @@ const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;
 /// Bytes of `VDIHEADER1PLUS`, which VirtualBox has written since version 2.
 const HEADER_SIZE: u32 = 400;
-/// Where the block map starts.
+/// Host offset of the block map.
 const OFFSET_BLOCKS: u64 = 512;
 /// The largest block map in bytes, which is also what a reader grants by default.
 const MAX_MAP: u64 = 32 << 20;
@@ -27,7 +27,7 @@ const MAX_MAP: u64 = 32 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VdiOptions {
-    /// Whether every block is allocated: `static`, or `subformat` = `fixed` in place of `dynamic`.
+    /// True to allocate every block: `static`, or `subformat` = `fixed` in place of `dynamic`.
     pub fixed: bool,
     /// Bytes of a block: `block_size`, a power of two from 4 KiB to 256 MiB. 1 MiB unless told
     /// otherwise, and QEMU reads no other.
@@ -80,7 +80,7 @@ impl VdiOptions {
         Ok(options)
     }
 
-    /// What lays such an image of `virtual_size` bytes, rounded up to whole sectors, out.
+    /// Returns a writer of an image of `virtual_size` bytes, rounded up to whole sectors.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if the size does not fit, or the options do not fit each other.
@@ -132,7 +132,7 @@ impl VdiOptions {
     }
 }
 
-/// What a differencing image says of its parent.
+/// Identity of the parent in a differencing image.
 #[derive(Debug)]
 struct Parent {
     uuid: Uuid,
@@ -167,7 +167,7 @@ struct VdiWriter {
 }
 
 impl VdiWriter {
-    /// Where the block of a guest offset starts in the file.
+    /// Returns the host offset of the block of a guest offset, which it allocates if need be.
     fn block(&mut self, guest: u64, tables: &mut Vec<Write>) -> Result<u64> {
         let index = usize::try_from(guest / self.block_size).unwrap_or(usize::MAX);
         let Some(entry) = self.map.get_mut(index) else {

@@ -10,7 +10,7 @@ use crate::source::{BlockSource, check_extent, readable};
 use super::footer::COOKIE;
 use super::{SECTOR, VHD};
 
-/// What is taken for a fixed disk until its footer has come.
+/// A fixed disk until its footer has come.
 #[derive(Debug)]
 struct Fixed(Arc<dyn BlockSource>);
 

@@ -1,5 +1,5 @@
-//! Whether both copies of the footer agree, the checksums are right, every block is in the file and nobody
-//! else's, and the bitmaps of the blocks hide nothing.
+//! Check of the copies of the footer, the checksums and the bitmaps of the blocks, and that every entry has
+//! a block of its own in the file.
 
 use crate::error::Result;
 use crate::image::{Finding, FindingKind, Findings, Request};
@@ -91,7 +91,7 @@ struct Bitmaps<'a> {
     source: &'a dyn BlockSource,
     sectors: SectorBitmaps,
     tables: &'a Tables,
-    /// Whether there is no parent, so that what a bitmap leaves out has to be zeros.
+    /// True if there is no parent: sectors that a bitmap leaves out have to be zeros then.
     is_dynamic: bool,
     size: u64,
 }
@@ -109,7 +109,7 @@ impl Bitmaps<'_> {
         Ok(())
     }
 
-    /// Whether no other block shares bytes with one: many entries of one block would have it read as often.
+    /// Returns whether no other block shares bytes with one: a block of many entries would be read for each.
     fn is_alone(&self, block: u64, starts: &[u64]) -> bool {
         let stored = bitmap_len(self.tables.block_size) + self.tables.block_size;
         let at = starts.partition_point(|start| *start < block);

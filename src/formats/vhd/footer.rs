@@ -39,7 +39,7 @@ on_disk! {
     }
 }
 
-/// What kind of VHD an image is (`Disk Type`).
+/// Kind of a VHD (`Disk Type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DiskType {
@@ -111,7 +111,7 @@ impl Footer {
         footer.encode()
     }
 
-    /// What has to be the same in both copies for them to mean the same disk.
+    /// Fields that both copies of one disk have in common.
     fn meaning(&self) -> (u32, u64, u64) {
         (self.disk_type, self.data_offset, self.virtual_size())
     }
@@ -124,18 +124,18 @@ pub(super) fn checksum(bytes: &[u8], field: Field<u32>) -> u32 {
     !counted.fold(0_u32, |sum, (_, byte)| sum.wrapping_add(u32::from(*byte)))
 }
 
-/// The footer that counts, and what is to be known of its copies.
+/// The footer in force, and the state of its copies.
 #[derive(Debug)]
 pub(super) struct Footers {
     pub(super) footer: Footer,
-    /// Where it stands.
+    /// Host offset of the footer.
     pub(super) at: u64,
     pub(super) kind: DiskType,
-    /// Where the data ends: at the footer, or at the end of a file that has lost it.
+    /// End of the data: the footer, or the end of a file that has lost it.
     pub(super) data_end: u64,
-    /// Whether its checksum is wrong.
+    /// True if its checksum is wrong.
     pub(super) damaged: bool,
-    /// Whether both copies are sound and not the same.
+    /// True if both copies are sound and not the same.
     pub(super) differ: bool,
     pub(super) warnings: Vec<String>,
 }
@@ -225,7 +225,7 @@ impl Footers {
                 }
                 (at, footer)
             }
-            // What the guest has at the start of a fixed disk must not take the footer's place.
+            // Guest data at the start of a fixed disk must not replace the footer.
             Copy::Damaged { at, footer, sum } if footer.disk_type == DiskType::Fixed.number() => {
                 return Err(wrong_sum(at, &footer, sum));
             }
@@ -241,8 +241,8 @@ impl Footers {
                     warnings.push(format!("the footer at the end of the file is {state}; its copy at the start is used"));
                     (0, footer)
                 }
-                // Who makes a child by hand leaves stale checksums behind. Where the copies agree, and
-                // nothing can be read without the parent anyway, it is told what the image says.
+                // A child made by hand has stale checksums. If the copies agree, and nothing can be read
+                // without the parent anyway, the image is described.
                 (Copy::Damaged { footer: copy, .. }, Copy::Damaged { at, footer, .. })
                     if copy == footer && footer.disk_type == DiskType::Differencing.number() =>
                 {
@@ -324,8 +324,7 @@ fn wrong_sum(at: u64, footer: &Footer, sum: u32) -> Error {
     Footer::malformed(at, "checksum", problem)
 }
 
-/// Whether the window shows a footer. A fixed disk is known by its end alone: what its start shows is
-/// the guest's.
+/// Recognises a footer in the window. A fixed disk is known by its end alone: its start is the guest's.
 pub(super) fn probe(window: &Probe<'_>) -> Verdict {
     const SHOWN: &str = "conectix";
     for distance in [Footer::LEN, Footer::LEN - 1] {

@@ -23,12 +23,12 @@ impl Geometry {
         sectors_per_track: 255,
     };
 
-    /// How many sectors it has.
+    /// Number of sectors.
     pub fn sectors(&self) -> u64 {
         u64::from(self.cylinders) * u64::from(self.heads) * u64::from(self.sectors_per_track)
     }
 
-    /// How many bytes it has.
+    /// Number of bytes.
     pub fn bytes(&self) -> u64 {
         self.sectors() * SECTOR
     }

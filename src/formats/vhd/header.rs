@@ -97,17 +97,17 @@ pub(super) fn bitmap_len(block_size: u64) -> u64 {
 #[derive(Debug)]
 pub(super) struct Tables {
     pub(super) header: Header,
-    /// Where the header stands.
+    /// Host offset of the header.
     pub(super) at: u64,
     pub(super) block_size: u64,
     /// The sector of each block of the disk.
     pub(super) bat: Vec<BatEntry>,
-    /// Whether the header's checksum is wrong.
+    /// True if the header's checksum is wrong.
     pub(super) damaged: bool,
     /// Blocks that lie in metadata or in each other, in order, if what can be is to be salvaged: else
     /// there are none.
     pub(super) shared: Vec<u64>,
-    /// What read the block allocation table.
+    /// Reader of the block allocation table.
     pub(super) reader: TableReader,
 }
 

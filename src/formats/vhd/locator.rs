@@ -77,7 +77,7 @@ fn read(source: &dyn BlockSource, locator: &Locator, limits: &Limits) -> Result<
     Ok(Some(bytes))
 }
 
-/// What a locator names, and how much it is worth; `None` for what is no name here.
+/// Decodes the name in a locator, with its rank; `None` if it holds no name of a file.
 fn decode(platform_code: &[u8; 4], bytes: &[u8]) -> Option<(u8, ImageName)> {
     let text = match platform_code {
         b"W2ru" | b"W2ku" => utf16(bytes, Order::Little),
@@ -124,7 +124,7 @@ fn from_url(url: &[u8]) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// Whether a name is a path from a root: of this system, of a drive or of a server.
+/// Returns whether a name is a path from a root: of this system, of a drive or of a server.
 fn is_absolute(name: &str) -> bool {
     let drive = matches!(name.as_bytes(), [letter, b':', ..] if letter.is_ascii_alphabetic());
     drive || name.starts_with(['/', '\\'])
@@ -149,7 +149,7 @@ pub(super) struct ParentName {
     /// The field `parent_unicode_name`.
     pub(super) unicode_name: [u8; 512],
     platform_code: [u8; 4],
-    /// What the locator holds.
+    /// Data of the locator.
     data: Vec<u8>,
 }
 

@@ -1,4 +1,4 @@
-//! Where a guest range lives: the block allocation table and the bitmaps of the blocks.
+//! Lookup of guest ranges in the block allocation table and the bitmaps of the blocks.
 
 use std::sync::Arc;
 
@@ -17,12 +17,12 @@ pub(super) struct VhdMap {
     block_size: u64,
     /// Virtual size in bytes.
     size: u64,
-    /// Where the data of the file ends.
+    /// End of the data in the file.
     data_end: u64,
     sectors: Option<SectorBitmaps>,
     /// Blocks that are not told apart from others, or from metadata, in order.
     shared: Vec<u64>,
-    /// Where the table is.
+    /// Host offset of the table.
     table_offset: u64,
     reader: TableReader,
 }
@@ -34,7 +34,7 @@ pub(super) struct VhdMap {
 /// there is some, a check tells.
 #[derive(Debug)]
 pub(super) struct SectorBitmaps {
-    /// Whether the first sector's bit is the least significant one of its byte.
+    /// True if the first sector's bit is the least significant one of its byte.
     pub(super) lsb_first: bool,
     /// The bitmap of blocks that are the image's own as a whole, the first block's bit being the most
     /// significant one, if there is one.
@@ -62,7 +62,7 @@ impl VhdMap {
         }
     }
 
-    /// Where the block with the guest's bytes at `guest` starts in the file, if it is there at all.
+    /// Returns the host offset of the block for `guest`, if it is in the file.
     fn block(&self, guest: u64) -> Result<Option<u64>> {
         let index = guest / self.block_size;
         let place = self.table_offset + index * 4;
@@ -84,7 +84,7 @@ impl VhdMap {
             ));
         }
         let needed = match self.reader.salvages() {
-            // What is read of it, and the bitmap before.
+            // The part that is read, and the bitmap before it.
             true => guest - start + 1,
             false => self.size.saturating_sub(start).min(self.block_size),
         };
@@ -122,8 +122,8 @@ impl SectorBitmaps {
         byte & (0x80 >> (block % 8)) != 0
     }
 
-    /// Whether the sector `into` bytes into a block is the image's own, and for how many bytes, up to
-    /// `limit`, that goes on.
+    /// Returns whether the sector `into` bytes into a block is the image's own, and for how many bytes, up
+    /// to `limit`, that goes on.
     pub(super) fn run(&self, bitmap: &[u8], into: u64, limit: u64) -> (bool, u64) {
         let first = into / SECTOR;
         let end = (into + limit).div_ceil(SECTOR);

@@ -67,7 +67,7 @@ fn open_sparse(
     mut info: ImageInfo,
 ) -> Result<Box<dyn Image>> {
     let limits = request.limits;
-    // What a child does not record its parent has, whose name only the header tells.
+    // Blocks that a child lacks are its parent's, whose name is only in the header.
     let may_find = request.salvages && footers.kind == DiskType::Dynamic && !footers.damaged;
     let (tables, word) = match may_find {
         true => super::proof::read_or_find(&source, footers, size, request)?,
@@ -127,7 +127,7 @@ fn check_parent(parent: &dyn Image, tables: &Tables, info: &mut ImageInfo) -> Re
             );
             return Err(Header::malformed(at, "parent_unique_id", problem));
         }
-        // Without a UUID the parent is taken for raw, which a VHD must not be.
+        // Without a UUID the parent is read as raw, which is wrong for a VHD.
         None if header.parent_unique_id.is_nil() => {
             let mut start = [0; footer::COOKIE.len()];
             let n = parent.read_at(&mut start, 0)?;
@@ -154,7 +154,7 @@ fn is_tapdisk(footer: &Footer) -> bool {
     footer.creator_application == *b"tap\0"
 }
 
-/// Whether the bitmaps of the blocks begin with the least significant bits.
+/// Returns whether the bitmaps of the blocks begin with the least significant bits.
 pub(super) fn is_lsb_first(footer: &Footer) -> bool {
     is_tapdisk(footer) && footer.creator_version == 1
 }

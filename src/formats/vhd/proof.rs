@@ -1,5 +1,4 @@
-//! What vouches for a header that is damaged: the blocks, if they lie in the file as only one header would have
-//! them.
+//! Proof of a damaged header by the blocks, if they lie in the file as only this header would have them.
 
 use uuid::Uuid;
 
@@ -14,15 +13,15 @@ use super::header::{self, COOKIE, Header, LOCATORS_LEN, MAX_BLOCK, Tables, bitma
 /// To what some writers align the data of a block, as the disk beneath has it.
 const PAGE: u64 = 4096;
 
-/// Where the blocks begin that are stored, and their numbers.
+/// Host offsets and numbers of the stored blocks.
 pub(super) fn stored(tables: &Tables) -> impl Iterator<Item = (u64, u64)> {
     let blocks = tables.bat.iter().zip(0_u64..);
     blocks.filter_map(|(entry, index)| Some((entry.start()?, index)))
 }
 
-/// Whether the blocks follow each other without gaps up to the footer, or with those that put their data on
-/// pages, which they do not if the size of a block or the place of the table is another one; or whether the
-/// table does, if there are none.
+/// Returns whether the blocks follow each other up to the footer, without gaps or with those of writers that
+/// align data to pages: with another size of a block or place of the table they would not. If there are no
+/// blocks, the table has to end at the footer.
 pub(super) fn is_proven(tables: &Tables, footers: &Footers, size: u64) -> bool {
     let header = &tables.header;
     let entries = u64::from(header.max_table_entries);
@@ -77,7 +76,7 @@ pub(super) fn read_or_find(
 /// for whichever size of blocks they prove.
 ///
 /// # Errors
-/// What reading fails with.
+/// As reading.
 pub(super) fn find(
     source: &dyn BlockSource,
     footers: &Footers,

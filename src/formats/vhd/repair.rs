@@ -88,7 +88,7 @@ fn place_of_footer(file: &dyn BlockSource, request: &Request<'_>) -> Result<Opti
         .checked_sub(SECTOR)
         .filter(|at| *at >= end && at % SECTOR == 0);
     if let Some(at) = last.filter(|at| *at > 0) {
-        // Where only the cookie is damaged, what stands there is the footer still.
+        // A footer with only a damaged cookie is still in its place.
         let (copy, there) = (read(file, 0)?, read(file, at)?);
         let told = copy.iter().zip(&there).filter(|(byte, _)| **byte != 0);
         let (same, other): (Vec<_>, Vec<_>) = told.partition(|(byte, there)| byte == there);

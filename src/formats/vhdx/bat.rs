@@ -66,7 +66,7 @@ impl BatEntry {
     }
 }
 
-/// How the blocks of a disk are counted.
+/// Numbering of the blocks of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Geometry {
     pub(super) virtual_size: u64,
@@ -106,7 +106,7 @@ impl Geometry {
         chunk * (self.chunk_ratio() + 1) + self.chunk_ratio()
     }
 
-    /// Whether an entry is that of a sector bitmap block.
+    /// Returns whether an entry is that of a sector bitmap block.
     pub(super) fn is_bitmap(&self, entry: u64) -> bool {
         entry % (self.chunk_ratio() + 1) == self.chunk_ratio()
     }
@@ -116,7 +116,7 @@ impl Geometry {
         entry - entry / (self.chunk_ratio() + 1)
     }
 
-    /// How many bytes of a payload block the disk has.
+    /// Number of bytes of a payload block that the disk has.
     pub(super) fn used(&self, block: u64) -> u64 {
         let start = block.saturating_mul(self.block_size);
         self.virtual_size.saturating_sub(start).min(self.block_size)

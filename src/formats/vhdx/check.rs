@@ -1,4 +1,4 @@
-//! Whether the copies and checksums are right, and every block is in the file and nobody else's.
+//! Check of the copies and checksums, and that every entry has a block of its own in the file.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(super) fn check(source: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Fi
     header::check_identifier(source)?;
     let current = header::read_current(source)?;
     let mut findings = Findings::default();
-    // Whoever was stopped while it wrote leaves one copy behind the other; that is what they are for.
+    // A writer that was stopped leaves one copy behind the other; that is their purpose.
     if let Some(warning) = current.warning {
         findings.note("header", warning);
     }

@@ -12,7 +12,7 @@ use super::VHDX;
 pub(super) const FILE_SIGNATURE: [u8; 8] = *b"vhdxfile";
 /// `head`.
 pub(super) const HEADER_SIGNATURE: [u8; 4] = *b"head";
-/// Where the two headers are, in bytes.
+/// Host offsets of the two headers.
 pub(super) const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
 /// Bytes of a header, all of which its checksum covers.
 pub(super) const HEADER_LEN: usize = 4096;
@@ -43,11 +43,11 @@ on_disk! {
     }
 }
 
-/// The header that counts, and what is odd about the other.
+/// The header in force, and a warning about the other.
 #[derive(Debug)]
 pub(super) struct Current {
     pub(super) header: Header,
-    /// Where it is in the file, in bytes.
+    /// Host offset.
     pub(super) offset: u64,
     pub(super) warning: Option<String>,
 }
@@ -138,7 +138,7 @@ fn read_one(source: &dyn BlockSource, offset: u64) -> Result<(Header, Vec<u8>)> 
 
 fn single(header: Header, offset: u64, other: Error) -> Result<Current> {
     match other {
-        // What cannot be read may be the newer one.
+        // A header that cannot be read may be the newer one.
         Error::Io { .. } => Err(other),
         other => Ok(Current {
             header,

@@ -14,11 +14,11 @@ pub(super) const LOCATOR_TYPE: Uuid = Uuid::from_u128(0xb04a_efb7_d19e_4a81_b789
 pub(super) const LINKAGE: &str = "parent_linkage";
 /// Another one that the parent may have.
 const LINKAGE2: &str = "parent_linkage2";
-/// Where the parent is, seen from the image's folder.
+/// Path of the parent from the image's folder.
 pub(super) const RELATIVE: &str = "relative_path";
-/// Where the parent is on its volume.
+/// Path of the parent on its volume.
 const VOLUME: &str = "volume_path";
-/// Where the parent is.
+/// Absolute path of the parent.
 pub(super) const ABSOLUTE: &str = "absolute_win32_path";
 
 on_disk! {
@@ -39,7 +39,7 @@ on_disk! {
     }
 }
 
-/// What a parent locator says.
+/// Content of a parent locator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ParentLocator {
     /// The data write GUIDs of which the parent has to have one.

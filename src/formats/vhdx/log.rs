@@ -66,7 +66,7 @@ const WRITE_COST: u64 = 96;
 struct Log {
     bytes: Vec<u8>,
     guid: Uuid,
-    /// Where it is in the file, in bytes.
+    /// Host offset.
     offset: u64,
 }
 
@@ -334,7 +334,7 @@ impl Log {
     }
 }
 
-/// How many sectors the header and the descriptors of an entry take.
+/// Number of sectors of the header and the descriptors of an entry.
 fn descriptor_sectors(entry: &Entry) -> usize {
     let descriptors = u64::from(entry.header.descriptor_count);
     let bytes = LogEntryHeader::LEN as u64 + descriptors * Descriptor::LEN as u64;

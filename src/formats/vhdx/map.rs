@@ -1,4 +1,4 @@
-//! Where a guest range lives: the block allocation table and the sector bitmaps, read as needed.
+//! Lookup of guest ranges in the block allocation table and the sector bitmaps, read as needed.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -168,7 +168,7 @@ impl VhdxMap {
     fn claim_all(&self) -> Result<Claims> {
         let mut claims = Claims::default();
         for number in 0..self.geometry.entries().div_ceil(PAGE_ENTRIES) {
-            // What cannot be read has nothing.
+            // A page that cannot be read has no blocks.
             let Ok(page) = self.read_page(self.bat.offset + number * PAGE, number) else {
                 continue;
             };
@@ -196,7 +196,7 @@ impl VhdxMap {
         }
     }
 
-    /// Where a block that is in the file is, of which `used` bytes are needed.
+    /// Returns the host offset of a stored block, of which `used` bytes are needed.
     fn place(&self, index: u64, entry: BatEntry, used: u64) -> Result<u64> {
         let start = entry.host();
         if let Some(other) = self.taken.overlapping(start, self.block_len(index)) {
@@ -264,8 +264,8 @@ impl VhdxMap {
         }
     }
 
-    /// Whether the sector bitmap says that the byte at `guest` is in this image, and for how many bytes,
-    /// up to `limit`, it says the same.
+    /// Returns whether the byte at `guest` is in this image by the sector bitmap, and for how many bytes, up
+    /// to `limit`, that goes on.
     fn sectors(&self, page: &Table, guest: u64, limit: u64) -> Result<(bool, u64)> {
         let sector_size = self.geometry.sector_size;
         let sector = guest / sector_size;
@@ -359,7 +359,7 @@ impl BlockMap for VhdxMap {
     }
 }
 
-/// Whether the bit at `first` is set, and how many from there on, up to `most`, are the same.
+/// Returns whether the bit at `first` is set, and how many from there on, up to `most`, are the same.
 fn same_bits(bitmap: &[u8], first: u64, most: u64) -> (bool, u64) {
     let byte = |index: u64| {
         let index = usize::try_from(index).ok()?;

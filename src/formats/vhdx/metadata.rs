@@ -35,7 +35,7 @@ pub(super) const LOGICAL_SECTOR_SIZE: Uuid =
 /// The sector size that a guest is told to align to.
 pub(super) const PHYSICAL_SECTOR_SIZE: Uuid =
     Uuid::from_u128(0xcda3_48c7_445d_4471_9cc9_e988_5251_c556);
-/// Where the parent is.
+/// Locator of the parent.
 pub(super) const PARENT_LOCATOR: Uuid = Uuid::from_u128(0xa8d3_5f2d_b30b_454d_abf7_d3d8_4834_ab0c);
 
 on_disk! {
@@ -86,14 +86,14 @@ on_disk! {
 }
 
 bitflags::bitflags! {
-    /// What an entry of the metadata table says of its item.
+    /// Flags of an item in the metadata table.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(super) struct ItemFlags: u32 {
         /// It is the user's, not the system's.
         const IS_USER = 1;
         /// It is about the disk, not about the file.
         const IS_VIRTUAL_DISK = 2;
-        /// Who does not know it must not open the image.
+        /// A reader that does not know the item must not open the image.
         const IS_REQUIRED = 4;
     }
 }
@@ -109,7 +109,7 @@ bitflags::bitflags! {
     }
 }
 
-/// What the metadata region says.
+/// Content of the metadata region.
 #[derive(Debug)]
 pub(super) struct Metadata {
     pub(super) block_size: u64,
@@ -136,7 +136,7 @@ pub(super) fn read_metadata(source: &dyn BlockSource, region: Region) -> Result<
     table.metadata()
 }
 
-/// Where writers put the items, behind the table: QEMU and DiscUtils in the one order, Hyper-V in the other.
+/// Usual places of the items behind the table: one order of QEMU and DiscUtils, one of Hyper-V.
 const USUAL: [[(Uuid, u32, usize); 5]; 2] = [
     [
         (FILE_PARAMETERS, 0, FileParameters::LEN),
@@ -158,7 +158,7 @@ const USUAL: [[(Uuid, u32, usize); 5]; 2] = [
 /// them. Where a child has its parent's name, only the table tells.
 ///
 /// # Errors
-/// What reading fails with.
+/// As reading.
 pub(super) fn find_metadata(source: &dyn BlockSource, region: Region) -> Result<Option<Metadata>> {
     for usual in USUAL {
         let entries = usual.into_iter().filter_map(|(item_id, offset, length)| {

@@ -42,7 +42,7 @@ impl Format for Vhdx {
     }
 
     fn aliases(&self) -> &'static [&'static str] {
-        // What Hyper-V calls a differencing image.
+        // Extension of Hyper-V's differencing images.
         &["avhdx"]
     }
 

@@ -121,7 +121,7 @@ fn check_parent(
     metadata: &Metadata,
     reference: &Reference,
 ) -> Result<()> {
-    // What the caller puts there in another format has no identity to compare.
+    // A parent of another format, which the caller chose, has no identity to compare.
     if parent.format() != VHDX {
         return Ok(());
     }

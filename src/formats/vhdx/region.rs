@@ -1,4 +1,4 @@
-//! The region tables, and which ranges of a file are taken by metadata (MS-VHDX 2.2.3).
+//! The region tables, and the ranges of a file that hold metadata (MS-VHDX 2.2.3).
 
 use uuid::Uuid;
 
@@ -10,7 +10,7 @@ use crate::source::BlockSource;
 use super::VHDX;
 use super::header::{Header, MIB, checksum, read};
 
-/// Where the two region tables are, in bytes.
+/// Host offsets of the two region tables.
 pub(super) const REGION_TABLES: [u64; 2] = [192 << 10, 256 << 10];
 /// Bytes of a region table, all of which its checksum covers.
 pub(super) const REGION_TABLE_LEN: usize = 64 << 10;
@@ -55,7 +55,7 @@ pub(super) struct Region {
 pub(super) struct Regions {
     pub(super) bat: Region,
     pub(super) metadata: Region,
-    /// Where the copy of the table is that was read, in bytes.
+    /// Host offset of the copy of the table that was read.
     pub(super) offset: u64,
     /// Damage of the other copy.
     pub(super) warning: Option<String>,

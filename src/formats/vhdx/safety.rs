@@ -1,4 +1,4 @@
-//! What the headers say about safety, also where opening refuses the image.
+//! Safety checks of the headers, also for an image that cannot be opened.
 
 use crate::error::{Error, Result};
 use crate::image::SafetyCheck;

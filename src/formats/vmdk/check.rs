@@ -12,13 +12,14 @@ use crate::name::ImageName;
 use crate::ondisk::TableEntry;
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity};
 
-use super::descriptor::{Descriptor, malformed as bad_descriptor};
+use super::descriptor::Descriptor;
 use super::entry::{Grain, GrainDirectoryEntry};
 use super::header::{
     CHANGE_TRACKING_MAGIC, COWD_MAGIC, Flags, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC,
     SparseExtentHeader, unsupported,
 };
 use super::layout::{Layout, second_directory};
+use super::line::malformed as bad_descriptor;
 use super::line::{ExtentData, ExtentLine};
 use super::map::Tables;
 use super::open::{embedded_text, read_text_file};

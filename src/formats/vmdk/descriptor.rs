@@ -2,14 +2,13 @@
 
 use encoding_rs::Encoding;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::limits::Limits;
 use crate::name::ImageName;
 use crate::ondisk::until_nul;
 
-use super::VMDK;
 use super::header::unsupported;
-use super::line::ExtentLine;
+use super::line::{ExtentLine, malformed, split_once};
 
 /// The most extents that a disk is split into when it is written, as many as [`Limits::extents`] has unless
 /// told otherwise: 16 TiB of 2 GiB each. No disk has so many files.
@@ -222,11 +221,6 @@ impl Descriptor {
     }
 }
 
-/// An error about the descriptor.
-pub(super) fn malformed(problem: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::malformed(VMDK, "descriptor", None, problem)
-}
-
 fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|byte| matches!(byte, b'\n' | b'\r'))
 }
@@ -247,12 +241,6 @@ pub(super) fn says_no_parent(text: &[u8]) -> bool {
         }
     }
     said
-}
-
-pub(super) fn split_once(text: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
-    let at = text.iter().position(|byte| *byte == separator)?;
-    let (before, after) = text.split_at(at);
-    Some((before, after.get(1..)?))
 }
 
 /// The value between its quotes, or the value where there are none.
@@ -339,7 +327,7 @@ mod tests {
             assert!(error.contains(words), "{text}: {error}");
         }
         let error = parse("encryption.keySafe = \"x\"").unwrap_err();
-        assert!(matches!(error, Error::Unsupported { .. }));
+        assert!(matches!(error, crate::Error::Unsupported { .. }));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use crate::reference::Reference;
 use crate::source::{BlockSource, BlockSourceExt, FileIdentity, check_extent, readable};
 use crate::storage::{Concat, Memory, Slice};
 
-use super::descriptor::malformed;
 use super::header::{COWD_MAGIC, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader};
+use super::line::malformed;
 use super::line::{ExtentData, ExtentLine};
 use super::map::{GrainMap, Tables};
 use super::sparse::{self, InForce};

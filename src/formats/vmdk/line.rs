@@ -1,10 +1,10 @@
 //! The lines of a descriptor that list the extents (section "The Extent Description").
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::name::ImageName;
 use crate::reference::{Reference, ReferenceKind};
 
-use super::descriptor::{malformed, split_once};
+use super::VMDK;
 use super::header::{SECTOR, unsupported};
 
 /// The access to an extent.
@@ -144,4 +144,15 @@ fn token(text: &[u8]) -> (&[u8], &[u8]) {
 
 fn number(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// An error about the descriptor.
+pub(super) fn malformed(problem: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::malformed(VMDK, "descriptor", None, problem)
+}
+
+pub(super) fn split_once(text: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
+    let at = text.iter().position(|byte| *byte == separator)?;
+    let (before, after) = text.split_at(at);
+    Some((before, after.get(1..)?))
 }

@@ -13,12 +13,13 @@ use crate::source::{BlockSource, BlockSourceExt, forward_source};
 use crate::storage::Concat;
 
 use super::VMDK;
-use super::descriptor::{self, Descriptor, NO_CID, malformed};
+use super::descriptor::{self, Descriptor, NO_CID};
 use super::extent::{ExtentInfo, Opening, Part};
 use super::header::{
     CHANGE_TRACKING_MAGIC, COWD_MAGIC, SE_SPARSE_MAGIC, SECTOR, SPARSE_MAGIC, SparseExtentHeader,
     unsupported,
 };
+use super::line::malformed;
 use super::properties;
 use super::sparse::{self, InForce};
 use super::walk::Walk;

@@ -10,7 +10,7 @@ use super::super::entry::RefcountTableEntry;
 use super::Survey;
 use super::counts::PIECE;
 
-/// How often a refcount block is read beyond the first time, all blocks taken together. Sound images
+/// Limit of repeated reads of refcount blocks, all blocks taken together. Sound images
 /// have no block twice.
 const MOST_AGAIN: u64 = 64;
 
@@ -84,7 +84,7 @@ impl Survey {
             for cluster in number * PIECE..(number + 1) * PIECE {
                 let stored = layout.read(bytes, cluster % PIECE);
                 let found = self.counts.in_piece(self.counts.piece(number), cluster);
-                // What counts beyond the end of the file has no meaning.
+                // Counts beyond the end of the file have no meaning.
                 if cluster < file_clusters || found > 0 {
                     self.compare_one(Compared {
                         cluster,
@@ -149,7 +149,7 @@ impl Survey {
     }
 
     /// A cluster of a structure is nothing else besides, however right its count is; only L2 tables have
-    /// several references, one from each state. Nor is one with packed clusters, which share it among them.
+    /// several references, one from each state. Nor is one with compressed clusters, which share it among them.
     fn look_for_conflict(&mut self, cluster: u64, found: u64, at: u64) {
         let structures = self.structures.of(cluster);
         let shared = || self.tables.get(&at).map_or(1, |uses| uses.all);

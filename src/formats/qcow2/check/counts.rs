@@ -1,4 +1,4 @@
-//! How often clusters are referred to, a byte for most of them.
+//! Numbers of references to clusters, a byte for most of them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -9,14 +9,14 @@ use crate::limits::Limits;
 /// Clusters of a piece. No refcount block counts fewer.
 pub(super) const PIECE: u64 = 64;
 const PIECE_LEN: usize = 64;
-/// What a piece takes up in memory, with its place in the index.
+/// Bytes of memory for a piece and its place in the index.
 const PIECE_BYTES: u64 = 96;
-/// What a count takes up that a byte is too small for.
+/// Bytes of memory for a count that a byte is too small for.
 const LARGE_BYTES: u64 = 48;
 /// In a piece: the count is among the large ones.
 const LARGE: u8 = u8::MAX;
 
-/// What a check keeps in memory, measured against the limit.
+/// Memory of a check, measured against the limit.
 #[derive(Debug)]
 pub(super) struct Budget {
     limits: Limits,
@@ -47,7 +47,7 @@ impl Budget {
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pieces: Vec<[u8; PIECE_LEN]>,
-    /// Which of the pieces has which clusters.
+    /// Index of the piece for each range of clusters.
     index: BTreeMap<u64, usize>,
     large: HashMap<u64, u64>,
     /// The piece that was used last.

@@ -1,4 +1,4 @@
-//! Whether the reference counts of an image are those of its tables, and its tables sound.
+//! Check of the tables and of the reference counts.
 //!
 //! All that refers to clusters is counted anew: the header, the L1 and L2 tables of the active state
 //! and of each snapshot, the snapshot table, bitmaps, the encryption's header, the refcount table and its
@@ -30,7 +30,7 @@ use packed::Packed;
 
 pub(super) use repair::{repair_all, repair_leaks};
 
-/// What an L2 table takes up in the list of those to look at.
+/// Bytes of memory for an L2 table in the list of those to check.
 const TABLE_BYTES: u64 = 64;
 
 /// Checks the image in `source`.
@@ -38,7 +38,7 @@ pub(super) fn check(source: &Arc<dyn BlockSource>, limits: &Limits) -> Result<Fi
     Ok(Survey::run(source, limits)?.findings)
 }
 
-/// What was found, and what was found out on the way.
+/// Findings, and the state of the check.
 #[derive(Debug)]
 pub(super) struct Survey {
     header: Header,
@@ -50,30 +50,29 @@ pub(super) struct Survey {
     counts: Counts,
     /// Those that make a cluster a table or another structure.
     structures: Counts,
-    /// Those of packed clusters.
+    /// Those of compressed clusters.
     packed: Packed,
     stored: StoredCounts,
     /// The L2 tables, by their host offset.
     tables: BTreeMap<u64, Uses>,
-    /// Whether something that refers to clusters could not be read, so that leaks cannot be told from
-    /// what it refers to.
+    /// True if a structure that refers to clusters could not be read: its clusters look like leaks then.
     incomplete: bool,
-    /// Whether a table has damage that is no wrong count or flag: what it once referred to may be among
-    /// the leaks.
+    /// True if a table has damage other than wrong counts and flags: clusters that it once referred to
+    /// may be among the leaks.
     damaged: bool,
-    /// Whether a cluster has more references than its count says.
+    /// True if a cluster has more references than its count says.
     too_low: bool,
-    /// Whether a cluster has more references than can be counted.
+    /// True if a cluster has more references than can be counted.
     too_many: bool,
-    /// Whether something refers to what the file no longer has, and would have were it to grow.
+    /// True if something refers to bytes past the end of the file, which it would get if it grew.
     past_end: bool,
-    /// Whether the counts cannot be mended where they are.
+    /// True if the counts cannot be repaired in place.
     rebuild: bool,
     /// The last cluster that is in use or counts as such.
     last_cluster: u64,
 }
 
-/// Who refers to an L2 table.
+/// References to an L2 table.
 #[derive(Debug, Clone, Copy, Default)]
 struct Uses {
     /// Entries of all L1 tables.
@@ -184,7 +183,7 @@ impl Survey {
             Some(end) => end.saturating_sub(file_size),
             None => u64::MAX,
         };
-        // Packed clusters are counted in sectors, the last of which need not be whole.
+        // Compressed clusters are counted in sectors, the last of which need not be whole.
         self.past_end |= over > 0 && name != "packed cluster";
         if over >= self.cluster_size() {
             self.past_end = true;
@@ -204,7 +203,7 @@ impl Survey {
             if added < times {
                 let problem =
                     format!("has more references than {most}, which is all that can be counted");
-                // Where the counts themselves are is for us to say.
+                // A repair chooses the place of the counts itself.
                 self.too_many |= !name.starts_with("refcount");
                 self.mismatch(name, cluster << bits, guest, times - added, problem);
                 all = false;

@@ -1,8 +1,8 @@
-//! Packed clusters that share bytes.
+//! Compressed clusters that share bytes.
 //!
 //! Several of them lie in one cluster of the file, and each counts as one reference to it, so that the counts are
 //! right however they lie there. An entry tells where its bytes end to the sector: by the specification another
-//! packed cluster may begin in that last sector, and nowhere before.
+//! compressed cluster may begin in that last sector, and nowhere before.
 
 use crate::error::Result;
 
@@ -11,22 +11,22 @@ use super::Survey;
 use super::counts::Counts;
 
 const SECTOR: u64 = 512;
-/// What an entry takes up in memory.
+/// Bytes of memory for a descriptor.
 const ENTRY_BYTES: u64 = 8;
 
-/// The packed clusters that were found.
+/// Compressed clusters that were found.
 #[derive(Debug, Default)]
 pub(super) struct Packed {
     /// References by them.
     pub(super) counts: Counts,
     /// Their descriptors.
     entries: Vec<Descriptor>,
-    /// Whether there were more than may be kept, so that none is.
+    /// True if there were more than may be kept: then none is.
     too_many: bool,
 }
 
 impl Survey {
-    /// Notes a packed cluster that so many entries refer to.
+    /// Notes a compressed cluster that so many entries refer to.
     pub(super) fn note_packed(
         &mut self,
         descriptor: Descriptor,
@@ -54,7 +54,7 @@ impl Survey {
         Ok(())
     }
 
-    /// Finds packed clusters that begin within others. What several entries have in common, as after a
+    /// Finds compressed clusters that begin within others. What several entries have in common, as after a
     /// snapshot, is one.
     pub(super) fn look_for_overlaps(&mut self) {
         if self.packed.too_many {

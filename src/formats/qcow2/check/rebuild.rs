@@ -21,7 +21,7 @@ impl Repair {
         let cluster_size = self.survey.header.cluster_size();
         let per_block = self.survey.stored.per_block();
         let mut first = self.store.size().div_ceil(cluster_size);
-        // The last packed cluster may reach a little beyond the end.
+        // The last compressed cluster may reach a little beyond the end.
         while self.counts.of(first) > 0 {
             first += 1;
         }

@@ -106,7 +106,7 @@ pub(super) struct Repair {
     pub(super) counts: Counts,
 }
 
-/// Which flags are changed.
+/// Flags to be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flags {
     /// Those that promise more than is so.
@@ -115,7 +115,7 @@ enum Flags {
     All,
 }
 
-/// Which counts are changed.
+/// Counts to be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
     Raise,
@@ -198,7 +198,7 @@ impl Repair {
         self.each_block(|repair, first, block| {
             for index in 0..layout.per_block(block.len() as u64) {
                 let cluster = first + index;
-                // Where the counts are made anew, the old ones are no leaks, and are given up.
+                // New counts replace the old ones, whose blocks are no leaks.
                 let found = match repair.survey.rebuild {
                     true => repair.survey.counts.of(cluster),
                     false => repair.counts.of(cluster),
@@ -315,7 +315,7 @@ impl Repair {
         })
     }
 
-    /// Whether an entry that points there is to have the flag; `None` where none can be.
+    /// Returns whether an entry that points there has to have the flag; `None` where none can.
     fn wanted(&self, offset: u64) -> Option<bool> {
         let bits = self.survey.header.cluster_bits;
         let sound = offset != 0 && offset % (1 << bits) == 0;

@@ -367,7 +367,7 @@ impl Survey {
     }
 }
 
-/// Where an L2 entry is, whom it serves, and for how many tables it counts.
+/// Place of an L2 entry, its guest offset, and the references to its table.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     at: u64,

@@ -14,7 +14,7 @@ use super::bytes;
 
 /// The most entries that a refcount table can have: QEMU reads tables of up to 8 MiB.
 const MAX_RANGES: u64 = (8 << 20) / 8;
-/// Where host offsets end: entries have 56 bits for them (section "Cluster mapping").
+/// First host offset too large for an entry, which has 56 bits for it (section "Cluster mapping").
 const MAX_HOST: u64 = 1 << 56;
 
 /// Hands out host clusters in ascending order and counts the references to them.
@@ -75,12 +75,12 @@ impl Allocator {
         Ok((first, count))
     }
 
-    /// Whether the next cluster that is handed out will be the one at `host` bytes.
+    /// Returns whether the next cluster that is handed out will be the one at `host`.
     pub(super) fn continues_at(&self, host: u64) -> bool {
         self.end() == host && self.next / self.per_range < self.table.len() as u64
     }
 
-    /// Whether the next `count` clusters that are handed out will lie side by side from `host` bytes on.
+    /// Returns whether the next `count` clusters will lie side by side from `host` on.
     pub(super) fn continues_by(&self, host: u64, count: u64) -> bool {
         self.continues_at(host) && self.per_range - self.next % self.per_range >= count
     }
@@ -122,7 +122,7 @@ impl Allocator {
         Ok(first * self.cluster_size)
     }
 
-    /// Where `reserve` would put `count` clusters, and how many ranges there would be then.
+    /// Returns the first of `count` clusters that `reserve` would hand out, and the number of ranges then.
     fn plan(&self, count: u64) -> (u64, u64) {
         let begins = self.next / self.per_range == self.table.len() as u64;
         let first = self.next + u64::from(begins);
@@ -154,7 +154,7 @@ impl Allocator {
         true
     }
 
-    /// Whether [`add_reference`](Self::add_reference) would add one.
+    /// Returns whether [`add_reference`](Self::add_reference) would add one.
     pub(super) fn can_add_reference(&self, host: u64) -> bool {
         let cluster = host / self.cluster_size;
         cluster / self.per_range == self.range && self.refcount(cluster) < self.layout.most()
@@ -295,7 +295,7 @@ mod tests {
         let (offset, clusters) = allocator.finish(&mut tables).unwrap();
         let mut file = vec![0; usize::try_from(allocator.end()).unwrap()];
         for write in &tables {
-            // What reads as zero is zero in a new file.
+            // A new file is zero where nothing is written.
             if let Payload::Bytes(bytes) = &write.payload {
                 let at = usize::try_from(write.offset).unwrap();
                 file[at..at + bytes.len()].copy_from_slice(bytes);

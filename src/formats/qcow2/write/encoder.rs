@@ -10,12 +10,12 @@ use crate::packed::Codec;
 
 use super::options::Qcow2Options;
 
-/// Packs whole clusters. One that does not get shorter is stored as it is: readers take a packed
-/// cluster for shorter than a cluster.
+/// Compresses whole clusters. A cluster that does not get shorter is stored as it is: readers expect
+/// compressed data to be shorter than a cluster.
 #[derive(Debug)]
 pub(super) struct ClusterEncoder {
     packer: Packer,
-    /// What is taken as another image packed it. Who asks for a level wants that.
+    /// Codec whose data is copied compressed, unless a level was asked for.
     takes: Option<Codec>,
 }
 
@@ -60,7 +60,7 @@ fn level_within(level: u32, least: u32, most: u32) -> Result<u32> {
     )))
 }
 
-/// Readers give deflate a window of 4 KiB. Level 1 is left out: it packs badly with so small a one.
+/// Readers give deflate a window of 4 KiB. Level 1 is left out: it compresses badly with so small a window.
 /// Level 4 comes within 1 % of the size of level 6, in seven eighths of its time.
 fn deflate(level: Option<u32>) -> Result<Method> {
     let level = level_within(level.unwrap_or(4), 2, 9)?;

@@ -9,14 +9,14 @@ use crate::formats::qcow2::header::{
 
 use super::options::{Qcow2Options, Version};
 
-/// Where the tables are that the header leads to.
+/// Places of the tables that the header names.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Tables {
     /// Number of entries in the L1 table.
     pub(super) l1_size: u32,
-    /// Where the L1 table is, in bytes.
+    /// Host offset of the L1 table.
     pub(super) l1_table_offset: u64,
-    /// Where the refcount table is, in bytes.
+    /// Host offset of the refcount table.
     pub(super) refcount_table_offset: u64,
     /// Length of the refcount table in clusters.
     pub(super) refcount_table_clusters: u32,
@@ -124,7 +124,7 @@ fn fixed_part(options: &Qcow2Options, virtual_size: u64, tables: Tables) -> Vec<
 fn append(bytes: &mut Vec<u8>, extension_type: u32, data: &[u8]) {
     let header = ExtensionHeader {
         extension_type,
-        // What is too long for the first cluster is refused before it gets here.
+        // Data too long for the first cluster was refused before.
         length: u32::try_from(data.len()).unwrap_or(u32::MAX),
     };
     bytes.extend_from_slice(&header.encode());

@@ -8,7 +8,7 @@ use crate::ondisk::TableEntry;
 use super::alloc::Allocator;
 use super::bytes;
 
-/// What a subcluster is (section "Extended L2 Entries").
+/// State of a subcluster (section "Extended L2 Entries").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Subcluster {
     /// Its bytes are in the host cluster.
@@ -27,7 +27,7 @@ pub(super) struct Mapping {
     /// The L2 table of the span `current`, likewise.
     l2: Vec<u8>,
     current: u64,
-    /// Whether the L2 table says anything: it is allocated only then.
+    /// True if the L2 table has entries: it is allocated only then.
     used: bool,
 }
 
@@ -43,7 +43,7 @@ impl Mapping {
         }
     }
 
-    /// Where the L2 table ends that maps `guest`, in guest bytes.
+    /// Guest offset of the end of the L2 table that maps `guest`.
     pub(super) fn span_end(&self, guest: u64) -> u64 {
         let span = self.layout.table_span();
         (guest / span + 1).saturating_mul(span)

@@ -42,7 +42,7 @@ const DATA_FILE: usize = 1;
 pub(super) struct Writer {
     options: Qcow2Options,
     virtual_size: u64,
-    /// Where the next run may start: everything before is decided.
+    /// First guest offset at which the next run may start.
     position: u64,
     allocator: Allocator,
     mapping: Mapping,
@@ -58,7 +58,7 @@ impl Writer {
     /// A writer for options that were checked and a virtual size that they can map.
     fn new(options: Qcow2Options, virtual_size: u64) -> Result<Self> {
         let cluster_size = options.cluster_size;
-        // What does not fit into the first cluster is refused before anything is written.
+        // Names too long for the first cluster are refused before anything is written.
         header::encode(&options, virtual_size, Tables::default())?;
         let encoder = match options.compress {
             true => Some(Arc::new(ClusterEncoder::new(&options)?)),
@@ -83,8 +83,8 @@ impl Writer {
         })
     }
 
-    /// Whether every guest cluster gets its host cluster. QEMU has that of a raw data file, too: what
-    /// is written to the file is then the guest's, whoever wrote it.
+    /// Returns whether every guest cluster gets its host cluster. QEMU does that for a raw data file, too,
+    /// which others may write to.
     fn maps_everything(&self) -> bool {
         self.options.preallocation != Preallocation::Off || self.options.data_file_raw
     }
@@ -98,7 +98,7 @@ impl Writer {
 
     /// Bytes of the smallest piece of the guest that can be mapped on its own.
     fn unit(&self) -> u64 {
-        // Packed clusters have no subclusters.
+        // Compressed clusters have no subclusters.
         if self.options.extended_l2 && !self.options.compress {
             self.options.cluster_size / u64::from(SUBCLUSTERS)
         } else {
@@ -269,7 +269,7 @@ impl Writer {
         Ok(placed)
     }
 
-    /// Checks packed parts, each with its place and its length, and goes to where they start.
+    /// Checks compressed parts, each with its place and its length, and goes to where they start.
     fn enter_packed(
         &mut self,
         parts: impl Iterator<Item = (u64, u64)>,

@@ -21,7 +21,7 @@ pub enum Version {
     V3,
 }
 
-/// How much of a new image is laid out before the guest writes to it.
+/// Part of a new image that is allocated before the guest writes to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Preallocation {
@@ -51,7 +51,7 @@ pub struct Qcow2Options {
     pub extended_l2: bool,
     /// `lazy_refcounts`: QEMU may write reference counts late. Not in version 2.
     pub lazy_refcounts: bool,
-    /// Whether clusters are packed.
+    /// True if clusters are compressed.
     pub compress: bool,
     /// `compression_type`: `zlib` or, not in version 2, `zstd`.
     pub compression_type: CompressionType,
@@ -130,12 +130,12 @@ impl Qcow2Options {
         Ok(options)
     }
 
-    /// What lays such an image of `virtual_size` bytes out. The size is rounded up to 512.
+    /// Returns a writer of an image of `virtual_size` bytes, rounded up to 512.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for values that are none, for options that exclude each other and for
     /// a disk that is too large for the cluster size; [`Error::Unsupported`] if clusters are to be
-    /// packed and this build cannot.
+    /// compressed and this build cannot.
     pub fn writer(self, virtual_size: u64) -> Result<Box<dyn ImageWriter>> {
         self.check()?;
         let virtual_size = virtual_size

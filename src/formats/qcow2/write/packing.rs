@@ -1,4 +1,4 @@
-//! Packed clusters, byte behind byte across host clusters.
+//! Compressed clusters, byte behind byte across host clusters.
 
 use crate::error::{Error, Result};
 use crate::formats::qcow2::entry::L2Layout;
@@ -7,7 +7,7 @@ use crate::image::{CopiedPart, Part, Placed, Write};
 use super::alloc::Allocator;
 use super::mapping::Mapping;
 
-/// Where the next packed cluster goes.
+/// Place of the next compressed cluster.
 #[derive(Debug)]
 pub(super) struct Packing {
     cluster_size: u64,
@@ -18,7 +18,7 @@ pub(super) struct Packing {
     end: u64,
 }
 
-/// How a part can be placed at `fill`.
+/// Ways to place a part at `fill`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fit {
     /// Within the open host cluster.

@@ -70,7 +70,7 @@ impl ImageWriter for FixedWriter {
         let mut shape = WriteShape::new(self.plan.size, SECTOR);
         shape.zero_unit = PAGE;
         shape.settled = true;
-        // What the target held before would show through.
+        // Old bytes of the target would show through.
         shape.record_zeroes = true;
         shape.forward = true;
         shape

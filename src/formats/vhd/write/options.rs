@@ -25,7 +25,7 @@ const MIB: u64 = 1 << 20;
 /// Seconds from 1970 to 2000, where the format begins to count.
 const EPOCH: u64 = 946_684_800;
 
-/// How the data of a new image is stored.
+/// Layout of the data of a new image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Subformat {
@@ -40,13 +40,13 @@ pub enum Subformat {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VhdOptions {
-    /// How the data is stored: `subformat` = `dynamic` or `fixed`.
+    /// Layout of the data: `subformat` = `dynamic` or `fixed`.
     pub subformat: Subformat,
-    /// Whether the size is kept to the sector: `force_size`. Otherwise it is rounded up to what a
+    /// True to keep the size to the sector: `force_size`. Otherwise it is rounded up to the size that a
     /// geometry holds, as QEMU does it, for readers that go by the geometry. A differencing disk keeps
     /// its size either way.
     pub force_size: bool,
-    /// Whether the image has to be one that Azure takes: `azure`. It is fixed, keeps its size, which
+    /// True for an image that Azure accepts: `azure`. It is fixed, keeps its size, which
     /// is rounded up to whole MiB, and its footer is the last of the file. Azure wants 20 MiB at least.
     pub azure: bool,
     /// Bytes of a block: `block_size`, a power of two from 4 KiB to 256 MiB. 2 MiB, unless told
@@ -196,7 +196,7 @@ impl VhdOptions {
     }
 }
 
-/// What the options and the size come to.
+/// Plan of an image, from its options and its size.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) kind: DiskType,
@@ -223,7 +223,7 @@ impl Plan {
     }
 }
 
-/// What a differencing disk says of its parent.
+/// Identity and name of the parent in a differencing disk.
 #[derive(Debug)]
 pub(super) struct Parent {
     pub(super) name: ParentName,

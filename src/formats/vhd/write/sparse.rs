@@ -12,7 +12,7 @@ use crate::ondisk::TableEntry;
 use super::options::{Parent, Plan};
 use super::{PAGE, bytes, footer};
 
-/// Where the parent's name stands, or the table where there is no parent.
+/// Host offset of the parent's name, or of the table if there is no parent.
 const AFTER_HEADER: u64 = SECTOR + Header::LEN as u64;
 
 /// Lays a dynamic or differencing disk out.
@@ -23,7 +23,7 @@ pub(super) struct SparseWriter {
     block_size: u64,
     table_offset: u64,
     bat: Vec<BatEntry>,
-    /// Where the next block may start.
+    /// First offset at which the next block may start.
     end: u64,
     open: Option<OpenBlock>,
 }

@@ -2,7 +2,7 @@
 
 use crate::formats::vhdx::bat::BITMAP_BLOCK;
 
-/// Which sectors of a chunk are in the image. The lowest bit of a byte comes first.
+/// Bitmap of the sectors of a chunk that are in the image, the lowest bit of a byte first.
 #[derive(Debug, Default)]
 pub(super) struct Bitmap(Vec<u8>);
 

@@ -39,20 +39,20 @@ pub(super) struct Writer {
     log: Region,
     metadata: Region,
     bat: Region,
-    /// Where the next block goes, in bytes.
+    /// Host offset of the next block.
     next: u64,
-    /// Where the next run may start: everything before is decided.
+    /// First guest offset at which the next run may start.
     position: u64,
     table: Table,
     block: Option<Block>,
-    /// Which sectors of the current chunk are in the image, if it is a differencing one.
+    /// Sectors of the current chunk that are in a differencing image.
     bitmap: Bitmap,
-    /// Whether a block of the current chunk needs the bitmap.
+    /// True if a block of the current chunk needs the bitmap.
     is_partial: bool,
     seed: Vec<u8>,
     /// Of all that was placed.
     digest: Digest,
-    /// Where the run began that ends at `position`, and whether it is one of zeros.
+    /// Start of the run that ends at `position`, and true if it is zeros.
     run: (u64, bool),
 }
 
@@ -60,7 +60,7 @@ pub(super) struct Writer {
 #[derive(Debug, Clone, Copy)]
 struct Block {
     index: u64,
-    /// Where it is in the file, once something of it is.
+    /// Host offset, once a part of it is in the file.
     host: Option<u64>,
     /// Up to where the bytes in the file are decided.
     filled: u64,
@@ -89,7 +89,7 @@ impl Writer {
             offset: metadata.offset + metadata.len,
             len: (entries * 8).next_multiple_of(MIB),
         };
-        // What does not fit is refused before anything is written.
+        // Metadata that does not fit is refused before anything is written.
         sections::metadata(&options, &geometry, Uuid::nil())?;
         sections::region_tables(bat, metadata)?;
         let seed = options.seed(&geometry);
@@ -196,7 +196,7 @@ impl Writer {
         Placed::new(0, host, len)
     }
 
-    /// What was placed tells images apart.
+    /// Adds a run to the digest that tells images apart.
     fn note(&mut self, guest: u64, len: u64, is_zero: bool) {
         // However the run was cut on its way here.
         if self.position != guest || self.run.1 != is_zero {
@@ -215,7 +215,7 @@ impl Writer {
 
     fn place_zero(&mut self, block: &mut Block, into: u64, len: u64, tables: &mut Vec<Write>) {
         if !self.geometry.has_parent {
-            // What of a block is not written reads as zero, be it in the file or not.
+            // Unwritten parts of a block read as zero, in the file or not.
             return;
         }
         if block.host.is_none() && into == block.zeroes {

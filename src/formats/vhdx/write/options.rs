@@ -17,7 +17,7 @@ use super::Writer;
 /// The largest block, in bytes.
 const MAX_BLOCK: u64 = 256 << 20;
 
-/// How the blocks of an image come to be in its file.
+/// Allocation of the blocks of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Subformat {
     /// As they are needed.
@@ -40,7 +40,7 @@ impl Subformat {
     }
 }
 
-/// Where the GUIDs of an image come from.
+/// Source of the GUIDs of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Guids {
     /// From the options and from which parts of the disk are recorded: the same input gives the same
@@ -145,7 +145,7 @@ impl VhdxOptions {
         Ok(options)
     }
 
-    /// What lays such an image of `virtual_size` bytes out. A size that is no multiple of the sector size
+    /// Returns a writer of an image of `virtual_size` bytes. A size that is not a multiple of the sector size
     /// is rounded up.
     ///
     /// # Errors
@@ -199,7 +199,7 @@ impl VhdxOptions {
         locator::as_value(&backing.name).map(drop)
     }
 
-    /// What the GUIDs are derived from.
+    /// Seed of the GUIDs.
     pub(super) fn seed(&self, geometry: &Geometry) -> Vec<u8> {
         match self.guids {
             Guids::Given(guid) => guid.to_bytes_le().to_vec(),

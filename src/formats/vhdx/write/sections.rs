@@ -1,4 +1,4 @@
-//! What of a new image is neither data nor table: identifier, headers, region tables, metadata.
+//! Fixed structures of a new image: identifier, headers, region tables, metadata.
 
 use uuid::Uuid;
 
@@ -22,9 +22,9 @@ use crate::image::Write;
 
 use super::options::{Subformat, VhdxOptions};
 
-/// What wrote the image.
+/// Name of the writer.
 const CREATOR: &str = "blockform";
-/// What a guest is told to align to: the sectors of today's disks.
+/// Physical sector size, to which a guest aligns: that of today's disks.
 const PHYSICAL_SECTOR: u32 = 4096;
 
 /// The file type identifier and both headers.

@@ -11,9 +11,9 @@ const PAGE: u64 = 8192;
 #[derive(Debug)]
 pub(super) struct Table {
     geometry: Geometry,
-    /// Where the table is in the file, in bytes.
+    /// Host offset of the table.
     offset: u64,
-    /// What a payload block's entry is that nobody sets.
+    /// Entry of a payload block that is never set.
     absent: BatEntry,
     /// The entry that comes next.
     next: u64,
@@ -41,7 +41,7 @@ impl Table {
         self.push(entry, tables);
     }
 
-    /// Leaves the rest of the table as it is when nobody sets it.
+    /// Leaves the rest of the table unset.
     pub(super) fn finish(&mut self, tables: &mut Vec<Write>) {
         self.skip_to(self.geometry.entries(), tables);
         self.flush(tables);

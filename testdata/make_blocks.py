@@ -134,7 +134,7 @@ refuse(b + 'table-short.vhd', vhd(G, 4096, patch=hp(entries=14)), 'open', 'max_t
 refuse(b + 'table-huge.vhd', vhd(G, 4096, patch=hp(entries=0xffffffff)), 'open', 'block allocation table', 'LimitExceeded')
 refuse(b + 'table-past-end.vhd', vhd(G, 4096, patch=hp(table=1 << 50)), 'open', 'block allocation table')
 refuse(b + 'table-wraps.vhd', vhd(G, 4096, patch=hp(table=2**64 - 4)), 'open', 'block allocation table')
-refuse(b + 'table-unaligned.vhd', vhd(G, 4096, patch=hp(table=1792)), 'open', 'no multiple of a sector')
+refuse(b + 'table-unaligned.vhd', vhd(G, 4096, patch=hp(table=1792)), 'open', 'not a multiple of a sector')
 refuse(b + 'table-in-header.vhd', vhd(G, 4096, patch=hp(table=1024)), 'open', 'lies in')
 refuse(b + 'block-in-header.vhd', vhd(G, 4096, patch=P(1536 + 4, 'I', 1)), 'open', 'points into the')
 refuse(b + 'block-in-table.vhd', vhd(G, 4096, patch=P(1536 + 4, 'I', 3)), 'open', 'points into the')

@@ -154,7 +154,7 @@ def make_qcow():
     bad("backing-name-past-end", some, "a backing file name at 1 GiB", "open", M, "backing_file_offset",
         lambda b: (put(">Q", 8, 1 << 30)(b), put(">I", 16, 8)(b)) and None)
     bad("l2-past-end", some, "first L1 entry = 1 GiB", "read", M, "past the end", put(">Q", 48, 1 << 30))
-    bad("l2-is-header", some, "first L1 entry = 8", "read", M, "no multiple", put(">Q", 48, 8))
+    bad("l2-is-header", some, "first L1 entry = 8", "read", M, "not a multiple", put(">Q", 48, 8))
     bad("l2-twice", packed, "second L1 entry = the first", "read", M, "another entry", put(">Q", 56, l2))
     bad("cluster-past-end", some, "first L2 entry = 1 GiB", "read", M, "past the end", put(">Q", l2, 1 << 30))
     bad("cluster-unaligned", some, "first L2 entry += 512", "read", M, "start of a cluster", put(">Q", l2, lambda b: get(">Q", b, l2(b)) + 512))
@@ -214,7 +214,7 @@ def make_qed():
     bad("backing-name-outside", some, "a backing file name past the header's cluster", "open", M, "backing_filename_offset",
         lambda b: put("<Q", 16, 1)(b) or struct.pack_into("<II", b, 56, 4090, 16))
     bad("l2-past-end", some, "first L1 entry = 1 GiB", "read", M, "past the end", put("<Q", 4096, 1 << 30))
-    bad("l2-unaligned", some, "first L1 entry += 512", "read", M, "no multiple", put("<Q", 4096, lambda b: qed_l2(b) + 512))
+    bad("l2-unaligned", some, "first L1 entry += 512", "read", M, "not a multiple", put("<Q", 4096, lambda b: qed_l2(b) + 512))
     bad("l2-is-l1", some, "first L1 entry = the L1 table", "read", M, "L1 table", put("<Q", 4096, 4096))
     bad("l2-twice", two, "second L1 entry = the first", "read", M, "another entry", put("<Q", 4104, qed_l2))
     bad("cluster-past-end", some, "first L2 entry = 1 GiB", "read", M, "past the end", put("<Q", qed_l2, 1 << 30))

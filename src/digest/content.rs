@@ -279,7 +279,7 @@ impl ContentHasher {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "checksum"))]
 mod tests {
     use super::*;
 

@@ -222,7 +222,7 @@ impl fmt::Debug for Hasher {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "checksum"))]
 mod tests {
     use super::*;
 

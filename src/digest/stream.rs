@@ -62,7 +62,7 @@ impl<W: Write> Write for DigestWriter<W> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "checksum"))]
 mod tests {
     use super::*;
     use crate::digest::Algorithm;

@@ -30,7 +30,7 @@ pub fn digest_of(
     Ok(hasher.finish())
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "checksum"))]
 mod tests {
     use super::*;
     use crate::digest::Algorithm;

@@ -56,7 +56,7 @@ fn imports() -> Imports {
     let mut imports = Imports::new();
     for file in files_below(&root().join("src")) {
         let text = fs::read_to_string(&file).unwrap();
-        let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+        let text = text.split("\nmod tests {").next().unwrap_or_default();
         let code = text
             .lines()
             .map(|line| line.split("//").next().unwrap_or(line));

@@ -375,7 +375,7 @@ fn wrong_arguments_are_told_in_one_line() {
         ("-O qcow2 -o backing_file=x --size 1G", "backing_fmt"),
         ("a.raw", "-f raw"),
         ("absent", "absent"),
-        ("-l x -f raw a.raw", "no snapshots"),
+        ("-l x -f raw a.raw", "no internal snapshots"),
     ] {
         let out = run(at, line);
         let told = String::from_utf8(out.stderr.clone()).unwrap();

@@ -42,7 +42,7 @@ fn probe(window: &Probe<'_>) -> Option<Found> {
 fn describe(look: &Look<'_>) -> Result<ImageInfo> {
     let header = Header::parse(look.window.head, 0)?;
     if header.blk_sz == 0 || header.blk_sz % 4 != 0 {
-        let problem = format!("is {}, no multiple of 4", header.blk_sz);
+        let problem = format!("is {}, not a multiple of 4", header.blk_sz);
         return Err(Header::malformed(0, "blk_sz", problem));
     }
     let mut details = Value::map();

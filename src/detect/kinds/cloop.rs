@@ -36,7 +36,7 @@ fn probe(window: &Probe<'_>) -> Option<Found> {
 fn describe(look: &Look<'_>) -> Result<ImageInfo> {
     let head = Head::parse(look.window.head, 0)?;
     if head.block_size == 0 || head.block_size % 512 != 0 {
-        let problem = format!("is {}, no multiple of 512", head.block_size);
+        let problem = format!("is {}, not a multiple of 512", head.block_size);
         return Err(Head::malformed(0, "block_size", problem));
     }
     let mut details = Value::map();

@@ -94,7 +94,7 @@ impl Header {
         let most = entries * entries * u128::from(cluster_size);
         if raw.image_size % 512 != 0 || u128::from(raw.image_size) > most {
             let problem = format!(
-                "is {}, no multiple of 512 or over the most for these tables, {most}",
+                "is {}, not a multiple of 512 or over the most for these tables, {most}",
                 raw.image_size
             );
             return bad("image_size", problem);

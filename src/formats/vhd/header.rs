@@ -179,7 +179,7 @@ impl Tables {
         limits.check_metadata("the block allocation table", entries * 4)?;
         metadata.claim("block allocation table", header.table_offset, entries * 4)?;
         if header.table_offset % SECTOR != 0 {
-            let problem = format!("is {}, no multiple of a sector", header.table_offset);
+            let problem = format!("is {}, not a multiple of a sector", header.table_offset);
             return Err(Header::malformed(at, "table_offset", problem));
         }
         for locator in header.locators(at)? {

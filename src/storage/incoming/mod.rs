@@ -177,7 +177,7 @@ impl BlockSource for Incoming {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "checksum"))]
 mod tests {
     use super::*;
     use crate::digest::Algorithm;

@@ -300,8 +300,9 @@ pub fn stream(bytes: &[u8]) {
         assert!(inspector.kept_bytes() <= 4 << 20);
         rest = after;
     }
+    let report = inspector.finish();
     let packed = inspector.packing().is_some();
-    let report = match inspector.finish() {
+    let report = match report {
         Ok(report) => report,
         Err(error) => {
             assert!(packed);

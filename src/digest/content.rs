@@ -279,7 +279,8 @@ impl ContentHasher {
     }
 }
 
-#[cfg(all(test, feature = "checksum"))]
+#[cfg(test)]
+#[cfg(feature = "checksum")]
 mod tests {
     use super::*;
 

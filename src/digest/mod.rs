@@ -222,7 +222,8 @@ impl fmt::Debug for Hasher {
     }
 }
 
-#[cfg(all(test, feature = "checksum"))]
+#[cfg(test)]
+#[cfg(feature = "checksum")]
 mod tests {
     use super::*;
 

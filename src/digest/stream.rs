@@ -62,7 +62,8 @@ impl<W: Write> Write for DigestWriter<W> {
     }
 }
 
-#[cfg(all(test, feature = "checksum"))]
+#[cfg(test)]
+#[cfg(feature = "checksum")]
 mod tests {
     use super::*;
     use crate::digest::Algorithm;

@@ -30,7 +30,8 @@ pub fn digest_of(
     Ok(hasher.finish())
 }
 
-#[cfg(all(test, feature = "checksum"))]
+#[cfg(test)]
+#[cfg(feature = "checksum")]
 mod tests {
     use super::*;
     use crate::digest::Algorithm;

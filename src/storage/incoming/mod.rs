@@ -177,7 +177,8 @@ impl BlockSource for Incoming {
     }
 }
 
-#[cfg(all(test, feature = "checksum"))]
+#[cfg(test)]
+#[cfg(feature = "checksum")]
 mod tests {
     use super::*;
     use crate::digest::Algorithm;

@@ -8,7 +8,7 @@ use uuid::{Builder, Uuid};
 use crate::error::{Error, Result};
 use crate::image::OptionSet;
 
-/// Which UUIDs and times a new image gets.
+/// Choice of the UUIDs and times of a new image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Identity {
     /// Those that its options and its layout lead to.

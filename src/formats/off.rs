@@ -109,7 +109,7 @@ pub(super) static OVA: Off = Off::new("ova", &["ovf"], |window| {
     archive || (window.has(0, b"<") && mentions(window, b"Envelope") && mentions(window, b"ovf"))
 });
 
-/// Whether the first 4 KiB hold these letters.
+/// Returns true if the first 4 KiB hold these letters.
 #[cfg(not(all(feature = "vmdk", feature = "parallels", feature = "ova")))]
 fn mentions(window: &Probe<'_>, word: &[u8]) -> bool {
     let head = window.head.get(..4096).unwrap_or(window.head);

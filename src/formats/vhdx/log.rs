@@ -59,7 +59,7 @@ const DATA_SECTOR: [u8; 4] = *b"data";
 /// The unit of everything that a log writes, in bytes.
 const SECTOR: u64 = 4096;
 const SECTOR_LEN: usize = 4096;
-/// What one write of a log may take up in memory, at most, in bytes.
+/// Most bytes of memory that one write of a log takes up.
 const WRITE_COST: u64 = 96;
 
 /// A log whose entries are looked at in memory.
